@@ -1,0 +1,1 @@
+"""Stepladder's brain: catalogue, planner, checks. Plain Python, no Ansible in here."""

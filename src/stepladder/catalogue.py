@@ -1,0 +1,343 @@
+"""What is known about models, GPUs and engines, read from `catalog/` and checked on load.
+
+A new model, GPU or engine release is a new entry in a file and no code. Every group of figures names its source.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from enum import StrEnum
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+
+from stepladder.errors import CatalogueError
+
+DEFAULT_DIRECTORY = Path(__file__).resolve().parents[2] / "catalog"
+
+
+def _whole(value: object) -> object:
+    """Let catalogue files write 642.6e9 for a whole number of bytes or parameters."""
+    if isinstance(value, str):
+        try:
+            value = float(value)  # YAML 1.1 reads '296e9' as text
+        except ValueError:
+            return value
+    return round(value) if isinstance(value, float) else value
+
+
+Count = Annotated[int, BeforeValidator(_whole), Field(ge=0)]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.\-]*$")]
+
+
+class Entry(BaseModel):
+    """Base of all catalogue entries: nothing unknown is accepted, nothing is changed after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Verified(StrEnum):
+    """How far a command line was proven: by the engine's parser, by serving on a CPU, by serving on the GPU."""
+
+    NO = "no"
+    PARSER = "parser"
+    CPU = "cpu"
+    GPU = "gpu"
+
+
+class Parameters(Entry):
+    """Published parameter counts; `vision` is the part that text-only serving leaves out."""
+
+    total: Count
+    active: Count
+    vision: Count = 0
+    mtp: Count = 0
+    source: str
+
+
+class Attention(Entry):
+    """A run of layers with the same attention.
+
+    `query_rank`: width of the low-rank query projection (multi-matrix factorisation attention), none for a full one.
+    `window`: tokens a sliding layer looks back, none for full attention.
+    """
+
+    layers: PositiveInt
+    query_heads: PositiveInt
+    kv_heads: PositiveInt
+    head_dim: PositiveInt
+    query_rank: PositiveInt | None = None
+    window: PositiveInt | None = None
+
+
+class DenseFeedForward(Entry):
+    """Layers with an ordinary gated feed-forward block of `width`."""
+
+    layers: int = Field(ge=0)
+    width: PositiveInt
+
+
+class MixtureOfExperts(Entry):
+    """Layers with routed experts of `expert_width` and one shared expert of `shared_width`."""
+
+    layers: int = Field(ge=0)
+    experts: PositiveInt
+    experts_per_token: PositiveInt
+    expert_width: PositiveInt
+    shared_width: int = Field(ge=0, default=0)
+
+
+class Shape(Entry):
+    """The dimensions from which weights and KV cache are calculated."""
+
+    hidden_size: PositiveInt
+    vocabulary: PositiveInt
+    attention: tuple[Attention, ...] = Field(min_length=1)
+    dense: DenseFeedForward
+    moe: MixtureOfExperts | None = None
+    source: str
+
+    @property
+    def layers(self) -> int:
+        """Number of decoder layers, without those for multi-token prediction."""
+        return sum(group.layers for group in self.attention)
+
+    @model_validator(mode="after")
+    def _layers_agree(self) -> Shape:
+        blocks = self.dense.layers + (self.moe.layers if self.moe else 0)
+        if blocks != self.layers:
+            raise ValueError(f"attention lists {self.layers} layers, dense and moe together {blocks}")
+        return self
+
+
+class Bits(Entry):
+    """Bits per parameter of each group of weights in a checkpoint."""
+
+    experts: int = 16
+    linear: int = 16
+    embeddings: int = 16
+    vision: int = 16
+    mtp: int = 16
+
+
+class Quantisation(Entry):
+    """How a checkpoint is quantised; `block` is the edge of a scale block, which expert shards must be a multiple of."""
+
+    format: Literal["bf16", "fp8", "int8", "gguf", "nvfp4"]
+    block: PositiveInt | None = None
+
+
+class Variant(Entry):
+    """One published checkpoint of a model."""
+
+    modelscope: str = Field(pattern=r"^[\w.\-]+/[\w.\-]+$")
+    huggingface: str | None = None
+    revision: str = "master"
+    bytes_on_disk: Count
+    quantisation: Quantisation
+    bits: Bits = Bits()
+    engines: tuple[str, ...]
+    not_served: str | None = None
+    source: str
+
+
+class ExactAnswers(Entry):
+    """The texts that a rehearsal model gives, whatever it is asked; other weights give other texts."""
+
+    reasoning: str
+    answer: str
+    tool_reasoning: str
+    tool_name: str
+    tool_arguments: dict[str, str]
+
+
+class Rehearsal(Entry):
+    """A model that is made on the spot to prove the chain, not to be useful."""
+
+    architecture: str
+    exact: ExactAnswers
+
+
+class Model(Entry):
+    """A model with all its published variants."""
+
+    name: Name
+    title: str
+    architecture: str
+    licence: str
+    modality: Literal["text", "vision"]
+    context_length: PositiveInt
+    served_name: str
+    trust_remote_code: bool
+    reasoning_parser: str | None
+    tool_call_parser: str | None
+    parameters: Parameters
+    shape: Shape
+    mtp_layers: int = Field(ge=0, default=0)
+    default_variant: str
+    variants: dict[str, Variant]
+    rehearsal: Rehearsal | None = None
+    source: str
+
+    @model_validator(mode="after")
+    def _default_exists(self) -> Model:
+        if self.default_variant not in self.variants:
+            raise ValueError(f"default_variant '{self.default_variant}' is not among {sorted(self.variants)}")
+        return self
+
+
+class Gpu(Entry):
+    """A GPU type as it is bought; memory as the vendor's tool reports it.
+
+    `memory_mib` is none where the node decides (the CPU), and `compute_capability` where the vendor has none.
+    """
+
+    name: Name
+    title: str
+    vendor: Literal["nvidia", "amd", "cpu"]
+    platform: Literal["cuda", "rocm", "cpu"]
+    machine: Literal["x86_64", "aarch64", "any"]
+    memory_mib: PositiveInt | None = None
+    compute_capability: str | None = None
+    formats: tuple[str, ...]
+    gpus_per_node: PositiveInt
+    source: str
+
+
+class EngineInstall(Entry):
+    """What an engine release is installed from on one platform."""
+
+    version: str
+    lock: str | None = None
+    packages: tuple[str, ...] = ()
+    package_index: str | None = None
+    metadata_shims: dict[str, str] = {}
+    forbidden_packages: tuple[str, ...] = ()
+    image: str | None = None
+    python: str
+    download_bytes: Count
+    installed_bytes: Count
+    runtime_memory_bytes: Count
+    cpu_flags: tuple[str, ...] = ()
+    verified: Verified
+    source: str
+
+
+class EngineDefaults(Entry):
+    """Ports, budgets and limits of an engine that do not depend on the model."""
+
+    http_port: PositiveInt
+    rendezvous_port: PositiveInt
+    memory_fraction: float = Field(gt=0, lt=1)
+    load_deadline_seconds: PositiveInt
+    stop_seconds: PositiveInt
+    source: str
+
+
+class Engine(Entry):
+    """An inference engine: what it is installed from per platform, and which topologies it has."""
+
+    name: Name
+    title: str
+    platforms: dict[str, EngineInstall]
+    topologies: tuple[str, ...]
+    default_multi_node: str | None = None
+    defaults: EngineDefaults
+    not_deployable: str | None = None
+    source: str
+
+
+EntryType = TypeVar("EntryType", bound=Entry)
+
+
+class Catalogue:
+    """All entries of a catalogue directory, read when first asked for.
+
+    Args:
+        directory: holds `models/*.yml`, `engines/*.yml` and `gpus.yml`.
+
+    Raises:
+        CatalogueError: from any property, naming file, key and what was expected.
+    """
+
+    def __init__(self, directory: Path = DEFAULT_DIRECTORY) -> None:
+        self.directory = directory
+
+    @cached_property
+    def models(self) -> dict[str, Model]:
+        """Models by name."""
+        return self._each_file("models", Model)
+
+    @cached_property
+    def engines(self) -> dict[str, Engine]:
+        """Engines by name."""
+        return self._each_file("engines", Engine)
+
+    @cached_property
+    def gpus(self) -> dict[str, Gpu]:
+        """GPU types by name."""
+        path = self.directory / "gpus.yml"
+        entries = _read_yaml(path)
+        if not isinstance(entries, list):
+            raise CatalogueError(f"{path}: expected a list of GPU types, found {type(entries).__name__}")
+        gpus = [_validate(path, Gpu, entry, f"[{position}].") for position, entry in enumerate(entries)]
+        return {gpu.name: gpu for gpu in gpus}
+
+    def lock_text(self, lock: str) -> str:
+        """The text of an engine's lock file.
+
+        Raises:
+            CatalogueError: if the file that an engine entry names is not there.
+        """
+        path = self.directory / "engines" / "locks" / lock
+        try:
+            return path.read_text()
+        except OSError as error:
+            raise CatalogueError(f"{path}: named by an engine's 'lock', but {error.strerror}") from error
+
+    def lock_digest(self, install: EngineInstall) -> str:
+        """Eight hexadecimal digits that change whenever the installed set of packages would."""
+        text = self.lock_text(install.lock) if install.lock else ""
+        parts = [text, *install.packages, *(f"{name}={version}" for name, version in install.metadata_shims.items())]
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:8]
+
+    def _each_file(self, folder: str, kind: type[EntryType]) -> dict[str, EntryType]:
+        paths = sorted((self.directory / folder).glob("*.yml"))
+        if not paths:
+            raise CatalogueError(f"{self.directory / folder}: expected at least one .yml file, found none")
+        entries = {}
+        for path in paths:
+            entry = _validate(path, kind, _read_yaml(path))
+            name = str(entry.name)  # type: ignore[attr-defined]
+            if name != path.stem:
+                raise CatalogueError(f"{path}: name: expected '{path.stem}' (as the file is called), found '{name}'")
+            entries[name] = entry
+        return entries
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise CatalogueError(f"{path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise CatalogueError(f"{path}: not valid YAML: {error}") from error
+
+
+def _validate(path: Path, kind: type[EntryType], data: object, prefix: str = "") -> EntryType:
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        lines = [f"{path}: {error.error_count()} wrong:"]
+        for problem in error.errors():
+            key = prefix + ".".join(str(part) for part in problem["loc"]) or "(whole file)"
+            lines.append(f"  {key}: {problem['msg']}; found {_shortened(problem['input'])}")
+        raise CatalogueError("\n".join(lines)) from error
+
+
+def _shortened(value: object, limit: int = 80) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"

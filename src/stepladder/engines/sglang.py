@@ -1,0 +1,131 @@
+"""SGLang's processes: one server, or one per node that meet over `--dist-init-addr`."""
+
+from __future__ import annotations
+
+from stepladder.engines.common import (
+    Rendered,
+    Replica,
+    missing_interface_notes,
+    network_environment,
+    visible_gpus,
+)
+from stepladder.layout import Setting
+from stepladder.plan import Health, Note, Port, Process
+
+RENDEZVOUS_PORTS = 11
+DIST_TIMEOUT_SECONDS = 3600
+WATCHDOG_TIMEOUT_SECONDS = 900
+HEALTH_TIMEOUT_SECONDS = 120
+SPECULATIVE_FLAGS = (
+    *("--speculative-algorithm", "EAGLE", "--speculative-num-steps", "3", "--speculative-eagle-topk", "1"),
+    *("--speculative-num-draft-tokens", "4", "--enable-multi-layer-eagle"),
+)
+
+
+def render(setting: Setting, replica: Replica) -> Rendered:
+    """Render a replica; every rank runs the same command but for its rank."""
+    ranks = tuple((_server(setting, replica, rank),) for rank in range(len(replica.nodes)))
+    return Rendered(ranks, tuple(_notes(replica) + missing_interface_notes(replica)))
+
+
+def _server(setting: Setting, replica: Replica, rank: int) -> Process:
+    argv = [f"{replica.venv_path}/bin/sglang", "serve", "--model-path", replica.model_path]
+    argv += ["--served-model-name", replica.served_name, *_parallel_flags(replica)]
+    argv += _joining_flags(setting, replica, rank)
+    argv += ["--host", replica.bind_address, "--port", str(replica.port), *_model_flags(setting)]
+    argv += ["--enable-metrics", "--watchdog-timeout", str(WATCHDOG_TIMEOUT_SECONDS)]
+    argv += setting.deployment.extra_arguments
+    return Process(
+        name=f"sglang-{replica.index}",
+        purpose="serves the API" if rank == 0 else f"rank {rank}, its health says nothing",
+        argv=tuple(argv),
+        env=_environment(setting, replica, rank),
+        ports=tuple(_ports(setting, replica, rank)),
+        health=Health(
+            kind="sglang" if rank == 0 else "none", host=replica.probe_host, port=replica.port, path="/ready"
+        ),
+        stop_seconds=setting.engine.defaults.stop_seconds,
+    )
+
+
+def _parallel_flags(replica: Replica) -> list[str]:
+    parallel = replica.parallel
+    flags = ["--tp", str(parallel.tensor)]
+    flags += ["--pp-size", str(parallel.pipeline)] if parallel.pipeline > 1 else []
+    flags += ["--dp", str(parallel.data)] if parallel.data > 1 else []
+    flags += ["--ep", str(parallel.tensor)] if parallel.expert else []
+    return flags
+
+
+def _joining_flags(setting: Setting, replica: Replica, rank: int) -> list[str]:
+    if replica.topology == "single":
+        return []
+    meeting = f"{replica.head.address}:{_rendezvous_port(setting, replica)}"
+    flags = ["--nnodes", str(len(replica.nodes)), "--node-rank", str(rank)]
+    return [*flags, "--dist-init-addr", meeting, "--dist-timeout", str(DIST_TIMEOUT_SECONDS)]
+
+
+def _model_flags(setting: Setting) -> list[str]:
+    model, features = setting.model, setting.deployment.features
+    flags = ["--trust-remote-code"] if model.trust_remote_code else []
+    if model.tool_call_parser and "tool_calls" in features:
+        flags += ["--tool-call-parser", model.tool_call_parser]
+    if model.reasoning_parser and "reasoning" in features:
+        flags += ["--reasoning-parser", model.reasoning_parser]
+    if setting.deployment.context_length:
+        flags += ["--context-length", str(setting.deployment.context_length)]
+    return flags + (list(SPECULATIVE_FLAGS) if setting.wants_mtp else [])
+
+
+def _environment(setting: Setting, replica: Replica, rank: int) -> dict[str, str]:
+    node, several = replica.nodes[rank], len(replica.nodes) > 1
+    environment = {
+        "HF_HOME": f"{replica.cache_path}/huggingface",
+        "HF_HUB_OFFLINE": "1",
+        "PATH": f"{replica.venv_path}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "SGLANG_HEALTH_CHECK_TIMEOUT": str(HEALTH_TIMEOUT_SECONDS),
+    }
+    environment |= {"SGLANG_HOST_IP": node.address} if several else {}
+    environment |= network_environment(node, several) | visible_gpus(setting, replica)
+    return environment | setting.deployment.extra_environment
+
+
+def _ports(setting: Setting, replica: Replica, rank: int) -> list[Port]:
+    ports = [Port(port=replica.port, host=replica.bind_address, purpose="OpenAI-compatible API", scope="clients")]
+    if replica.topology == "single" or rank > 0:
+        return ports
+    first = _rendezvous_port(setting, replica)
+    host = replica.head.address
+    for port in range(first, first + RENDEZVOUS_PORTS):
+        ports.append(Port(port=port, host=host, purpose="rendezvous of the ranks", scope="peers"))
+    return ports
+
+
+def _rendezvous_port(setting: Setting, replica: Replica) -> int:
+    return setting.engine.defaults.rendezvous_port + replica.index * RENDEZVOUS_PORTS
+
+
+def _notes(replica: Replica) -> list[Note]:
+    notes = [
+        (
+            "sglang serve",
+            "The published 'python -m sglang.launch_server' still works, with a warning; this is its successor.",
+            "SGLang 0.5.23",
+        ),
+        ("--host", "Written out because SGLang listens on 127.0.0.1 alone by default.", "SGLang 0.5.23 server_args.py"),
+        (
+            "--enable-metrics, --watchdog-timeout",
+            "Not in the published command: without the first /metrics is 404, and the second outlasts the kernel "
+            "compilation of a first start.",
+            "SGLang 0.5.23 server_args.py",
+        ),
+    ]
+    if replica.topology == "dist_init":
+        notes.append(
+            (
+                "--dist-timeout",
+                "Not in the published command: ranks load at different speeds and must wait for the slowest one.",
+                "SGLang issue 958",
+            )
+        )
+    return [Note(kind="note", topic=topic, text=text, source=source) for topic, text, source in notes]

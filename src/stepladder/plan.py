@@ -1,0 +1,187 @@
+"""The plan: everything that will run, typed, in one canonical JSON whose hash is its id."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from stepladder.request import Parallel
+
+FORMAT_VERSION = 1
+ID_DIGITS = 12
+
+
+class Part(BaseModel):
+    """Base of all parts of a plan."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Note(Part):
+    """Something worth knowing about the plan: what differs from published commands and why, or a risk."""
+
+    kind: Literal["note", "warning"]
+    topic: str
+    text: str
+    source: str | None = None
+
+
+class Port(Part):
+    """A port that a process listens on; `scope` says who must reach it."""
+
+    port: int
+    host: str
+    purpose: str
+    scope: Literal["clients", "peers", "node"]
+
+
+class Health(Part):
+    """How readiness is asked for; followers that answer nothing have kind 'none'."""
+
+    kind: Literal["vllm", "sglang", "tcp", "none"]
+    host: str
+    port: int
+    path: str
+
+
+class Process(Part):
+    """One process of one node: exactly what is executed, in which environment."""
+
+    name: str
+    purpose: str
+    argv: tuple[str, ...]
+    env: dict[str, str]
+    ports: tuple[Port, ...]
+    health: Health
+    stop_seconds: int
+
+
+class Venv(Part):
+    """A Python environment that a node needs; the digest in its path changes with its contents."""
+
+    name: str
+    path: str
+    python: str
+    lock: str | None
+    packages: tuple[str, ...]
+    package_index: str | None
+    metadata_shims: dict[str, str]
+    forbidden_packages: tuple[str, ...]
+    download_bytes: int
+    installed_bytes: int
+
+
+class Weights(Part):
+    """A model revision that a node needs, and where it lies."""
+
+    model_id: str
+    revision: str
+    path: str
+    bytes: int
+    endpoint: str | None
+
+
+class NodePlan(Part):
+    """A node's slice: what roles read, and nothing else."""
+
+    name: str
+    address: str
+    interface: str | None
+    gpu: str
+    gpus: int
+    replica: int
+    rank: int
+    venv: Venv
+    weights: Weights
+    processes: tuple[Process, ...]
+    minimum_memory_bytes: int
+    cpu_flags: tuple[str, ...]
+    machine: str
+    load_deadline_seconds: int
+
+
+class MemoryTable(Part):
+    """Bytes on the fullest GPU of a replica; see `stepladder.memory.MemoryBudget`."""
+
+    gpu: str
+    gpu_bytes: int | None
+    fraction: float
+    limit: int | None
+    weights: int
+    runtime: int
+    kv_bytes_per_token: int
+    kv_bytes_per_sequence: int
+    kv_wanted: int
+    context_length: int
+    concurrency: int
+    margin: int | None
+    full_sequences: int | None
+
+
+class Endpoint(Part):
+    """Where a replica answers, in OpenAI's protocol."""
+
+    replica: int
+    node: str
+    base_url: str
+
+
+class Chosen(Part):
+    """The deployment with every default and every `auto` resolved."""
+
+    name: str
+    model: str
+    model_title: str
+    variant: str
+    engine: str
+    engine_version: str
+    platform: str
+    topology: str
+    parallel: Parallel
+    replicas: int
+    features: tuple[str, ...]
+    context_length: int
+    concurrency: int
+    served_name: str
+
+
+class Verification(Part):
+    """How far this combination was proven, and what the gate may expect of its answers."""
+
+    level: str
+    explanation: str
+    exact: dict[str, Any] | None
+
+
+class Plan(Part):
+    """What a deploy will do. Build one with `stepladder.planner.make_plan`."""
+
+    format_version: int
+    state_directory: str
+    deployment: Chosen
+    nodes: tuple[NodePlan, ...]
+    memory: MemoryTable
+    endpoints: tuple[Endpoint, ...]
+    bytes_from_hub: int
+    verification: Verification
+    notes: tuple[Note, ...]
+
+    @property
+    def id(self) -> str:
+        """Twelve hexadecimal digits of the SHA-256 of the canonical JSON."""
+        return hashlib.sha256(_canonical(self.model_dump(mode="json")).encode()).hexdigest()[:ID_DIGITS]
+
+    def as_document(self) -> dict[str, Any]:
+        """The plan with its id, as plain data."""
+        return {"id": self.id, **self.model_dump(mode="json")}
+
+    def to_json(self) -> str:
+        """Canonical JSON: the same plan is the same bytes."""
+        return _canonical(self.as_document()) + "\n"
+
+
+def _canonical(data: object) -> str:
+    return json.dumps(data, ensure_ascii=False, sort_keys=True, indent=1)

@@ -1,0 +1,328 @@
+"""From a wish to a plan: pure, the same input gives the same plan to the byte, nothing is reached or touched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from stepladder.catalogue import Catalogue, Engine, EngineInstall, Gpu, Model, Variant, Verified
+from stepladder.engines import sglang, vllm
+from stepladder.engines.common import Rendered, Replica
+from stepladder.errors import PlanRefusedError, Violation, unknown_name
+from stepladder.layout import Setting, choose_layout, memory_budget
+from stepladder.memory import MIB
+from stepladder.plan import (
+    FORMAT_VERSION,
+    Chosen,
+    Endpoint,
+    MemoryTable,
+    NodePlan,
+    Note,
+    Plan,
+    Venv,
+    Verification,
+    Weights,
+)
+from stepladder.request import FEATURES, Deployment, Node, Parallel, PlanRequest
+
+RENDERERS = {"vllm": vllm.render, "sglang": sglang.render}
+EVERYWHERE = "0.0.0.0"  # noqa: S104 - an endpoint for clients on other machines is the purpose
+
+EXPLANATIONS = {
+    Verified.NO: "never run and never parsed",
+    Verified.PARSER: "accepted by the engine's own argument parser; never run on this GPU",
+    Verified.CPU: "served for real on a CPU",
+    Verified.GPU: "served for real on this GPU",
+}
+
+
+def make_plan(request: PlanRequest, catalogue: Catalogue) -> Plan:
+    """Work out every process of every node.
+
+    Args:
+        request: what is wanted, and on which nodes.
+        catalogue: what is known about models, GPUs and engines.
+
+    Raises:
+        PlanRefusedError: with all reasons why it cannot work.
+        CatalogueError: if a catalogue file cannot be used.
+    """
+    setting = _settle(request, catalogue)
+    parallel, broken = choose_layout(setting)
+    if parallel is None:
+        raise PlanRefusedError(broken)
+    topology = _choose_topology(setting, parallel)
+    venv = _venv(request, setting, catalogue)
+    weights = _weights(request, setting)
+    replicas = _place(request, setting, parallel, topology, venv, weights)
+    node_plans, notes = _render(setting, replicas, venv, weights)
+    return Plan(
+        format_version=FORMAT_VERSION,
+        state_directory=request.state_directory,
+        deployment=_chosen(request.deployment, setting, parallel, topology, replicas),
+        nodes=tuple(node_plans),
+        memory=_memory_table(setting, parallel),
+        endpoints=tuple(
+            Endpoint(replica=replica.index, node=replica.head.name, base_url=replica.client_url())
+            for replica in replicas
+        ),
+        bytes_from_hub=setting.variant.bytes_on_disk * len({node.name for r in replicas for node in r.nodes}),
+        verification=_verification(setting),
+        notes=tuple(_general_notes(setting, parallel) + notes),
+    )
+
+
+def _settle(request: PlanRequest, catalogue: Catalogue) -> Setting:
+    """Look up every name of the request; all unknown ones are reported together."""
+    deployment, broken = request.deployment, []
+    model = catalogue.models.get(deployment.model)
+    engine = catalogue.engines.get(deployment.engine)
+    if model is None:
+        broken.append(unknown_name("model", deployment.model, catalogue.models))
+    if engine is None:
+        broken.append(unknown_name("engine", deployment.engine, catalogue.engines))
+    broken += [unknown_name("feature", name, FEATURES) for name in deployment.features if name not in FEATURES]
+    variant = _variant(model, deployment, broken) if model else None
+    if engine and deployment.topology not in (*engine.topologies, "auto"):
+        broken.append(unknown_name(f"topology for {engine.title}", deployment.topology, (*engine.topologies, "auto")))
+    gpu, gpus_per_node = _hardware(request.nodes, catalogue, broken)
+    install = _install(engine, gpu, broken) if engine and gpu else None
+    if model and variant and engine and deployment.engine not in variant.engines:
+        reason = variant.not_served or f"it is served by {', '.join(variant.engines)}"
+        broken.append(
+            Violation(f"{engine.title} and {variant.modelscope}", reason, f"Choose one of: {_served_variants(model)}.")
+        )
+    if broken or not (model and variant and engine and gpu and install):
+        raise PlanRefusedError(broken)
+    return Setting(deployment, model, variant, engine, install, gpu, gpus_per_node, len(request.nodes))
+
+
+def _variant(model: Model, deployment: Deployment, broken: list[Violation]) -> Variant | None:
+    name = deployment.variant or model.default_variant
+    if name not in model.variants:
+        broken.append(unknown_name(f"variant of {model.title}", name, model.variants))
+    return model.variants.get(name)
+
+
+def _served_variants(model: Model) -> str:
+    return ", ".join(
+        f"{name} ({', '.join(variant.engines)})" for name, variant in model.variants.items() if variant.engines
+    )
+
+
+def _hardware(nodes: Sequence[Node], catalogue: Catalogue, broken: list[Violation]) -> tuple[Gpu | None, int]:
+    if not nodes:
+        broken.append(Violation("nodes", "the inventory names none", "Put at least one host into the group 'engines'."))
+        return None, 0
+    types = {node.gpu for node in nodes}
+    broken += [unknown_name("GPU type", name, catalogue.gpus) for name in sorted(types - catalogue.gpus.keys())]
+    if len(types) > 1:
+        broken.append(
+            Violation("GPU types", f"{', '.join(sorted(types))} in one deployment", "Use one inventory for each type.")
+        )
+    gpu = catalogue.gpus.get(nodes[0].gpu)
+    if gpu is None:
+        return None, 0
+    counts = {node.gpus or gpu.gpus_per_node for node in nodes}
+    if len(counts) > 1:
+        broken.append(
+            Violation("GPUs per node", f"{sorted(counts)} in one deployment", "Use nodes with the same number of GPUs.")
+        )
+    addresses = [node.address for node in nodes]
+    if len(set(addresses)) < len(addresses):
+        broken.append(
+            Violation("addresses", f"two nodes share one: {', '.join(addresses)}", "Set deployment_address per host.")
+        )
+    return gpu, min(counts)
+
+
+def _install(engine: Engine, gpu: Gpu, broken: list[Violation]) -> EngineInstall | None:
+    install = engine.platforms.get(gpu.platform)
+    if install is None:
+        broken.append(
+            Violation(
+                f"{engine.title} on {gpu.title}",
+                f"the catalogue has {engine.title} for: {', '.join(engine.platforms)}",
+                "Choose another engine or GPU type.",
+            )
+        )
+    return install
+
+
+def _choose_topology(setting: Setting, parallel: Parallel) -> str:
+    wished, engine = setting.deployment.topology, setting.engine
+    several = parallel.world_size > setting.gpus_per_node
+    if wished == "auto":
+        return (engine.default_multi_node or "single") if several else "single"
+    if several and wished == "single":
+        violation = Violation(
+            "topology",
+            f"'single', but {parallel} takes {parallel.world_size} GPUs and a node has {setting.gpus_per_node}",
+            f"Set deployment_topology to auto or {engine.default_multi_node}.",
+        )
+        raise PlanRefusedError([violation])
+    return wished if several else "single"
+
+
+def _venv(request: PlanRequest, setting: Setting, catalogue: Catalogue) -> Venv:
+    install = setting.install
+    name = f"{setting.engine.name}-{install.version}-{setting.gpu.platform}"
+    return Venv(
+        name=name,
+        path=f"{request.state_directory}/venvs/{name}-{catalogue.lock_digest(install)}",
+        python=install.python,
+        lock=install.lock,
+        packages=install.packages,
+        package_index=install.package_index,
+        metadata_shims=install.metadata_shims,
+        forbidden_packages=install.forbidden_packages,
+        download_bytes=install.download_bytes,
+        installed_bytes=install.installed_bytes,
+    )
+
+
+def _weights(request: PlanRequest, setting: Setting) -> Weights:
+    variant = setting.variant
+    folder = variant.modelscope.replace("/", "--")
+    return Weights(
+        model_id=variant.modelscope,
+        revision=variant.revision,
+        path=f"{request.state_directory}/models/{folder}/{variant.revision}",
+        bytes=variant.bytes_on_disk,
+        endpoint=request.deployment.weights_endpoint,
+    )
+
+
+def _place(
+    request: PlanRequest, setting: Setting, parallel: Parallel, topology: str, venv: Venv, weights: Weights
+) -> list[Replica]:
+    """Give each replica its nodes in inventory order: part of one, or several whole ones."""
+    deployment, size = request.deployment, setting.gpus_per_node
+    per_node = max(1, size // parallel.world_size)
+    nodes_each = max(1, parallel.world_size // size)
+    capacity = len(request.nodes) * per_node if nodes_each == 1 else len(request.nodes) // nodes_each
+    if deployment.replicas > capacity:
+        found = f"{deployment.replicas} replicas of {parallel}; {len(request.nodes)} x {size} GPUs hold {capacity}"
+        raise PlanRefusedError([Violation("replicas", found, f"Set deployment_replicas to at most {capacity}.")])
+    first_port = deployment.port or setting.engine.defaults.http_port
+    replicas = []
+    for index in range(deployment.replicas):
+        slot = index % per_node
+        first = index // per_node if nodes_each == 1 else index * nodes_each
+        nodes = request.nodes[first : first + nodes_each]
+        loopback_only = nodes[0].on_loopback
+        replicas.append(
+            Replica(
+                index=index,
+                nodes=nodes,
+                topology=topology,
+                parallel=parallel,
+                served_name=deployment.served_name or setting.model.served_name,
+                bind_address=deployment.bind_address or ("127.0.0.1" if loopback_only else EVERYWHERE),
+                port=first_port + slot,
+                first_gpu=slot * parallel.world_size,
+                model_path=weights.path,
+                venv_path=venv.path,
+                deployment_path=f"{request.state_directory}/deployments/{deployment.name}",
+                cache_path=f"{request.state_directory}/cache",
+            )
+        )
+    return replicas
+
+
+def _render(
+    setting: Setting, replicas: Sequence[Replica], venv: Venv, weights: Weights
+) -> tuple[list[NodePlan], list[Note]]:
+    """Node slices in inventory order; replicas that share a node share its slice."""
+    slices: dict[str, NodePlan] = {}
+    notes: list[Note] = []
+    for replica in replicas:
+        rendered: Rendered = RENDERERS[setting.engine.name](setting, replica)
+        notes += [note for note in rendered.notes if note not in notes]
+        for rank, (node, processes) in enumerate(zip(replica.nodes, rendered.processes, strict=True)):
+            if node.name in slices:
+                merged = slices[node.name].processes + processes
+                slices[node.name] = slices[node.name].model_copy(update={"processes": merged})
+                continue
+            slices[node.name] = NodePlan(
+                name=node.name,
+                address=node.address,
+                interface=node.interface,
+                gpu=node.gpu,
+                gpus=setting.gpus_per_node,
+                replica=replica.index,
+                rank=rank,
+                venv=venv,
+                weights=weights,
+                processes=processes,
+                minimum_memory_bytes=setting.install.runtime_memory_bytes if setting.gpu.platform == "cpu" else 0,
+                cpu_flags=setting.install.cpu_flags,
+                machine=setting.gpu.machine,
+                load_deadline_seconds=setting.engine.defaults.load_deadline_seconds,
+            )
+    return list(slices.values()), notes
+
+
+def _chosen(
+    deployment: Deployment, setting: Setting, parallel: Parallel, topology: str, replicas: Sequence[Replica]
+) -> Chosen:
+    return Chosen(
+        name=deployment.name,
+        model=setting.model.name,
+        model_title=setting.model.title,
+        variant=deployment.variant or setting.model.default_variant,
+        engine=setting.engine.name,
+        engine_version=setting.install.version,
+        platform=setting.gpu.platform,
+        topology=topology,
+        parallel=parallel,
+        replicas=deployment.replicas,
+        features=tuple(sorted(deployment.features)),
+        context_length=setting.context_length,
+        concurrency=deployment.concurrency,
+        served_name=replicas[0].served_name,
+    )
+
+
+def _memory_table(setting: Setting, parallel: Parallel) -> MemoryTable:
+    budget, memory = memory_budget(setting, parallel), setting.gpu.memory_mib
+    return MemoryTable(
+        gpu=setting.gpu.title,
+        gpu_bytes=None if memory is None else memory * MIB,
+        fraction=setting.engine.defaults.memory_fraction,
+        limit=budget.limit,
+        weights=budget.weights,
+        runtime=budget.runtime,
+        kv_bytes_per_token=budget.kv_bytes_per_token,
+        kv_bytes_per_sequence=budget.kv_bytes_per_sequence,
+        kv_wanted=budget.kv_wanted,
+        context_length=budget.context_length,
+        concurrency=budget.concurrency,
+        margin=budget.margin,
+        full_sequences=budget.full_sequences,
+    )
+
+
+def _verification(setting: Setting) -> Verification:
+    level = setting.install.verified
+    rehearsal = setting.model.rehearsal
+    return Verification(
+        level=level.value,
+        explanation=EXPLANATIONS[level],
+        exact=rehearsal.exact.model_dump() if rehearsal else None,
+    )
+
+
+def _general_notes(setting: Setting, parallel: Parallel) -> list[Note]:
+    notes = []
+    if setting.deployment.parallel == "auto":
+        text = f"{parallel} is the smallest layout that keeps every rule and holds the wanted KV cache."
+        notes.append(Note(kind="note", topic="deployment_parallel: auto", text=text))
+    if setting.gpu.platform != "cpu":
+        text = (
+            "The endpoint asks for no key and answers anyone who reaches its port: keep it on a private network or "
+            "behind a proxy that authenticates."
+        )
+        notes.append(Note(kind="warning", topic="access", text=text))
+    if setting.engine.not_deployable:
+        notes.append(Note(kind="warning", topic="deploy", text=setting.engine.not_deployable + "."))
+    return notes

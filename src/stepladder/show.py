@@ -1,0 +1,158 @@
+"""A plan for people: nodes, ranks, commands that can be pasted into a shell, memory, notes."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import textwrap
+
+from stepladder.plan import MemoryTable, NodePlan, Note, Plan, Process
+
+WIDTH = 110
+GIGA = 1e9
+
+
+def human(plan: Plan) -> str:
+    """The whole plan as text, the same to the byte for the same plan."""
+    sections = [_head(plan), *(_node(plan, node) for node in plan.nodes), _memory(plan.memory)]
+    sections += [_notes("Warnings", plan.notes, "warning"), _notes("Notes", plan.notes, "note")]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def shell(process: Process) -> str:
+    """A process as a command for a shell, environment in front, one argument with its value a line."""
+    lines = [f"{name}={shlex.quote(value)}" for name, value in sorted(process.env.items())]
+    return " \\\n  ".join(["env", *lines, *_argument_lines(process.argv)])
+
+
+def summary(plan: Plan) -> str:
+    """The plan in a line."""
+    chosen = plan.deployment
+    where = ", ".join(node.name for node in plan.nodes)
+    return (
+        f"plan {plan.id}: {chosen.model_title} ({chosen.variant}) on {chosen.engine} {chosen.engine_version}, "
+        f"{chosen.topology} {chosen.parallel}, {chosen.replicas} replica(s) on {where}"
+    )
+
+
+def client_example(plan: Plan) -> str:
+    """How to use the deployment: a curl line, a Python snippet, and where to look."""
+    base_url, model = plan.endpoints[0].base_url, plan.deployment.served_name
+    body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello"}]})
+    urls = "\n".join(f"  {endpoint.base_url}   (replica {endpoint.replica}, {endpoint.node})" for endpoint in plan.endpoints)
+    return f"""The endpoint is up:
+{urls}
+
+Ask it from a shell:
+  curl -s {base_url}/chat/completions -H 'Content-Type: application/json' \\
+    -d {shlex.quote(body)}
+
+Or from Python:
+  from openai import OpenAI
+  client = OpenAI(base_url="{base_url}", api_key="EMPTY")
+  reply = client.chat.completions.create(model="{model}", messages=[{{"role": "user", "content": "Hello"}}])
+  print(reply.choices[0].message.content)
+"""
+
+
+def gigabytes(count: int) -> str:
+    """Bytes in decimal GB, or MB where GB would read 0.0."""
+    return f"{count / GIGA:,.1f} GB" if count >= GIGA / 10 else f"{count / 1e6:,.1f} MB"
+
+
+def _head(plan: Plan) -> str:
+    chosen = plan.deployment
+    rows = [
+        ("deployment", chosen.name),
+        ("model", f"{chosen.model_title} ({chosen.variant}), {plan.nodes[0].weights.model_id}"),
+        ("engine", f"{chosen.engine} {chosen.engine_version} ({chosen.platform})"),
+        ("layout", f"{chosen.topology}, {chosen.parallel}, {chosen.replicas} replica(s)"),
+        ("features", ", ".join(chosen.features) or "none"),
+        ("context", f"{chosen.context_length:,} tokens, KV cache for {chosen.concurrency} full-length sequence(s)"),
+        ("endpoints", ", ".join(endpoint.base_url for endpoint in plan.endpoints)),
+        ("to download", _downloads(plan)),
+        ("verified", f"{plan.verification.level}: {plan.verification.explanation}"),
+    ]
+    lines = [f"  {label:<12} {text}" for label, text in rows]
+    return "\n".join([f"Plan {plan.id}", *lines])
+
+
+def _downloads(plan: Plan) -> str:
+    node = plan.nodes[0]
+    each = f"{gigabytes(node.weights.bytes)} of weights and about {gigabytes(node.venv.download_bytes)} of packages"
+    return f"{each} per node, {gigabytes(plan.bytes_from_hub)} from the hub in all"
+
+
+def _node(plan: Plan, node: NodePlan) -> str:
+    title = f"Node {node.name}: replica {node.replica}, rank {node.rank}"
+    rows = [
+        ("address", node.address + (f" on {node.interface}" if node.interface else "")),
+        ("hardware", f"{node.gpus} x {plan.memory.gpu}"),
+        ("environment", node.venv.path),
+        ("weights", node.weights.path),
+    ]
+    lines = [title, *(f"  {label:<12} {text}" for label, text in rows)]
+    for process in node.processes:
+        lines += ["", f"  {process.name}: {process.purpose}; ports {_ports(process)}"]
+        lines += [textwrap.indent(shell(process), "    ")]
+    return "\n".join(lines)
+
+
+def _ports(process: Process) -> str:
+    if not process.ports:
+        return "none"
+    groups: dict[tuple[str, str], list[int]] = {}
+    for port in process.ports:
+        groups.setdefault((port.purpose, port.scope), []).append(port.port)
+    return "; ".join(f"{_ranges(numbers)} ({purpose}, for {scope})" for (purpose, scope), numbers in groups.items())
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Port numbers with runs joined: 5000-5010."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+
+
+def _memory(memory: MemoryTable) -> str:
+    title = f"Memory per GPU, {memory.gpu}"
+    rows = [("weights", memory.weights, ""), ("runtime", memory.runtime, "activations, graphs, buffers: an estimate")]
+    per_token = f"{memory.context_length:,} tokens x {memory.kv_bytes_per_token:,} B"
+    per_token += f" + {gigabytes(memory.kv_bytes_per_sequence)}" if memory.kv_bytes_per_sequence else ""
+    rows += [("KV cache", memory.kv_wanted, f"{memory.concurrency} sequence(s) of {per_token}")]
+    rows += [("needed", memory.weights + memory.runtime + memory.kv_wanted, "")]
+    if memory.limit is None or memory.margin is None:
+        lines = _memory_lines(rows)
+        return "\n".join([title, *lines, "  limit        the node's own memory, checked on the node before anything is done"])
+    rows += [("limit", memory.limit, f"{memory.fraction:.0%} of {gigabytes(memory.gpu_bytes or 0)}")]
+    rows += [("margin", memory.margin, f"room for {memory.full_sequences} full-length sequence(s) in all")]
+    return "\n".join([title, *_memory_lines(rows)])
+
+
+def _memory_lines(rows: list[tuple[str, int, str]]) -> list[str]:
+    return [f"  {label:<10} {gigabytes(count):>10}   {remark}".rstrip() for label, count, remark in rows]
+
+
+def _notes(title: str, notes: tuple[Note, ...], kind: str) -> str:
+    lines = []
+    for note in notes:
+        if note.kind == kind:
+            source = f" [{note.source}]" if note.source else ""
+            text = f"{note.topic}: {note.text}{source}"
+            lines.append(textwrap.fill(text, WIDTH, initial_indent="  - ", subsequent_indent="    "))
+    return "\n".join([title, *lines]) if lines else ""
+
+
+def _argument_lines(argv: tuple[str, ...]) -> list[str]:
+    """Words grouped so that a flag stands with its value: ['vllm serve /models/x', '--port 8000', ...]."""
+    lines: list[str] = []
+    for word in argv:
+        if lines and not word.startswith("-"):
+            lines[-1] += " " + shlex.quote(word)
+        else:
+            lines.append(shlex.quote(word))
+    return lines
