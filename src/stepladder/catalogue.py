@@ -226,6 +226,18 @@ class EngineInstall(Entry):
     source: str
 
 
+class Tools(Entry):
+    """The environment for the toolkit's own tools on a node, and the installer that makes all environments."""
+
+    uv: str
+    uv_lock: str
+    lock: str
+    python: str
+    download_bytes: Count
+    installed_bytes: Count
+    source: str
+
+
 class EngineDefaults(Entry):
     """Ports, budgets and limits of an engine that do not depend on the model."""
 
@@ -257,7 +269,7 @@ class Catalogue:
     """All entries of a catalogue directory, read when first asked for.
 
     Args:
-        directory: holds `models/*.yml`, `engines/*.yml` and `gpus.yml`.
+        directory: holds `models/*.yml`, `engines/*.yml`, `gpus.yml`, `tools.yml` and `locks/`.
 
     Raises:
         CatalogueError: from any property, naming file, key and what was expected.
@@ -286,23 +298,27 @@ class Catalogue:
         gpus = [_validate(path, Gpu, entry, f"[{position}].") for position, entry in enumerate(entries)]
         return {gpu.name: gpu for gpu in gpus}
 
-    def lock_text(self, lock: str) -> str:
-        """The text of an engine's lock file.
+    @cached_property
+    def tools(self) -> Tools:
+        """The toolkit's own tools."""
+        path = self.directory / "tools.yml"
+        return _validate(path, Tools, _read_yaml(path))
+
+    def lock_path(self, lock: str) -> Path:
+        """Where a lock file lies.
 
         Raises:
-            CatalogueError: if the file that an engine entry names is not there.
+            CatalogueError: if an entry names a lock that is not there.
         """
-        path = self.directory / "engines" / "locks" / lock
-        try:
-            return path.read_text()
-        except OSError as error:
-            raise CatalogueError(f"{path}: named by an engine's 'lock', but {error.strerror}") from error
+        path = self.directory / "locks" / lock
+        if not path.is_file():
+            raise CatalogueError(f"{path}: an entry names it as its 'lock', but there is no such file")
+        return path
 
-    def lock_digest(self, install: EngineInstall) -> str:
-        """Eight hexadecimal digits that change whenever the installed set of packages would."""
-        text = self.lock_text(install.lock) if install.lock else ""
-        parts = [text, *install.packages, *(f"{name}={version}" for name, version in install.metadata_shims.items())]
-        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:8]
+    def digest(self, lock: str | None, *others: str) -> str:
+        """Eight hexadecimal digits that change whenever a lock's text or one of the other parts does."""
+        text = self.lock_path(lock).read_text() if lock else ""
+        return hashlib.sha256("\0".join([text, *others]).encode()).hexdigest()[:8]
 
     def _each_file(self, folder: str, kind: type[EntryType]) -> dict[str, EntryType]:
         paths = sorted((self.directory / folder).glob("*.yml"))

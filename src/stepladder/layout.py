@@ -155,6 +155,24 @@ def whole_nodes(setting: Setting, parallel: Parallel) -> Violation | None:
     return None
 
 
+def data_parallel_placed(setting: Setting, parallel: Parallel) -> Violation | None:
+    """Data parallel ranks are whole on a node; SGLang's repeat the experts, so replicas are the better way there."""
+    if parallel.data == 1:
+        return None
+    if setting.engine.name == "sglang":
+        return Violation(
+            "data parallel", f"{parallel} on SGLang", "Use deployment_replicas instead of data parallel ranks."
+        )
+    nodes, rest = divmod(parallel.world_size, setting.gpus_per_node)
+    if not rest and nodes > 1 and parallel.data % nodes:
+        return Violation(
+            "data parallel",
+            f"{parallel.data} data parallel ranks over {nodes} nodes",
+            f"Choose a multiple of {nodes}: a rank that spans nodes is not supported.",
+        )
+    return None
+
+
 def fits_in_memory(setting: Setting, parallel: Parallel) -> Violation | None:
     """Weights, runtime and the wanted KV cache fit into the engine's share of the GPU."""
     budget = memory_budget(setting, parallel)
@@ -176,6 +194,7 @@ RULES: tuple[Rule, ...] = (
     heads_divide,
     experts_divide,
     quantisation_blocks_fit,
+    data_parallel_placed,
     fits_in_memory,
 )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -84,8 +85,26 @@ class Weights(Part):
     endpoint: str | None
 
 
+class SpaceNeeded(Part):
+    """Bytes that must be free below a path before anything is downloaded; what is there already counts."""
+
+    path: str
+    minimum_free_bytes: int
+    purpose: str
+
+
+class Requirements(Part):
+    """What a node must have before it is touched; preflight reports everything that is missing at once."""
+
+    minimum_memory_bytes: int
+    cpu_flags_any: tuple[tuple[str, ...], ...]
+    architectures: tuple[str, ...]
+    python: str
+    space: tuple[SpaceNeeded, ...]
+
+
 class NodePlan(Part):
-    """A node's slice: what roles read, and nothing else."""
+    """What one node has to be and to run."""
 
     name: str
     address: str
@@ -94,12 +113,11 @@ class NodePlan(Part):
     gpus: int
     replica: int
     rank: int
+    tools: Venv
     venv: Venv
     weights: Weights
     processes: tuple[Process, ...]
-    minimum_memory_bytes: int
-    cpu_flags: tuple[str, ...]
-    machine: str
+    requirements: Requirements
     load_deadline_seconds: int
 
 
@@ -157,11 +175,15 @@ class Verification(Part):
 
 
 class Plan(Part):
-    """What a deploy will do. Build one with `stepladder.planner.make_plan`."""
+    """What a deploy will do. Build one with `stepladder.planner.make_plan`.
+
+    `not_deployable` says why the roles of this version cannot carry the plan out, where that is so.
+    """
 
     format_version: int
     state_directory: str
     deployment: Chosen
+    not_deployable: str | None
     nodes: tuple[NodePlan, ...]
     memory: MemoryTable
     endpoints: tuple[Endpoint, ...]
@@ -177,6 +199,17 @@ class Plan(Part):
     def as_document(self) -> dict[str, Any]:
         """The plan with its id, as plain data."""
         return {"id": self.id, **self.model_dump(mode="json")}
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> Plan:
+        """Read a plan back from `as_document`."""
+        return cls.model_validate({key: value for key, value in document.items() if key != "id"})
+
+    def slices(self) -> dict[str, dict[str, Any]]:
+        """By node name: all that a node's roles read, and what its release keeps for later verbs."""
+        document = self.as_document()
+        shared = {key: document[key] for key in ("format_version", "deployment", "endpoints", "verification")}
+        return {node["name"]: {"plan_id": document["id"], **shared, "node": node} for node in document["nodes"]}
 
     def to_json(self) -> str:
         """Canonical JSON: the same plan is the same bytes."""

@@ -18,6 +18,8 @@ from stepladder.plan import (
     NodePlan,
     Note,
     Plan,
+    Requirements,
+    SpaceNeeded,
     Venv,
     Verification,
     Weights,
@@ -25,6 +27,7 @@ from stepladder.plan import (
 from stepladder.request import FEATURES, Deployment, Node, Parallel, PlanRequest
 
 RENDERERS = {"vllm": vllm.render, "sglang": sglang.render}
+MINIMUM_PYTHON = "3.11"
 EVERYWHERE = "0.0.0.0"  # noqa: S104 - an endpoint for clients on other machines is the purpose
 
 EXPLANATIONS = {
@@ -51,14 +54,15 @@ def make_plan(request: PlanRequest, catalogue: Catalogue) -> Plan:
     if parallel is None:
         raise PlanRefusedError(broken)
     topology = _choose_topology(setting, parallel)
-    venv = _venv(request, setting, catalogue)
+    venv, tools = _venv(request, setting, catalogue), _tools(request, catalogue)
     weights = _weights(request, setting)
     replicas = _place(request, setting, parallel, topology, venv, weights)
-    node_plans, notes = _render(setting, replicas, venv, weights)
+    node_plans, notes = _render(setting, replicas, tools, venv, weights)
     return Plan(
         format_version=FORMAT_VERSION,
         state_directory=request.state_directory,
         deployment=_chosen(request.deployment, setting, parallel, topology, replicas),
+        not_deployable=_not_deployable(setting, topology),
         nodes=tuple(node_plans),
         memory=_memory_table(setting, parallel),
         endpoints=tuple(
@@ -67,7 +71,7 @@ def make_plan(request: PlanRequest, catalogue: Catalogue) -> Plan:
         ),
         bytes_from_hub=setting.variant.bytes_on_disk * len({node.name for r in replicas for node in r.nodes}),
         verification=_verification(setting),
-        notes=tuple(_general_notes(setting, parallel) + notes),
+        notes=tuple(_general_notes(setting, parallel, topology) + notes),
     )
 
 
@@ -166,9 +170,10 @@ def _choose_topology(setting: Setting, parallel: Parallel) -> str:
 def _venv(request: PlanRequest, setting: Setting, catalogue: Catalogue) -> Venv:
     install = setting.install
     name = f"{setting.engine.name}-{install.version}-{setting.gpu.platform}"
+    shims = [f"{shim}={version}" for shim, version in install.metadata_shims.items()]
     return Venv(
         name=name,
-        path=f"{request.state_directory}/venvs/{name}-{catalogue.lock_digest(install)}",
+        path=f"{request.state_directory}/venvs/{name}-{catalogue.digest(install.lock, *install.packages, *shims)}",
         python=install.python,
         lock=install.lock,
         packages=install.packages,
@@ -177,6 +182,22 @@ def _venv(request: PlanRequest, setting: Setting, catalogue: Catalogue) -> Venv:
         forbidden_packages=install.forbidden_packages,
         download_bytes=install.download_bytes,
         installed_bytes=install.installed_bytes,
+    )
+
+
+def _tools(request: PlanRequest, catalogue: Catalogue) -> Venv:
+    tools = catalogue.tools
+    return Venv(
+        name="tools",
+        path=f"{request.state_directory}/venvs/tools-{catalogue.digest(tools.lock)}",
+        python=tools.python,
+        lock=tools.lock,
+        packages=(),
+        package_index=None,
+        metadata_shims={},
+        forbidden_packages=(),
+        download_bytes=tools.download_bytes,
+        installed_bytes=tools.installed_bytes,
     )
 
 
@@ -230,7 +251,7 @@ def _place(
 
 
 def _render(
-    setting: Setting, replicas: Sequence[Replica], venv: Venv, weights: Weights
+    setting: Setting, replicas: Sequence[Replica], tools: Venv, venv: Venv, weights: Weights
 ) -> tuple[list[NodePlan], list[Note]]:
     """Node slices in inventory order; replicas that share a node share its slice."""
     slices: dict[str, NodePlan] = {}
@@ -251,15 +272,37 @@ def _render(
                 gpus=setting.gpus_per_node,
                 replica=replica.index,
                 rank=rank,
+                tools=tools,
                 venv=venv,
                 weights=weights,
                 processes=processes,
-                minimum_memory_bytes=setting.install.runtime_memory_bytes if setting.gpu.platform == "cpu" else 0,
-                cpu_flags=setting.install.cpu_flags,
-                machine=setting.gpu.machine,
+                requirements=_requirements(setting, tools, venv, weights),
                 load_deadline_seconds=setting.engine.defaults.load_deadline_seconds,
             )
     return list(slices.values()), notes
+
+
+def _requirements(setting: Setting, tools: Venv, venv: Venv, weights: Weights) -> Requirements:
+    on_cpu = setting.gpu.platform == "cpu"
+    return Requirements(
+        minimum_memory_bytes=setting.install.runtime_memory_bytes + setting.variant.bytes_on_disk if on_cpu else 0,
+        cpu_flags_any=tuple((flag,) for flag in setting.install.cpu_flags),
+        architectures=() if setting.gpu.machine == "any" else (setting.gpu.machine,),
+        python=MINIMUM_PYTHON,
+        space=(
+            SpaceNeeded(
+                path=tools.path,
+                minimum_free_bytes=tools.installed_bytes + tools.download_bytes,
+                purpose="the toolkit's own tools",
+            ),
+            SpaceNeeded(
+                path=venv.path,
+                minimum_free_bytes=venv.installed_bytes + venv.download_bytes,
+                purpose=f"{setting.engine.title} with its packages",
+            ),
+            SpaceNeeded(path=weights.path, minimum_free_bytes=weights.bytes, purpose=f"weights of {weights.model_id}"),
+        ),
+    )
 
 
 def _chosen(
@@ -312,7 +355,16 @@ def _verification(setting: Setting) -> Verification:
     )
 
 
-def _general_notes(setting: Setting, parallel: Parallel) -> list[Note]:
+def _not_deployable(setting: Setting, topology: str) -> str | None:
+    """Roles grow after the planner: what can be planned and not yet be carried out is said before anything is done."""
+    if setting.engine.not_deployable:
+        return setting.engine.not_deployable
+    if topology != "single":
+        return f"Topology '{topology}' can be planned; the role that carries it out is not part of this version."
+    return None
+
+
+def _general_notes(setting: Setting, parallel: Parallel, topology: str) -> list[Note]:
     notes = []
     if setting.deployment.parallel == "auto":
         text = f"{parallel} is the smallest layout that keeps every rule and holds the wanted KV cache."
@@ -323,6 +375,6 @@ def _general_notes(setting: Setting, parallel: Parallel) -> list[Note]:
             "behind a proxy that authenticates."
         )
         notes.append(Note(kind="warning", topic="access", text=text))
-    if setting.engine.not_deployable:
-        notes.append(Note(kind="warning", topic="deploy", text=setting.engine.not_deployable + "."))
+    if reason := _not_deployable(setting, topology):
+        notes.append(Note(kind="warning", topic="deploy", text=reason))
     return notes

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError
 
 from stepladder.errors import PlanRefusedError, Violation
 
@@ -16,7 +17,9 @@ FEATURES = {
     "text_only": "leave the vision tower out and give its memory to the KV cache",
     "mtp": "speculative decoding with the model's own multi-token prediction layers",
 }
+PARALLEL_BRANCHES = {"Parallel", "literal['auto']"}  # how pydantic calls the two readings of `parallel`
 DEFAULT_FEATURES = ("reasoning", "tool_calls")
+PARALLEL_TEXT = re.compile(r"^(?:TP(?P<tensor>\d+))?x?(?:PP(?P<pipeline>\d+))?x?(?:DP(?P<data>\d+))?(?P<expert>\+EP)?$", re.I)
 
 
 class Wish(BaseModel):
@@ -45,6 +48,22 @@ class Parallel(Wish):
         return "x".join(parts) + ("+EP" if self.expert else "")
 
 
+def _read_parallel(value: object) -> object:
+    """Accept 'TP8xDP2+EP', as layouts are printed, beside the mapping."""
+    if not isinstance(value, str) or value == "auto":
+        return value
+    match = PARALLEL_TEXT.match(value)
+    if not match or not value:
+        raise ValueError("expected auto, a text such as TP8xPP2xDP2+EP, or a mapping of tensor, pipeline, data, expert")
+    sizes = {name: int(size) for name, size in match.groupdict().items() if size and name != "expert"}
+    return {**sizes, "expert": match["expert"] is not None}
+
+
+def _read_list(value: object) -> object:
+    """Accept 'a,b' from a command line beside a list."""
+    return [part for part in re.split(r"[,\s]+", value) if part] if isinstance(value, str) else value
+
+
 class Deployment(Wish):
     """What is to be served, by which engine, and how.
 
@@ -57,9 +76,9 @@ class Deployment(Wish):
     variant: str | None = None
     engine: str
     topology: str = "auto"
-    parallel: Literal["auto"] | Parallel = "auto"
+    parallel: Annotated[Parallel | Literal["auto"], BeforeValidator(_read_parallel)] = "auto"
     replicas: PositiveInt = 1
-    features: tuple[str, ...] = DEFAULT_FEATURES
+    features: Annotated[tuple[str, ...], BeforeValidator(_read_list)] = DEFAULT_FEATURES
     context_length: PositiveInt | None = None
     concurrency: PositiveInt = 1
     served_name: str | None = None
@@ -105,13 +124,14 @@ def parse_request(data: Mapping[str, Any]) -> PlanRequest:
     try:
         return PlanRequest.model_validate(data)
     except ValidationError as error:
-        raise PlanRefusedError([_as_violation(problem) for problem in error.errors()]) from error
+        problems = [problem for problem in error.errors() if problem["type"] != "literal_error"] or error.errors()
+        raise PlanRefusedError([_as_violation(problem) for problem in problems]) from error
 
 
 def _as_violation(problem: Any) -> Violation:
     where = [str(part) for part in problem["loc"]]
     if where[:1] == ["deployment"]:
-        name = "_".join(part for part in where if part not in {"Parallel", "literal['auto']"})
+        name = "_".join(where[:2]) + "".join(f".{part}" for part in where[2:] if part not in PARALLEL_BRANCHES)
     else:
         name = ".".join(where)
     return Violation(f"variable {name}", f"found {problem['input']!r}", f"{problem['msg']}.")

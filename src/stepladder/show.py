@@ -127,7 +127,7 @@ def _memory(memory: MemoryTable) -> str:
     rows += [("needed", memory.weights + memory.runtime + memory.kv_wanted, "")]
     if memory.limit is None or memory.margin is None:
         lines = _memory_lines(rows)
-        return "\n".join([title, *lines, "  limit        the node's own memory, checked on the node before anything is done"])
+        return "\n".join([title, *lines, "  limit                     the node's own memory, checked on the node before anything is done"])
     rows += [("limit", memory.limit, f"{memory.fraction:.0%} of {gigabytes(memory.gpu_bytes or 0)}")]
     rows += [("margin", memory.margin, f"room for {memory.full_sequences} full-length sequence(s) in all")]
     return "\n".join([title, *_memory_lines(rows)])

@@ -16,6 +16,8 @@ BATCHED_TOKENS = 8192
 SHUTDOWN_TIMEOUT_SECONDS = 120
 READY_TIMEOUT_SECONDS = 5400
 CPU_KV_CACHE_GIB = 1
+API_SERVERS = 4
+DATA_PARALLEL_PORT = 13345
 RAY_PORT = 6379
 RAY_PORTS = {
     "--node-manager-port": 6380,
@@ -45,7 +47,13 @@ def _render_single(setting: Setting, replica: Replica) -> tuple[tuple[Process, .
 
 def _render_ray(setting: Setting, replica: Replica) -> tuple[tuple[Process, ...], ...]:
     address = f"{replica.head.address}:{RAY_PORT}"
-    server = _server(setting, replica, 0, ["--distributed-executor-backend", "ray"], {"RAY_ADDRESS": address})
+    if replica.parallel.data > 1:
+        local = replica.parallel.data // len(replica.nodes)
+        joining = ["--data-parallel-size-local", str(local), "--data-parallel-backend", "ray"]
+        joining += ["--data-parallel-address", replica.head.address, "--api-server-count", str(API_SERVERS)]
+    else:
+        joining = ["--distributed-executor-backend", "ray"]
+    server = _server(setting, replica, 0, joining, {"RAY_ADDRESS": address})
     ranks = []
     for rank in range(len(replica.nodes)):
         ray = _ray_node(setting, replica, rank)
@@ -54,13 +62,28 @@ def _render_ray(setting: Setting, replica: Replica) -> tuple[tuple[Process, ...]
 
 
 def _render_mp(setting: Setting, replica: Replica) -> tuple[tuple[Process, ...], ...]:
-    ranks = []
-    for rank in range(len(replica.nodes)):
-        joining = ["--nnodes", str(len(replica.nodes)), "--node-rank", str(rank)]
-        joining += ["--master-addr", replica.head.address]
-        joining += ["--master-port", str(setting.engine.defaults.rendezvous_port + replica.index)]
-        ranks.append((_server(setting, replica, rank, joining),))
-    return tuple(ranks)
+    join = _join_data_parallel if replica.parallel.data > 1 else _join_nodes
+    return tuple(
+        (_server(setting, replica, rank, join(setting, replica, rank)),) for rank in range(len(replica.nodes))
+    )
+
+
+def _join_nodes(setting: Setting, replica: Replica, rank: int) -> list[str]:
+    port = setting.engine.defaults.rendezvous_port + replica.index
+    flags = ["--nnodes", str(len(replica.nodes)), "--node-rank", str(rank)]
+    return [*flags, "--master-addr", replica.head.address, "--master-port", str(port)]
+
+
+def _join_data_parallel(setting: Setting, replica: Replica, rank: int) -> list[str]:
+    """Each node runs whole data parallel ranks; only what follows the head's own is numbered and headless."""
+    local = replica.parallel.data // len(replica.nodes)
+    flags = ["--data-parallel-size-local", str(local), "--data-parallel-address", replica.head.address]
+    flags += ["--data-parallel-rpc-port", str(DATA_PARALLEL_PORT + replica.index)]
+    return [*flags, "--data-parallel-start-rank", str(rank * local)] if rank else [
+        *flags,
+        "--api-server-count",
+        str(API_SERVERS),
+    ]
 
 
 def _server(
@@ -170,13 +193,21 @@ def _notes(setting: Setting, replica: Replica) -> list[Note]:
     def note(topic: str, text: str, source: str) -> None:
         notes.append(Note(kind="note", topic=topic, text=text, source=source))
 
-    if replica.topology == "ray":
+    if replica.topology == "ray" and replica.parallel.data > 1:
+        note(
+            "--data-parallel-backend ray",
+            "Left out, the data parallel ranks of all nodes are sought on the first one; given together with "
+            "--distributed-executor-backend ray alone, they wait 600 s for each other in vain.",
+            "vLLM issue 44878",
+        )
+    if replica.topology == "ray" and replica.parallel.data == 1:
         note(
             "--distributed-executor-backend ray",
             "The published command leaves it out and stops with 'World size (16) is larger than the number of "
             "available GPUs (8) in this node'.",
             "run against vLLM 0.33.0's own configuration classes",
         )
+    if replica.topology == "ray":
         note(
             "RAY_ADDRESS",
             "Without it vLLM silently starts a Ray of its own on one node and waits for GPUs that never come.",
@@ -188,13 +219,14 @@ def _notes(setting: Setting, replica: Replica) -> list[Note]:
             "firewall, the dashboard listens on loopback only, and nodes join with a token (CVE-2023-48022).",
             "Ray documentation, token authentication",
         )
-    if setting.gpu.platform != "cpu":
+    if setting.model.name == "step3":
         note(
             "--max-num-batched-tokens 8192",
             "The published guide asks for more than 4096 and then sets 4096; 8192 is the engine's own default on "
             "these GPUs.",
             "Step3 deployment guide",
         )
+    if setting.gpu.platform != "cpu":
         note(
             "--gpu-memory-utilization",
             "Written out because the memory table reckons with it; vLLM's default is 0.92.",

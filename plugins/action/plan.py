@@ -1,0 +1,67 @@
+"""Works out the plan on the controller, from inventory variables alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ansible.plugins.action import ActionBase
+from stepladder.catalogue import Catalogue
+from stepladder.errors import PlanRefusedError, StepladderError, Violation
+from stepladder.plan import Plan
+from stepladder.planner import make_plan
+from stepladder.request import parse_request
+
+NODE_VARIABLES = {"gpu": "deployment_gpu", "gpus": "deployment_gpus", "interface": "deployment_interface"}
+
+
+class ActionModule(ActionBase):
+    TRANSFERS_FILES = False
+    _requires_connection = False
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        result = super().run(tmp, task_vars)
+        variables = task_vars or {}
+        _, arguments = self.validate_argument_spec(
+            {
+                "deployment": {"type": "dict", "required": True},
+                "hosts": {"type": "list", "elements": "str", "required": True},
+                "state_directory": {"type": "path", "required": True},
+            }
+        )
+        try:
+            nodes = [_node(host, variables["hostvars"][host]) for host in arguments["hosts"]]
+            request = parse_request(
+                {
+                    "deployment": {key: value for key, value in arguments["deployment"].items() if value is not None},
+                    "nodes": nodes,
+                    "state_directory": arguments["state_directory"],
+                }
+            )
+            plan = make_plan(request, Catalogue())
+            _refuse_half_replicas(plan, variables.get("ansible_play_hosts_all", []))
+        except StepladderError as error:
+            return result | {"failed": True, "msg": str(error)}
+        return result | {"changed": False, "plan": plan.as_document(), "slices": plan.slices()}
+
+
+def _node(host: str, variables: Any) -> dict[str, Any]:
+    """What the inventory says of one host; the planner names what is missing."""
+    node = {key: variables.get(name) for key, name in NODE_VARIABLES.items() if variables.get(name) is not None}
+    address = variables.get("deployment_address") or variables.get("ansible_host") or host
+    if "gpu" not in node:
+        mend = "Put the host into the group of its GPU type, or set deployment_gpu."
+        raise PlanRefusedError([Violation("variable deployment_gpu", f"not set for {host}", mend)])
+    return {"name": host, "address": address, **node}
+
+
+def _refuse_half_replicas(plan: Plan, limited_to: list[str]) -> None:
+    """`--limit` may leave out whole replicas, never single ranks: one rank is of no use without the others."""
+    broken = []
+    for replica in range(plan.deployment.replicas):
+        members = [node.name for node in plan.nodes if node.replica == replica]
+        missing = [name for name in members if name not in limited_to]
+        if missing and len(missing) < len(members):
+            found = f"it leaves out {', '.join(missing)} of replica {replica} ({', '.join(members)})"
+            broken.append(Violation("--limit", found, "Limit to whole replicas, or leave --limit out."))
+    if broken:
+        raise PlanRefusedError(broken)

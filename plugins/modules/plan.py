@@ -1,0 +1,56 @@
+#!/usr/bin/python
+"""Documentation of the action plugin of the same name, which does the work on the controller."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: plan
+short_description: Work out what a deployment will run
+description:
+  - Turns inventory variables and the catalogue into the plan. Reaches no node and touches nothing.
+  - The same input gives the same plan to the byte.
+options:
+  deployment:
+    description: What is wanted; keys are the C(deployment_*) variables without their prefix. Unset ones may be none.
+    type: dict
+    required: true
+  hosts:
+    description:
+      - Inventory hosts that take part, in rank order.
+      - Read from each are C(deployment_gpu), C(deployment_gpus), C(deployment_interface) and C(deployment_address).
+    type: list
+    elements: str
+    required: true
+  state_directory:
+    description: Where the toolkit keeps everything on a node.
+    type: path
+    required: true
+attributes:
+  check_mode:
+    support: full
+    description: Changes nothing in either mode.
+author: The Stepladder authors
+"""
+
+EXAMPLES = r"""
+- name: Work out the plan
+  stepladder.core.plan:
+    deployment: {model: step3, engine: vllm}
+    hosts: "{{ groups['engines'] }}"
+    state_directory: /var/lib/stepladder
+  register: __example_plan
+  run_once: true
+"""
+
+RETURN = r"""
+plan:
+  description: The whole plan with its id.
+  type: dict
+  returned: success
+  sample: {id: e167fbadabe4, format_version: 1}
+slices:
+  description: By host, what its roles read.
+  type: dict
+  returned: success
+  sample: {node1: {plan_id: e167fbadabe4}}
+"""

@@ -1,0 +1,104 @@
+"""What runs where, from the state that each node reports: one row per process, and one verdict for all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+HEALTHY = {"ready"}
+SECONDS_PER_UNIT = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
+
+
+class StatusRow(BaseModel):
+    """One process as its node reports it; `phase` as `stepladder.core.engine_state` names them."""
+
+    model_config = ConfigDict(frozen=True)
+
+    node: str
+    process: str
+    phase: str
+    detail: str
+    release: str | None
+    seconds: float | None
+    pid: int | None
+    endpoint: str | None
+    last_line: str | None
+
+
+def rows(host: str, deployment: Mapping[str, Any] | None, states: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of one node.
+
+    Args:
+        host: inventory name.
+        deployment: the slice that the node's current release keeps, none where nothing was deployed.
+        states: `processes` as `stepladder.core.engine_state` returned them.
+    """
+    if not deployment:
+        detail = "nothing is deployed here"
+        row = StatusRow(
+            node=host, process="-", phase="absent", detail=detail, release=None, seconds=None, pid=None, endpoint=None,
+            last_line=None,
+        )  # fmt: skip
+        return [row.model_dump()]
+    urls = {endpoint["node"]: endpoint["base_url"] for endpoint in deployment["endpoints"]}
+    result = []
+    for state in states:
+        tail = state.get("log_tail") or []
+        row = StatusRow(
+            node=host,
+            process=state["name"],
+            phase=state["phase"],
+            detail=state["detail"],
+            release=deployment["plan_id"],
+            seconds=state.get("since"),
+            pid=state.get("pid"),
+            endpoint=urls.get(host),
+            last_line=tail[-1] if tail and state["phase"] not in HEALTHY else None,
+        )
+        result.append(row.model_dump())
+    return result
+
+
+def text(all_rows: Sequence[Mapping[str, Any]], form: str = "human") -> str:
+    """All rows as a table, or as JSON with the verdict.
+
+    Raises:
+        ValueError: for a format that does not exist.
+    """
+    found = [StatusRow.model_validate(row) for row in all_rows]
+    if form == "json":
+        document = {"format_version": 1, "ready": is_ready(found), "processes": [row.model_dump() for row in found]}
+        return json.dumps(document, indent=1, sort_keys=True)
+    if form != "human":
+        raise ValueError(f"status_format '{form}' is unknown. Choose one of: human, json.")
+    header = ("NODE", "PROCESS", "PHASE", "SINCE", "RELEASE", "DETAIL")
+    cells = [header, *(_cells(row) for row in found)]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(header))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
+    lines += [f"  {row.node} {row.process} last said: {row.last_line}" for row in found if row.last_line]
+    lines += sorted({f"Endpoint: {row.endpoint}" for row in found if row.endpoint})
+    return "\n".join(lines)
+
+
+def is_ready(found: Sequence[StatusRow]) -> bool:
+    """Whether there is something and all of it is ready."""
+    return bool(found) and all(row.phase in HEALTHY for row in found)
+
+
+def duration(seconds: float | None) -> str:
+    """A duration in its two largest units: '3 h 12 min'."""
+    if seconds is None:
+        return "-"
+    parts, rest = [], int(seconds)
+    for unit, size in SECONDS_PER_UNIT:
+        count, rest = divmod(rest, size)
+        if count or (unit == "s" and not parts):
+            parts.append(f"{count} {unit}")
+    return " ".join(parts[:2])
+
+
+def _cells(row: StatusRow) -> tuple[str, ...]:
+    return (row.node, row.process, row.phase, duration(row.seconds), row.release or "-", row.detail)

@@ -1,0 +1,55 @@
+"""How a node's planned processes are called, started and watched by its process manager."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def service_units(
+    processes: Sequence[Mapping[str, Any]],
+    deployment_path: str,
+    fingerprints: Mapping[str, str] | None = None,
+) -> list[dict[str, Any]]:
+    """What the service role and `stepladder.core.engine_state` need to know of each process.
+
+    Args:
+        processes: `processes` of a node's slice of the plan.
+        deployment_path: the deployment's directory on the node; its last part is the deployment's name.
+        fingerprints: mark of each process's wanted command, none where only what runs is looked at.
+    """
+    deployment = deployment_path.rstrip("/").rsplit("/", 1)[-1]
+    wanted = fingerprints or {}
+    return [
+        {
+            "name": process["name"],
+            "unit": f"{deployment}-{process['name']}",
+            "command": f"{deployment_path}/current/{process['name']}/run",
+            "log": f"{deployment_path}/logs/{process['name']}.log",
+            "stop_seconds": process["stop_seconds"],
+            "health": dict(process["health"]),
+            "wanted_fingerprint": wanted.get(process["name"]),
+        }
+        for process in processes
+    ]
+
+
+def watched_units(units: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The same units with only what `stepladder.core.engine_state` takes."""
+    keys = ("name", "unit", "health", "log", "wanted_fingerprint")
+    return [{key: unit[key] for key in keys if unit[key] is not None} for unit in units]
+
+
+def units_to_restart(states: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Units that do not run, or run another command than the wanted one."""
+    return [state["unit"] for state in states if not state["running"] or state["outdated"]]
+
+
+def used_elsewhere(deployments: Mapping[str, Mapping[str, Any]], name: str) -> list[str]:
+    """Paths of environments and weights that deployments other than `name` still use."""
+    paths: set[str] = set()
+    for other, kept in deployments.items():
+        node = kept.get("node", {})
+        if other != name:
+            paths.update(node[part]["path"] for part in ("tools", "venv", "weights") if part in node)
+    return sorted(paths)
