@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ansible.plugins.action import ActionBase
+
 from stepladder.catalogue import Catalogue
 from stepladder.errors import PlanRefusedError, StepladderError, Violation
 from stepladder.plan import Plan

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
+
 from stepladder import show, status, units
 from stepladder.plan import Plan
 
@@ -28,17 +30,46 @@ def plan_text(document: dict[str, Any], form: str = "human") -> str:
     return FORMATS[form](Plan.from_document(document))
 
 
+def _plain(value: Any) -> Any:
+    """Data as the brain knows it: Ansible hands in lists and mappings whose items are read only when asked for."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _on_plain_data(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Turn the brain's errors into Ansible's, which name the task and the expression."""
+
+    @functools.wraps(function)
+    def filtered(*arguments: Any) -> Any:
+        try:
+            return function(*(_plain(argument) for argument in arguments))
+        except (ValueError, KeyError) as error:
+            raise AnsibleFilterError(str(error)) from error
+
+    return filtered
+
+
 class FilterModule:
     """Filters of the collection."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Name the filters."""
-        return {
+        named = {
+            "logs_text": status.logs_text,
             "plan_text": plan_text,
+            "planned_ports": units.planned_ports,
+            "release_processes": units.release_processes,
             "service_units": units.service_units,
+            "standalone_slice": units.standalone_slice,
             "status_rows": status.rows,
-            "status_text": status.text,
             "units_to_restart": units.units_to_restart,
+            "units_to_stop": units.units_to_stop,
             "used_elsewhere": units.used_elsewhere,
             "watched_units": units.watched_units,
         }
+        plain = {name: _on_plain_data(function) for name, function in named.items()}
+        # These two read single variables of many hosts; copying all of every host's would cost minutes.
+        return plain | {"removal_text": show.removal, "status_report": status.report}

@@ -124,7 +124,7 @@ class Bits(Entry):
 
 
 class Quantisation(Entry):
-    """How a checkpoint is quantised; `block` is the edge of a scale block, which expert shards must be a multiple of."""
+    """How a checkpoint is quantised; `block` is the edge of a scale block, which divides every expert's shard."""
 
     format: Literal["bf16", "fp8", "int8", "gguf", "nvfp4"]
     block: PositiveInt | None = None
@@ -207,6 +207,13 @@ class Gpu(Entry):
     source: str
 
 
+class Shim(Entry):
+    """A distribution of metadata alone, for a wheel that ships a module under another distribution's name."""
+
+    name: str
+    version: str
+
+
 class EngineInstall(Entry):
     """What an engine release is installed from on one platform."""
 
@@ -214,7 +221,7 @@ class EngineInstall(Entry):
     lock: str | None = None
     packages: tuple[str, ...] = ()
     package_index: str | None = None
-    metadata_shims: dict[str, str] = {}
+    metadata_shims: tuple[Shim, ...] = ()
     forbidden_packages: tuple[str, ...] = ()
     image: str | None = None
     python: str

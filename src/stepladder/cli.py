@@ -114,7 +114,7 @@ def resolve_inventories(arguments: Sequence[str], cwd: Path, repository: Path) -
     resolved = list(arguments)
     missing = []
     for position, prefix, value in _inventory_arguments(arguments):
-        place = os.path.expanduser(value)
+        place = Path(value).expanduser()
         if "," in value or (cwd / place).exists():
             continue
         if (repository / place).exists():
@@ -184,8 +184,8 @@ def pytest_command(repository: Path, arguments: Sequence[str], cwd: Path) -> lis
     return [str(repository / ".venv" / "bin" / "python"), "-m", "pytest", *found]
 
 
-def run(arguments: Sequence[str], repository: Path) -> int:
-    """Do what the command line says; a verb replaces this process.
+def run(arguments: Sequence[str], repository: Path) -> None:
+    """Do what the command line says; a verb replaces this process, only the help comes back.
 
     Raises:
         StepladderError: with what stopped it.
@@ -193,7 +193,7 @@ def run(arguments: Sequence[str], repository: Path) -> int:
     verbs = known_verbs(repository)
     if not arguments or arguments[0] in {"-h", "--help", "help"}:
         print(help_text(verbs))
-        return 0
+        return
     name, *rest = arguments
     if name not in verbs:
         raise UsageError(unknown_verb(name, list(verbs)))
@@ -203,15 +203,21 @@ def run(arguments: Sequence[str], repository: Path) -> int:
         command = pytest_command(repository, rest, cwd)
     else:
         rest = resolve_inventories(rest, cwd, repository)
-        command = entry_command(repository, verb.entry, rest) if verb.entry else playbook_command(repository, name, rest)
-    Environment(repository, os.environ, lambda line: print(line, file=sys.stderr, flush=True)).ensure(verb.lock)
+        command = playbook_command(repository, name, rest)
+        if verb.entry:
+            command = entry_command(repository, verb.entry, rest)
+    environment = Environment(
+        repository, os.environ, lambda line: print(line, file=sys.stderr, flush=True), terminal=sys.stderr.isatty()
+    )
+    environment.ensure(verb.lock)
     if verb.lock == TEST:
         os.chdir(repository)
     sys.stdout.flush()
-    os.execve(command[0], command, command_environment(os.environ, repository, terminal_codeset()))
+    environ = command_environment(os.environ, repository, terminal_codeset())
+    os.execve(command[0], command, environ)  # noqa: S606 - no shell is the point
 
 
-def main(arguments: Sequence[str], repository: str) -> int:
+def main(arguments: Sequence[str], repository: Path) -> int:
     """Run `bin/stepladder`.
 
     Args:
@@ -221,7 +227,7 @@ def main(arguments: Sequence[str], repository: str) -> int:
     Returns: 0, 1 for an environment that cannot be made, 2 for a command line that cannot be run, 130 after Ctrl-C.
     """
     try:
-        return run(arguments, Path(repository))
+        run(arguments, repository)
     except UsageError as error:
         print(error, file=sys.stderr)
         return USAGE
@@ -234,3 +240,4 @@ def main(arguments: Sequence[str], repository: str) -> int:
     except KeyboardInterrupt:
         print("\nstepladder: interrupted; the same command goes on from there", file=sys.stderr)
         return INTERRUPTED
+    return 0

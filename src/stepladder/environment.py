@@ -107,11 +107,11 @@ def apt_commands(package: str, root: bool, sudo: bool, lists: bool) -> list[list
     return [*update, [*prefix, "apt-get", "install", "-y", "-q", "--no-install-recommends", package]]
 
 
-def failure_text(step: str, status: int, tail: Sequence[str], shown: bool) -> str:
-    """The message of a failed step, with the program's last lines unless the terminal shows them already."""
-    lines = "" if shown else "Its last lines:\n" + "".join(f"    {line}\n" for line in tail)
+def failure_text(step: str, status: int, tail: Sequence[str]) -> str:
+    """The message of a failed step, with the program's last lines."""
+    lines = "".join(f"    {line}\n" for line in tail)
     return (
-        f"{step} failed with exit status {status}. {lines}\n"
+        f"{step} failed with exit status {status}. Its last lines:\n{lines}\n"
         "If an index or a mirror could not be reached, mend the network or pip's configuration (`pip config list`).\n"
         "Then run the same command again: it goes on from there, what was downloaded is kept."
     )
@@ -124,9 +124,12 @@ class Environment:
         repository: the clone's root, every link followed.
         environ: the user's environment variables.
         say: where a line for the user goes.
+        terminal: whether stderr is one, where progress may be overwritten.
     """
 
-    def __init__(self, repository: Path, environ: Mapping[str, str], say: Callable[[str], None]) -> None:
+    def __init__(
+        self, repository: Path, environ: Mapping[str, str], say: Callable[[str], None], *, terminal: bool = False
+    ) -> None:
         self.repository = repository
         self.root = repository / ".venv"
         self.python = self.root / "bin" / "python"
@@ -137,6 +140,7 @@ class Environment:
             if name not in {"PIP_USER", "PIP_TARGET", "PIP_PREFIX", "UV_SYSTEM_PYTHON", "PYTHONHOME"}
         }
         self._say = say
+        self._terminal = terminal
 
     def ensure(self, lock: str) -> None:
         """Make the environment hold a lock's packages, or return at once where it does.
@@ -171,7 +175,8 @@ class Environment:
         try:
             content = self._lock_path(lock).read_bytes()
         except OSError as error:
-            raise SetupError(f"{self._lock_path(lock)} cannot be read ({error.strerror}); is the clone whole?") from None
+            place = self._lock_path(lock)
+            raise SetupError(f"{place} cannot be read ({error.strerror}); is the clone whole?") from None
         return stamp_text(content, os.path.realpath(self.python), str(self.repository))
 
     def _unready(self, lock: str) -> tuple[str, bool] | None:
@@ -239,8 +244,11 @@ class Environment:
         import shutil  # noqa: PLC0415 - not on the way to a ready environment
         import subprocess  # noqa: PLC0415 - as above
 
+        def succeeds(argv: list[str]) -> bool:
+            return subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, check=False).returncode == 0
+
         def present() -> bool:
-            return subprocess.run([sys.executable, "-c", "import ensurepip, venv"], capture_output=True).returncode == 0
+            return succeeds([sys.executable, "-c", "import ensurepip, venv; ensurepip.version()"])
 
         if present():
             return
@@ -252,8 +260,7 @@ class Environment:
         if shutil.which("apt-get") is None:
             raise SetupError(f"{lacks}; install it with this system's package manager and run again")
         root = os.geteuid() == 0
-        sudo = not root and bool(shutil.which("sudo"))
-        sudo = sudo and subprocess.run(["sudo", "-n", "true"], capture_output=True).returncode == 0
+        sudo = not root and shutil.which("sudo") is not None and succeeds(["sudo", "-n", "true"])
         lists = any(Path("/var/lib/apt/lists").glob("*_Packages*"))
         commands = apt_commands(package, root, sudo, lists)
         if not commands:
@@ -269,7 +276,7 @@ class Environment:
             for command in apt_commands(package, root, sudo, lists=False):  # the lists may only have been too old
                 self._step(" ".join(command), command, quiet, descriptor)
         if not present():
-            raise SetupError(f"{lacks}, and installing {package} did not bring it; run: /usr/bin/python3 bin/stepladder")
+            raise SetupError(f"{lacks}, and {package} did not bring it; run: /usr/bin/python3 {sys.argv[0]}")
 
     def _install(self, lock: str, descriptor: int) -> None:
         pip_config = node_helper("pip_config")
@@ -309,37 +316,41 @@ class Environment:
         collection.unlink(missing_ok=True)
         collection.symlink_to(self.repository)
 
-    def _step(self, name: str, argv: list[str], environ: Mapping[str, str], descriptor: int) -> None:
-        import subprocess  # noqa: PLC0415 - not on the way to a ready environment
-        import time  # noqa: PLC0415 - as above
+    def _progress(self, text: str) -> None:
+        """A line that the next one overwrites on a terminal; elsewhere a line like any other."""
+        if self._terminal:
+            sys.stderr.write(f"\r\x1b[K{text[:78]}\r")
+            sys.stderr.flush()
+        else:
+            self._say(text)
 
+    def _step(self, name: str, argv: list[str], environ: Mapping[str, str], descriptor: int) -> None:
+        import time  # noqa: PLC0415 - not on the way to a ready environment
+
+        redact = node_helper("pip_config").redact
         start = time.monotonic()
-        terminal = sys.stderr.isatty()
-        tail: list[str] = []
+        last_line = ""
+
+        def hear(line: str) -> None:
+            nonlocal last_line
+            last_line = redact(line).strip()
+
         try:
-            if terminal:
-                status = subprocess.run(
-                    argv, env=dict(environ), stdin=subprocess.DEVNULL, stdout=sys.stderr, pass_fds=(descriptor,)
-                ).returncode
-            else:
-                last = [""]
-                redact = node_helper("pip_config").redact
-                status, tail = node_helper("watched").run(
-                    argv,
-                    environ,
-                    on_line=lambda line: last.__setitem__(0, redact(line)),
-                    on_tick=lambda seconds: self._say(f"  {name}: {seconds:.0f} s, {last[0].strip()}"),
-                    tick_s=10.0,
-                    keep_open=(descriptor,),
-                )
-                tail = [redact(line) for line in tail]
+            status, tail = node_helper("watched").run(
+                argv,
+                environ,
+                on_line=hear,
+                on_tick=lambda seconds: self._progress(f"  {name}: {seconds:.0f} s  {last_line}".rstrip()),
+                tick_s=1.0 if self._terminal else 10.0,
+                keep_open=(descriptor,),
+            )
         except OSError as error:
             raise SetupError(f"{name}: {argv[0]} cannot be run ({error.strerror})") from None
         if status != 0:
-            raise SetupError(failure_text(f"{name}: {Path(argv[0]).name}", status, tail, terminal))
-        self._say(f"  {name}: {time.monotonic() - start:.1f} s")
+            raise SetupError(failure_text(f"{name}: {Path(argv[0]).name}", status, [redact(line) for line in tail]))
+        clear = "\x1b[K" if self._terminal else ""
+        self._say(f"{clear}  {name}: {time.monotonic() - start:.1f} s")
 
 
 def _megabytes(root: Path) -> int:
-    total = sum(os.lstat(os.path.join(folder, name)).st_size for folder, _, names in os.walk(root) for name in names)
-    return total // 1_000_000
+    return sum(Path(folder, name).lstat().st_size for folder, _, names in os.walk(root) for name in names) // 1_000_000

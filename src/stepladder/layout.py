@@ -239,4 +239,4 @@ def candidates(setting: Setting) -> Iterator[Parallel]:
 
 def version_tuple(version: str) -> tuple[int, ...]:
     """Numbers of a version for comparison: '0.33.0+cpu' is (0, 33, 0)."""
-    return tuple(int(part) for part in version.split("+")[0].split(".") if part.isdigit())
+    return tuple(int(part) for part in version.partition("+")[0].split(".") if part.isdigit())

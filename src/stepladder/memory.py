@@ -129,8 +129,8 @@ def kv_cache_bytes(model: Model, parallel: Parallel) -> tuple[int, int]:
 def checkpoint_bytes(model: Model, bits: Bits) -> int:
     """Bytes of a checkpoint as calculated, to hold a published size against."""
     counts = count_parameters(model)
-    groups = ("experts", "linear", "embeddings", "vision", "mtp")
-    return sum(getattr(counts, group) * getattr(bits, group) for group in groups) // 8
+    total_bits = counts.experts * bits.experts + counts.linear * bits.linear + counts.embeddings * bits.embeddings
+    return (total_bits + counts.vision * bits.vision + counts.mtp * bits.mtp) // 8
 
 
 def _attention_parameters(group: Attention, hidden: int) -> int:

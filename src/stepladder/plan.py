@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from stepladder.catalogue import Shim
 from stepladder.request import Parallel
 
 FORMAT_VERSION = 1
@@ -69,10 +70,18 @@ class Venv(Part):
     lock: str | None
     packages: tuple[str, ...]
     package_index: str | None
-    metadata_shims: dict[str, str]
+    metadata_shims: tuple[Shim, ...]
     forbidden_packages: tuple[str, ...]
     download_bytes: int
     installed_bytes: int
+
+
+class Installer(Part):
+    """The program that makes environments on a node, itself pinned by a lock."""
+
+    version: str
+    lock: str
+    path: str
 
 
 class Weights(Part):
@@ -90,6 +99,7 @@ class SpaceNeeded(Part):
 
     path: str
     minimum_free_bytes: int
+    existing_bytes_path: str
     purpose: str
 
 
@@ -113,6 +123,7 @@ class NodePlan(Part):
     gpus: int
     replica: int
     rank: int
+    installer: Installer
     tools: Venv
     venv: Venv
     weights: Weights

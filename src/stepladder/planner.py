@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from stepladder.catalogue import Catalogue, Engine, EngineInstall, Gpu, Model, Variant, Verified
 from stepladder.engines import sglang, vllm
@@ -14,6 +15,7 @@ from stepladder.plan import (
     FORMAT_VERSION,
     Chosen,
     Endpoint,
+    Installer,
     MemoryTable,
     NodePlan,
     Note,
@@ -38,6 +40,16 @@ EXPLANATIONS = {
 }
 
 
+@dataclass(frozen=True)
+class Supplies:
+    """What is installed and downloaded, the same on every node."""
+
+    installer: Installer
+    tools: Venv
+    venv: Venv
+    weights: Weights
+
+
 def make_plan(request: PlanRequest, catalogue: Catalogue) -> Plan:
     """Work out every process of every node.
 
@@ -54,10 +66,9 @@ def make_plan(request: PlanRequest, catalogue: Catalogue) -> Plan:
     if parallel is None:
         raise PlanRefusedError(broken)
     topology = _choose_topology(setting, parallel)
-    venv, tools = _venv(request, setting, catalogue), _tools(request, catalogue)
-    weights = _weights(request, setting)
-    replicas = _place(request, setting, parallel, topology, venv, weights)
-    node_plans, notes = _render(setting, replicas, tools, venv, weights)
+    supplies = _supplies(request, setting, catalogue)
+    replicas = _place(request, setting, parallel, topology, supplies)
+    node_plans, notes = _render(setting, replicas, supplies)
     return Plan(
         format_version=FORMAT_VERSION,
         state_directory=request.state_directory,
@@ -167,10 +178,20 @@ def _choose_topology(setting: Setting, parallel: Parallel) -> str:
     return wished if several else "single"
 
 
+def _supplies(request: PlanRequest, setting: Setting, catalogue: Catalogue) -> Supplies:
+    tools = catalogue.tools
+    return Supplies(
+        installer=Installer(version=tools.uv, lock=tools.uv_lock, path=f"{request.state_directory}/tools"),
+        tools=_tools(request, catalogue),
+        venv=_venv(request, setting, catalogue),
+        weights=_weights(request, setting),
+    )
+
+
 def _venv(request: PlanRequest, setting: Setting, catalogue: Catalogue) -> Venv:
     install = setting.install
     name = f"{setting.engine.name}-{install.version}-{setting.gpu.platform}"
-    shims = [f"{shim}={version}" for shim, version in install.metadata_shims.items()]
+    shims = [f"{shim.name}={shim.version}" for shim in install.metadata_shims]
     return Venv(
         name=name,
         path=f"{request.state_directory}/venvs/{name}-{catalogue.digest(install.lock, *install.packages, *shims)}",
@@ -194,7 +215,7 @@ def _tools(request: PlanRequest, catalogue: Catalogue) -> Venv:
         lock=tools.lock,
         packages=(),
         package_index=None,
-        metadata_shims={},
+        metadata_shims=(),
         forbidden_packages=(),
         download_bytes=tools.download_bytes,
         installed_bytes=tools.installed_bytes,
@@ -214,7 +235,7 @@ def _weights(request: PlanRequest, setting: Setting) -> Weights:
 
 
 def _place(
-    request: PlanRequest, setting: Setting, parallel: Parallel, topology: str, venv: Venv, weights: Weights
+    request: PlanRequest, setting: Setting, parallel: Parallel, topology: str, supplies: Supplies
 ) -> list[Replica]:
     """Give each replica its nodes in inventory order: part of one, or several whole ones."""
     deployment, size = request.deployment, setting.gpus_per_node
@@ -241,8 +262,8 @@ def _place(
                 bind_address=deployment.bind_address or ("127.0.0.1" if loopback_only else EVERYWHERE),
                 port=first_port + slot,
                 first_gpu=slot * parallel.world_size,
-                model_path=weights.path,
-                venv_path=venv.path,
+                model_path=supplies.weights.path,
+                venv_path=supplies.venv.path,
                 deployment_path=f"{request.state_directory}/deployments/{deployment.name}",
                 cache_path=f"{request.state_directory}/cache",
             )
@@ -250,9 +271,7 @@ def _place(
     return replicas
 
 
-def _render(
-    setting: Setting, replicas: Sequence[Replica], tools: Venv, venv: Venv, weights: Weights
-) -> tuple[list[NodePlan], list[Note]]:
+def _render(setting: Setting, replicas: Sequence[Replica], supplies: Supplies) -> tuple[list[NodePlan], list[Note]]:
     """Node slices in inventory order; replicas that share a node share its slice."""
     slices: dict[str, NodePlan] = {}
     notes: list[Note] = []
@@ -272,37 +291,35 @@ def _render(
                 gpus=setting.gpus_per_node,
                 replica=replica.index,
                 rank=rank,
-                tools=tools,
-                venv=venv,
-                weights=weights,
+                installer=supplies.installer,
+                tools=supplies.tools,
+                venv=supplies.venv,
+                weights=supplies.weights,
                 processes=processes,
-                requirements=_requirements(setting, tools, venv, weights),
+                requirements=_requirements(setting, supplies),
                 load_deadline_seconds=setting.engine.defaults.load_deadline_seconds,
             )
     return list(slices.values()), notes
 
 
-def _requirements(setting: Setting, tools: Venv, venv: Venv, weights: Weights) -> Requirements:
+def _requirements(setting: Setting, supplies: Supplies) -> Requirements:
     on_cpu = setting.gpu.platform == "cpu"
+    tools, venv, weights = supplies.tools, supplies.venv, supplies.weights
     return Requirements(
-        minimum_memory_bytes=setting.install.runtime_memory_bytes + setting.variant.bytes_on_disk if on_cpu else 0,
+        minimum_memory_bytes=setting.install.runtime_memory_bytes + weights.bytes if on_cpu else 0,
         cpu_flags_any=tuple((flag,) for flag in setting.install.cpu_flags),
         architectures=() if setting.gpu.machine == "any" else (setting.gpu.machine,),
         python=MINIMUM_PYTHON,
         space=(
-            SpaceNeeded(
-                path=tools.path,
-                minimum_free_bytes=tools.installed_bytes + tools.download_bytes,
-                purpose="the toolkit's own tools",
-            ),
-            SpaceNeeded(
-                path=venv.path,
-                minimum_free_bytes=venv.installed_bytes + venv.download_bytes,
-                purpose=f"{setting.engine.title} with its packages",
-            ),
-            SpaceNeeded(path=weights.path, minimum_free_bytes=weights.bytes, purpose=f"weights of {weights.model_id}"),
+            _space(tools.path, tools.installed_bytes + tools.download_bytes, "the toolkit's own tools"),
+            _space(venv.path, venv.installed_bytes + venv.download_bytes, f"{setting.engine.title} with its packages"),
+            _space(weights.path, weights.bytes, f"weights of {weights.model_id}"),
         ),
     )
+
+
+def _space(path: str, needed: int, purpose: str) -> SpaceNeeded:
+    return SpaceNeeded(path=path, minimum_free_bytes=needed, existing_bytes_path=path, purpose=purpose)
 
 
 def _chosen(

@@ -19,7 +19,9 @@ FEATURES = {
 }
 PARALLEL_BRANCHES = {"Parallel", "literal['auto']"}  # how pydantic calls the two readings of `parallel`
 DEFAULT_FEATURES = ("reasoning", "tool_calls")
-PARALLEL_TEXT = re.compile(r"^(?:TP(?P<tensor>\d+))?x?(?:PP(?P<pipeline>\d+))?x?(?:DP(?P<data>\d+))?(?P<expert>\+EP)?$", re.I)
+PARALLEL_TEXT = re.compile(
+    r"^(?:TP(?P<tensor>\d+))?x?(?:PP(?P<pipeline>\d+))?x?(?:DP(?P<data>\d+))?(?P<expert>\+EP)?$", re.I
+)
 
 
 class Wish(BaseModel):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from stepladder.plan import MemoryTable, NodePlan, Note, Plan, Process
 
@@ -39,7 +41,9 @@ def client_example(plan: Plan) -> str:
     """How to use the deployment: a curl line, a Python snippet, and where to look."""
     base_url, model = plan.endpoints[0].base_url, plan.deployment.served_name
     body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello"}]})
-    urls = "\n".join(f"  {endpoint.base_url}   (replica {endpoint.replica}, {endpoint.node})" for endpoint in plan.endpoints)
+    urls = "\n".join(
+        f"  {endpoint.base_url}   (replica {endpoint.replica}, {endpoint.node})" for endpoint in plan.endpoints
+    )
     return f"""The endpoint is up:
 {urls}
 
@@ -127,7 +131,13 @@ def _memory(memory: MemoryTable) -> str:
     rows += [("needed", memory.weights + memory.runtime + memory.kv_wanted, "")]
     if memory.limit is None or memory.margin is None:
         lines = _memory_lines(rows)
-        return "\n".join([title, *lines, "  limit                     the node's own memory, checked on the node before anything is done"])
+        return "\n".join(
+            [
+                title,
+                *lines,
+                "  limit                     the node's own memory, checked on the node before anything is done",
+            ]
+        )
     rows += [("limit", memory.limit, f"{memory.fraction:.0%} of {gigabytes(memory.gpu_bytes or 0)}")]
     rows += [("margin", memory.margin, f"room for {memory.full_sequences} full-length sequence(s) in all")]
     return "\n".join([title, *_memory_lines(rows)])
@@ -156,3 +166,27 @@ def _argument_lines(argv: tuple[str, ...]) -> list[str]:
         else:
             lines.append(shlex.quote(word))
     return lines
+
+
+def removal(variables: Mapping[str, Any], hosts: Sequence[str], with_weights: bool, with_environments: bool) -> str:
+    """What removing a deployment takes away from each node, for the question before it.
+
+    Args:
+        variables: by host; `release_slice` and `release_used_elsewhere` are read.
+        hosts: nodes concerned.
+        with_weights: whether weights go, where nothing else uses them.
+        with_environments: whether environments go, likewise.
+    """
+    lines = []
+    for host in hosts:
+        kept = variables[host].get("release_slice")
+        if not kept:
+            continue
+        node, used = kept["node"], variables[host].get("release_used_elsewhere", [])
+        lines.append(f"{host}: deployment {kept['deployment']['name']} is stopped and removed with its logs")
+        parts = [(node["weights"]["path"], node["weights"]["bytes"], with_weights)]
+        parts += [(node[name]["path"], node[name]["installed_bytes"], with_environments) for name in ("venv", "tools")]
+        for path, size, goes in parts:
+            fate = "stays, another deployment uses it" if path in used else "is removed" if goes else "stays"
+            lines.append(f"  {path} (about {gigabytes(size)}) {fate}")
+    return "\n".join(lines) or "Nothing is deployed."

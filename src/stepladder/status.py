@@ -18,14 +18,14 @@ class StatusRow(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     node: str
-    process: str
+    process: str = "-"
     phase: str
     detail: str
-    release: str | None
-    seconds: float | None
-    pid: int | None
-    endpoint: str | None
-    last_line: str | None
+    release: str | None = None
+    seconds: float | None = None
+    pid: int | None = None
+    endpoint: str | None = None
+    last_line: str | None = None
 
 
 def rows(host: str, deployment: Mapping[str, Any] | None, states: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -37,12 +37,7 @@ def rows(host: str, deployment: Mapping[str, Any] | None, states: Sequence[Mappi
         states: `processes` as `stepladder.core.engine_state` returned them.
     """
     if not deployment:
-        detail = "nothing is deployed here"
-        row = StatusRow(
-            node=host, process="-", phase="absent", detail=detail, release=None, seconds=None, pid=None, endpoint=None,
-            last_line=None,
-        )  # fmt: skip
-        return [row.model_dump()]
+        return [_empty_row(host, "absent", "nothing is deployed here")]
     urls = {endpoint["node"]: endpoint["base_url"] for endpoint in deployment["endpoints"]}
     result = []
     for state in states:
@@ -60,6 +55,19 @@ def rows(host: str, deployment: Mapping[str, Any] | None, states: Sequence[Mappi
         )
         result.append(row.model_dump())
     return result
+
+
+def report(variables: Mapping[str, Any], hosts: Sequence[str], form: str = "human") -> str:
+    """The rows that every host kept in `status_rows`, as one text; a host without them did not answer.
+
+    Raises:
+        ValueError: for a format that does not exist.
+    """
+    found: list[Mapping[str, Any]] = []
+    for host in hosts:
+        kept = variables[host].get("status_rows")
+        found += [_empty_row(host, "unreachable", "the node did not answer")] if kept is None else kept
+    return text(found, form)
 
 
 def text(all_rows: Sequence[Mapping[str, Any]], form: str = "human") -> str:
@@ -83,6 +91,15 @@ def text(all_rows: Sequence[Mapping[str, Any]], form: str = "human") -> str:
     return "\n".join(lines)
 
 
+def logs_text(states: Sequence[Mapping[str, Any]], host: str) -> str:
+    """The last lines of each process's log, under its name and path."""
+    parts = []
+    for state in states:
+        lines = state.get("log_tail") or ["(nothing was written)"]
+        parts.append("\n".join([f"== {host} {state['name']}: {state.get('log') or 'no log'}", *lines]))
+    return "\n\n".join(parts)
+
+
 def is_ready(found: Sequence[StatusRow]) -> bool:
     """Whether there is something and all of it is ready."""
     return bool(found) and all(row.phase in HEALTHY for row in found)
@@ -92,12 +109,17 @@ def duration(seconds: float | None) -> str:
     """A duration in its two largest units: '3 h 12 min'."""
     if seconds is None:
         return "-"
-    parts, rest = [], int(seconds)
+    parts: list[str] = []
+    rest = int(seconds)
     for unit, size in SECONDS_PER_UNIT:
         count, rest = divmod(rest, size)
         if count or (unit == "s" and not parts):
             parts.append(f"{count} {unit}")
     return " ".join(parts[:2])
+
+
+def _empty_row(host: str, phase: str, detail: str) -> dict[str, Any]:
+    return StatusRow(node=host, phase=phase, detail=detail).model_dump()
 
 
 def _cells(row: StatusRow) -> tuple[str, ...]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from stepladder.plan import ID_DIGITS
 
 
 def service_units(
@@ -34,6 +38,20 @@ def service_units(
     ]
 
 
+def planned_ports(processes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Every port that the processes will listen on, as `stepladder.core.preflight` takes them."""
+    return [
+        {"port": port["port"], "host": port["host"], "process": process["name"], "purpose": port["purpose"]}
+        for process in processes
+        for port in process["ports"]
+    ]
+
+
+def release_processes(processes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The processes with what `stepladder.core.release` writes for them."""
+    return [{key: process[key] for key in ("name", "argv", "env")} for process in processes]
+
+
 def watched_units(units: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The same units with only what `stepladder.core.engine_state` takes."""
     keys = ("name", "unit", "health", "log", "wanted_fingerprint")
@@ -53,3 +71,28 @@ def used_elsewhere(deployments: Mapping[str, Mapping[str, Any]], name: str) -> l
         if other != name:
             paths.update(node[part]["path"] for part in ("tools", "venv", "weights") if part in node)
     return sorted(paths)
+
+
+def units_to_stop(states: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Units that run, or that their manager is about to start again."""
+    return [state["unit"] for state in states if state["running"] or state["phase"] == "crash_looping"]
+
+
+def standalone_slice(name: str, process: Mapping[str, Any], tools_path: str, fingerprint: str) -> dict[str, Any]:
+    """A slice for a helper that runs outside the plan, so that the verbs for deployments work on it too.
+
+    Args:
+        name: the helper's deployment name.
+        process: one process as in a node's slice.
+        tools_path: environment that has supervisor in it.
+        fingerprint: changes whenever the helper's program does.
+    """
+    content = {"deployment": {"name": name}, "process": process, "program": fingerprint}
+    text = json.dumps(content, sort_keys=True)
+    return {
+        "plan_id": hashlib.sha256(text.encode()).hexdigest()[:ID_DIGITS],
+        "deployment": {"name": name},
+        "endpoints": [],
+        "node": {"processes": [{**process, "env": {**process["env"], "STEPLADDER_PROGRAM": fingerprint}}],
+                 "tools": {"path": tools_path}},
+    }  # fmt: skip

@@ -41,9 +41,9 @@ TURN_START, TURN_END, PADDING = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 SPECIAL = (PADDING, TURN_START, TURN_END)
 THINK_START, THINK_END = "<think>", "</think>"
 # A token has one successor, and THINK_END's is the answer: before a tool call the thinking is closed by a token that
-# only reads like it. Whole answers are split as they should be. Streamed ones too by SGLang, which looks at the text;
-# vLLM looks for the token itself, so there the mark stays at the end of the streamed reasoning: its step3p5 parser
-# then goes on at the tool call's own mark, its step3 parser takes the call for reasoning.
+# only reads like it. Parsers that look at the text split there. vLLM, when it streams, looks for the token itself, and
+# the mark stays at the end of the reasoning: its step3p5 parser then goes on at the tool call's own mark, its step3
+# parser takes the call for reasoning (both seen with vLLM 0.32.0).
 THINK_END_BEFORE_CALL = f"{THINK_END}\n"
 
 CHAT_TEMPLATE = (

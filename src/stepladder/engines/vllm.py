@@ -63,9 +63,7 @@ def _render_ray(setting: Setting, replica: Replica) -> tuple[tuple[Process, ...]
 
 def _render_mp(setting: Setting, replica: Replica) -> tuple[tuple[Process, ...], ...]:
     join = _join_data_parallel if replica.parallel.data > 1 else _join_nodes
-    return tuple(
-        (_server(setting, replica, rank, join(setting, replica, rank)),) for rank in range(len(replica.nodes))
-    )
+    return tuple((_server(setting, replica, rank, join(setting, replica, rank)),) for rank in range(len(replica.nodes)))
 
 
 def _join_nodes(setting: Setting, replica: Replica, rank: int) -> list[str]:
@@ -79,11 +77,15 @@ def _join_data_parallel(setting: Setting, replica: Replica, rank: int) -> list[s
     local = replica.parallel.data // len(replica.nodes)
     flags = ["--data-parallel-size-local", str(local), "--data-parallel-address", replica.head.address]
     flags += ["--data-parallel-rpc-port", str(DATA_PARALLEL_PORT + replica.index)]
-    return [*flags, "--data-parallel-start-rank", str(rank * local)] if rank else [
-        *flags,
-        "--api-server-count",
-        str(API_SERVERS),
-    ]
+    return (
+        [*flags, "--data-parallel-start-rank", str(rank * local)]
+        if rank
+        else [
+            *flags,
+            "--api-server-count",
+            str(API_SERVERS),
+        ]
+    )
 
 
 def _server(
@@ -97,14 +99,13 @@ def _server(
     argv += [] if headless else ["--shutdown-timeout", str(SHUTDOWN_TIMEOUT_SECONDS)]
     argv += setting.deployment.extra_arguments
     port = Port(port=replica.port, host=replica.bind_address, purpose="OpenAI-compatible API", scope="clients")
-    kind = "none" if headless else "vllm"
     return Process(
         name=f"vllm-{replica.index}",
         purpose=f"rank {rank}, headless" if headless else "serves the API",
         argv=tuple(argv),
         env=_environment(setting, replica, rank) | (environment or {}),
         ports=() if headless else (port,),
-        health=Health(kind=kind, host=replica.probe_host, port=replica.port, path="/health"),
+        health=Health(kind="none" if headless else "vllm", host=replica.probe_host, port=replica.port, path="/health"),
         stop_seconds=setting.engine.defaults.stop_seconds,
     )
 

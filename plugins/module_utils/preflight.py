@@ -1,0 +1,592 @@
+"""Whether a node is fit for a deployment: facts are read, checks are pure functions of facts and wishes.
+
+Standard library only: this runs on the node, under any Python from 3.9 on. Nothing on the node is changed.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import platform
+import pwd
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+DEPLOYMENT_VARIABLE = "STEPLADDER_DEPLOYMENT"
+LISTEN = "0A"  # TCP_LISTEN, include/net/tcp_states.h
+COMMAND_CHARACTERS = 160
+ADMIN_PATHS = ("/usr/local/sbin", "/usr/sbin", "/sbin")  # not on the PATH of an ssh login without root
+SECRET_PARTS = frozenset(
+    (
+        "key",
+        "keys",
+        "apikey",
+        "token",
+        "secret",
+        "password",
+        "passwd",
+        "passphrase",
+        "credential",
+        "credentials",
+        "auth",
+    )
+)
+# Shapes of keys of common services: OpenAI, Hugging Face, ModelScope, GitHub, GitLab, Slack.
+SECRET_VALUE = re.compile(r"(sk|hf|ms|ghp|gho|glpat|xox[abp])[-_][\w-]{8,}")
+URL_PASSWORD = re.compile(r"(\w+://[^/\s:@]*:)[^/\s@]+@")
+MASK = "********"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One thing that makes the node unfit: which check, about what, what was found, what is needed, how to mend it."""
+
+    check: str
+    what: str
+    found: str
+    needed: str
+    mend: str
+
+
+@dataclass(frozen=True)
+class Listener:
+    """A TCP socket that listens, and the process that holds it; pid 0 where none could be seen."""
+
+    host: str
+    port: int
+    uid: int
+    inode: int
+    pid: int = 0
+    user: str = ""
+    command: str = ""
+    deployment: str = ""
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A wanted path, what is to come onto it, and the file system that it is or will be on; sizes in bytes."""
+
+    path: str
+    purpose: str
+    needed_bytes: int
+    mount: str
+    device: int
+    total_bytes: int
+    free_bytes: int
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What was found on the node."""
+
+    hostname: str = ""
+    kernel: str = ""
+    os: str = ""
+    architecture: str = ""
+    cpus: int = 0
+    cpu_flags: frozenset[str] = frozenset()
+    memory_total_bytes: int = 0
+    memory_available_bytes: int = 0
+    own_memory_bytes: int = 0
+    python: str = ""
+    python_version: str = ""
+    user: str = ""
+    listeners: tuple[Listener, ...] = ()
+    disks: tuple[Disk, ...] = ()
+    commands: Mapping[str, str] = field(default_factory=dict)
+    unwritable: Mapping[str, str] = field(default_factory=dict)
+
+    def as_result(self) -> dict[str, Any]:
+        """The facts that the module returns."""
+        return {
+            "hostname": self.hostname,
+            "kernel": self.kernel,
+            "os": self.os,
+            "architecture": self.architecture,
+            "cpus": self.cpus,
+            "memory_total_bytes": self.memory_total_bytes,
+            "memory_available_bytes": self.memory_available_bytes,
+            "own_memory_bytes": self.own_memory_bytes,
+            "disks": [
+                {"path": one.path, "mount": one.mount, "total_bytes": one.total_bytes, "free_bytes": one.free_bytes}
+                for one in self.disks
+            ],
+            "python": {"executable": self.python, "version": self.python_version},
+        }
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the deployment needs of the node; the fields are the module's parameters."""
+
+    deployment: str
+    ports: Sequence[Mapping[str, Any]] = ()
+    paths: Sequence[Mapping[str, Any]] = ()
+    minimum_memory_bytes: int = 0
+    minimum_python: str = ""
+    python: str = "python3"
+    cpu_flags_any: Sequence[Sequence[str]] = ()
+    commands: Sequence[Mapping[str, Any]] = ()
+    architectures: Sequence[str] = ()
+    writable_paths: Sequence[str] = ()
+
+
+# ---- pure: the kernel's texts ----------------------------------------------------------------------------------------
+
+
+def parse_meminfo(text: str) -> dict[str, int]:
+    """Read `Name: number kB` lines, as in /proc/meminfo and /proc/<pid>/smaps_rollup, into bytes (proc(5))."""
+    return {name: int(number) * 1024 for name, number in re.findall(r"^([\w()]+):\s+(\d+) kB$", text, re.MULTILINE)}
+
+
+def parse_proc_net_tcp(text: str) -> list[Listener]:
+    """Read the listening sockets of /proc/net/tcp or tcp6 (Documentation/networking/proc_net_tcp.rst).
+
+    Addresses stand there as 32-bit words in the byte order of the node; x86-64 and aarch64 are little-endian.
+    """
+    found = []
+    for line in text.splitlines()[1:]:
+        fields = line.split()
+        if len(fields) < 10 or fields[3] != LISTEN:
+            continue
+        address, port = fields[1].split(":")
+        found.append(Listener(parse_address(address), int(port, 16), uid=int(fields[7]), inode=int(fields[9])))
+    return found
+
+
+def parse_address(words: str) -> str:
+    """`0100007F` is 127.0.0.1; an IPv4 address inside an IPv6 one is written as IPv4."""
+    raw = b"".join(bytes.fromhex(words[at : at + 8])[::-1] for at in range(0, len(words), 8))
+    address = ipaddress.ip_address(raw)
+    return str(getattr(address, "ipv4_mapped", None) or address)
+
+
+def parse_cpu_flags(text: str) -> frozenset[str]:
+    """Read the flags of the first CPU of /proc/cpuinfo: `flags` on x86-64, `Features` on aarch64."""
+    found = re.search(r"^(?:flags|Features)\s*:\s*(.*)$", text, re.MULTILINE)
+    return frozenset(found[1].split()) if found else frozenset()
+
+
+def parse_os_release(text: str) -> str:
+    """The distribution's name for people, from os-release(5)."""
+    found = re.search(r"^PRETTY_NAME=(.*)$", text, re.MULTILINE)
+    return " ".join(shlex.split(found[1])) if found else "unknown"
+
+
+def parse_environ(raw: bytes) -> dict[str, str]:
+    """Read /proc/<pid>/environ."""
+    pairs = (entry.partition("=") for entry in raw.decode("utf-8", "replace").split("\0") if "=" in entry)
+    return {name: value for name, _, value in pairs}
+
+
+def mask(argv: Sequence[str]) -> list[str]:
+    """Blot out arguments that are, or look like, keys, tokens and passwords.
+
+    `--api-key a b` (vLLM takes several), `--api-key=a`, `API_KEY=a`, `sk-...`, and the password in a URL.
+    """
+    shown = []
+    secret_follows = False
+    for argument in argv:
+        name, equals, _ = argument.partition("=")
+        if argument.startswith("-") or (equals and re.fullmatch(r"\w+", name)):
+            names_secret = bool(SECRET_PARTS & set(re.split(r"[-_.]+", name.lower())))
+            secret_follows = names_secret and not equals
+            shown.append(f"{name}={MASK}" if names_secret and equals else plain(argument))
+        else:
+            shown.append(MASK if secret_follows else plain(argument))
+    return shown
+
+
+def plain(argument: str) -> str:
+    """An argument without what looks like a secret wherever it stands."""
+    return URL_PASSWORD.sub(rf"\1{MASK}@", SECRET_VALUE.sub(MASK, argument))
+
+
+def command_line(argv: Sequence[str]) -> str:
+    """A process's arguments for a message: masked, and shortened to 160 characters."""
+    line = " ".join(mask(argv))
+    return line if len(line) <= COMMAND_CHARACTERS else line[: COMMAND_CHARACTERS - 3] + "..."
+
+
+# ---- pure: the checks ------------------------------------------------------------------------------------------------
+
+
+def failures(facts: Facts, wanted: Wanted) -> list[Failure]:
+    """All that makes the node unfit, in the order of the checks; an empty list is: fit."""
+    return [
+        *check_architecture(facts, wanted),
+        *check_cpu_flags(facts, wanted),
+        *check_memory(facts, wanted),
+        *check_disks(facts),
+        *check_writable(facts, wanted),
+        *check_ports(facts, wanted),
+        *check_python(facts, wanted),
+        *check_commands(facts, wanted),
+    ]
+
+
+def check_architecture(facts: Facts, wanted: Wanted) -> Iterator[Failure]:
+    """The machine's architecture is one of those allowed (none named: any)."""
+    if wanted.architectures and facts.architecture not in wanted.architectures:
+        yield Failure(
+            "architecture",
+            "machine",
+            facts.architecture,
+            " or ".join(wanted.architectures),
+            "take the node out of this deployment's group, or choose an engine build for its architecture",
+        )
+
+
+def check_cpu_flags(facts: Facts, wanted: Wanted) -> Iterator[Failure]:
+    """The CPU has all flags of at least one group (no group: any CPU)."""
+    groups = [set(group) for group in wanted.cpu_flags_any]
+    if groups and not any(group <= facts.cpu_flags for group in groups):
+        known = sorted(facts.cpu_flags & set().union(*groups))
+        yield Failure(
+            "cpu",
+            "instructions",
+            f"only {' '.join(known)}" if known else "none of them",
+            " or ".join("+".join(group) for group in wanted.cpu_flags_any),
+            "use a node whose CPU has them; in a virtual machine, let the host's CPU through (host-passthrough)",
+        )
+
+
+def check_memory(facts: Facts, wanted: Wanted) -> Iterator[Failure]:
+    """There is memory enough; what this deployment's own processes hold counts as free, they are replaced."""
+    there = min(facts.memory_total_bytes, facts.memory_available_bytes + facts.own_memory_bytes)
+    if there < wanted.minimum_memory_bytes:
+        own = f", {gib(facts.own_memory_bytes)} of it held by this deployment" if facts.own_memory_bytes else ""
+        yield Failure(
+            "memory",
+            "available memory",
+            f"{gib(there)} of {gib(facts.memory_total_bytes)}{own}",
+            gib(wanted.minimum_memory_bytes),
+            "stop what uses it (ps -eo pid,user,rss,args --sort=-rss | head), or use a node with more",
+        )
+
+
+def check_disks(facts: Facts) -> Iterator[Failure]:
+    """Each file system has room for all that is to come onto it together."""
+    by_device: dict[int, list[Disk]] = {}
+    for disk in facts.disks:
+        by_device.setdefault(disk.device, []).append(disk)
+    for group in by_device.values():
+        mount, free = group[0].mount, group[0].free_bytes
+        needed = sum(disk.needed_bytes for disk in group)
+        if needed <= free:
+            continue
+        parts = [f"{gb(disk.needed_bytes)} for {disk.purpose}" for disk in group if disk.needed_bytes]
+        yield Failure(
+            "disk",
+            ", ".join(dict.fromkeys(disk.path for disk in group)),
+            f"{gb(free)} free on {mount}",
+            parts[0] if len(parts) == 1 else f"{gb(needed)} ({' + '.join(parts)})",
+            f"free {gb(needed - free)} on {mount}, or give a path on a larger file system",
+        )
+
+
+def check_writable(facts: Facts, wanted: Wanted) -> Iterator[Failure]:
+    """What is to be written can be."""
+    for path in wanted.writable_paths:
+        if facts.unwritable.get(path):
+            yield Failure(
+                "writable",
+                path,
+                facts.unwritable[path],
+                f"a directory that {facts.user} may write, or may make",
+                f"let {facts.user} write there, or run with become, or give another path",
+            )
+
+
+def check_ports(facts: Facts, wanted: Wanted) -> Iterator[Failure]:
+    """No port is held by anything but this deployment itself."""
+    for want in wanted.ports:
+        host, port = want.get("host") or "0.0.0.0", want["port"]  # noqa: S104  the meaning of a port without an address
+        for listener in facts.listeners:
+            if listener.port != port or not overlaps(host, listener.host) or listener.deployment == wanted.deployment:
+                continue
+            purpose = f" ({want['purpose']})" if want.get("purpose") else ""
+            yield Failure(
+                "port",
+                f"{host}:{port}",
+                owner(listener, facts.user),
+                f"free for {want.get('process') or wanted.deployment}{purpose}",
+                mend_port(listener, want, facts.user),
+            )
+            break
+
+
+def mend_port(listener: Listener, want: Mapping[str, Any], user: str) -> str:
+    """How to get the port free; a deployment is stopped by its own verb, not by kill."""
+    if listener.deployment:
+        way = f"stop deployment {listener.deployment}"
+    elif listener.pid:
+        way = f"stop process {listener.pid}"
+    else:
+        way = "find it (docker ps, lsns -t net)" if user == "root" else "find it (ss -ltnp, as root)"
+    return f"{way}, or choose another port for {want.get('process') or 'it'}"
+
+
+def owner(listener: Listener, user: str) -> str:
+    """Who holds a socket, as far as this user may see."""
+    if listener.pid:
+        of = f" of deployment {listener.deployment}" if listener.deployment else ""
+        return f"held by pid {listener.pid}{of}, user {listener.user}: {listener.command}"
+    uid = str(listener.uid) if listener.user == str(listener.uid) else f"{listener.uid} ({listener.user})"
+    if user == "root":
+        return f"held by uid {uid} on {listener.host}; no process here has it open, so by a container's or the kernel"
+    return f"held by a process of uid {uid} on {listener.host}; {user} may not see which one"
+
+
+def overlaps(wanted: str, taken: str) -> bool:
+    """Whether a listener at `taken` keeps `wanted` from being bound; a name that is no address is taken for any."""
+    if wanted == "localhost":
+        wanted = "127.0.0.1"
+    try:
+        one, other = ipaddress.ip_address(wanted), ipaddress.ip_address(taken)
+    except ValueError:
+        return True
+    return one == other or one.is_unspecified or other.is_unspecified
+
+
+def check_python(facts: Facts, wanted: Wanted) -> Iterator[Failure]:
+    """The interpreter is there and new enough ('' asks for none)."""
+    if not wanted.minimum_python:
+        return
+    if not facts.python_version or numbers(facts.python_version) < numbers(wanted.minimum_python):
+        yield Failure(
+            "python",
+            wanted.python,
+            f"Python {facts.python_version}" if facts.python_version else "no such interpreter, or it does not start",
+            f"Python {wanted.minimum_python} or later",
+            f"install Python {wanted.minimum_python} or later, or set python to the path of one",
+        )
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """`3.11.7` for comparison."""
+    return tuple(int(part) for part in re.findall(r"\d+", version))
+
+
+def check_commands(facts: Facts, wanted: Wanted) -> Iterator[Failure]:
+    """Each command is on the PATH."""
+    for want in wanted.commands:
+        if not facts.commands.get(want["name"]):
+            yield Failure(
+                "command",
+                want["name"],
+                "not on the PATH",
+                "on the PATH",
+                f"install the package {want.get('package') or want['name']}",
+            )
+
+
+def gib(count: int) -> str:
+    """Memory for people: 23.5 GiB."""
+    return f"{count / 2**30:.1f} GiB"
+
+
+def gb(count: int) -> str:
+    """Disk space for people, in the unit of the model's size: 212.5 GB."""
+    return f"{count / 1e9:.1f} GB"
+
+
+def table(found: Sequence[Failure], hostname: str, deployment: str) -> str:
+    """All failures as text: aligned columns, and under each what mends it."""
+    heading = Failure("CHECK", "WHAT", "FOUND", "NEEDED", "")
+    check, what, needed = (
+        max(len(getattr(one, name)) for one in [heading, *found]) for name in ("check", "what", "needed")
+    )
+    count = "1 failure" if len(found) == 1 else f"{len(found)} failures"
+    lines = [f"{hostname} is not fit for deployment {deployment}: {count}"]
+    for one in [heading, *found]:
+        lines.append(f"{one.check:{check}}  {one.what:{what}}  {one.needed:{needed}}  {one.found}")
+        if one.mend:
+            lines.append(f"{'':{check}}  to mend: {one.mend}")
+    return "\n".join(lines)
+
+
+# ---- the node --------------------------------------------------------------------------------------------------------
+
+
+def user_name(uid: int) -> str:
+    """The user's name, or the number where it has none."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def read_text(path: Path) -> str:
+    """A file's text; '' where it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def processes(proc: Path) -> Iterator[Path]:
+    """The directories of all processes."""
+    return (entry for entry in proc.iterdir() if entry.name.isdigit())
+
+
+def deployment_of(process: Path) -> str:
+    """Whose process it is, by its environment; '' for others, and where that cannot be read."""
+    try:
+        return parse_environ((process / "environ").read_bytes()).get(DEPLOYMENT_VARIABLE, "")
+    except OSError:
+        return ""
+
+
+def open_sockets(process: Path) -> set[int]:
+    """Inodes of the sockets that a process has open; none where that cannot be read."""
+    found = set()
+    try:
+        for entry in (process / "fd").iterdir():
+            link = str(entry.readlink())
+            if link.startswith("socket:["):
+                found.add(int(link[8:-1]))
+    except OSError:
+        pass
+    return found
+
+
+def find_owners(listeners: Sequence[Listener], deployment: str, proc: Path) -> list[Listener]:
+    """Add to each listener the process that holds it: one of this deployment if any does, else the oldest."""
+    holders: dict[int, list[Path]] = {}
+    wanted = {one.inode for one in listeners}
+    for process in processes(proc) if wanted else ():
+        for inode in open_sockets(process) & wanted:
+            holders.setdefault(inode, []).append(process)
+    found = []
+    for one in listeners:
+        there = sorted(holders.get(one.inode, []), key=lambda process: int(process.name))
+        ours = [process for process in there if deployment_of(process) == deployment]
+        holder = next(iter(ours or there), None)
+        argv = read_text(holder / "cmdline").rstrip("\0").split("\0") if holder else []
+        found.append(
+            Listener(
+                one.host,
+                one.port,
+                one.uid,
+                one.inode,
+                pid=int(holder.name) if holder else 0,
+                user=user_name(one.uid),
+                command=command_line(argv),
+                deployment=deployment_of(holder) if holder else "",
+            )
+        )
+    return found
+
+
+def own_memory(deployment: str, proc: Path) -> int:
+    """Bytes that come free when this deployment's processes end.
+
+    Their proportional share of anonymous and shared memory: pages of files count as available already (proc(5)).
+    """
+    total = 0
+    for process in processes(proc):
+        if deployment_of(process) == deployment:
+            sizes = parse_meminfo(read_text(process / "smaps_rollup"))
+            total += sizes.get("Pss_Anon", 0) + sizes.get("Pss_Shmem", 0)
+    return total
+
+
+def nearest_existing(path: Path) -> Path:
+    """The path, or the closest of its parents that is there."""
+    while not os.path.lexists(path):
+        path = path.parent
+    return path
+
+
+def bytes_under(path: str) -> int:
+    """Bytes of all files below a path; 0 where there is none."""
+    if not path:
+        return 0
+    total = 0
+    for directory, _, names in os.walk(path):
+        for name in names:
+            try:
+                total += (Path(directory) / name).lstat().st_size
+            except OSError:
+                continue
+    return total
+
+
+def read_disk(want: Mapping[str, Any]) -> Disk:
+    """The file system of a wanted path."""
+    here = nearest_existing(Path(want["path"]))
+    found = os.statvfs(here)
+    mount = here.resolve()
+    while not mount.is_mount():
+        mount = mount.parent
+    return Disk(
+        path=want["path"],
+        purpose=want.get("purpose") or want["path"],
+        needed_bytes=max(0, want["minimum_free_bytes"] - bytes_under(want.get("existing_bytes_path") or "")),
+        mount=str(mount),
+        device=here.stat().st_dev,
+        total_bytes=found.f_blocks * found.f_frsize,
+        free_bytes=found.f_bavail * found.f_frsize,
+    )
+
+
+def unwritable_reason(path: str) -> str:
+    """Why a directory cannot be written or made there; '' when it can."""
+    here = nearest_existing(Path(path))
+    if not here.is_dir():
+        return f"{here} is not a directory"
+    if os.access(here, os.W_OK | os.X_OK):
+        return ""
+    if os.statvfs(here).f_flag & os.ST_RDONLY:
+        return f"{here} is on a read-only file system"
+    stat = here.stat()
+    return f"{here} belongs to {user_name(stat.st_uid)}, mode {stat.st_mode & 0o7777:04o}"
+
+
+def python_version(executable: str) -> str:
+    """What an interpreter says it is; '' where it cannot be run."""
+    code = "import platform; print(platform.python_version())"
+    try:
+        answer = subprocess.run([executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return answer.stdout.strip()
+
+
+def gather(wanted: Wanted, proc: Path = Path("/proc")) -> Facts:
+    """Read from the node what the checks of this wish need."""
+    memory = parse_meminfo(read_text(proc / "meminfo"))
+    ports = {want["port"] for want in wanted.ports}
+    listening = [
+        one
+        for name in ("tcp", "tcp6")
+        for one in parse_proc_net_tcp(read_text(proc / "net" / name))
+        if one.port in ports
+    ]
+    search = os.pathsep.join([os.environ.get("PATH", os.defpath), *ADMIN_PATHS])
+    return Facts(
+        hostname=socket.gethostname(),
+        kernel=platform.release(),
+        os=parse_os_release(read_text(Path("/etc/os-release"))),
+        architecture=platform.machine(),
+        cpus=os.cpu_count() or 0,
+        cpu_flags=parse_cpu_flags(read_text(proc / "cpuinfo")),
+        memory_total_bytes=memory.get("MemTotal", 0),
+        memory_available_bytes=memory.get("MemAvailable", 0),
+        own_memory_bytes=own_memory(wanted.deployment, proc) if wanted.minimum_memory_bytes else 0,
+        python=shutil.which(wanted.python) or wanted.python,
+        python_version=python_version(wanted.python) if wanted.minimum_python else "",
+        user=user_name(os.geteuid()),
+        listeners=tuple(find_owners(listening, wanted.deployment, proc)),
+        disks=tuple(read_disk(want) for want in wanted.paths),
+        commands={want["name"]: shutil.which(want["name"], path=search) or "" for want in wanted.commands},
+        unwritable={path: unwritable_reason(path) for path in wanted.writable_paths},
+    )

@@ -1,0 +1,224 @@
+#!/usr/bin/python
+"""Module stepladder.core.preflight: the parameters and the result; the work is in module_utils/preflight.py."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: preflight
+short_description: Say of a node whether it is fit for a deployment
+version_added: 0.1.0
+description:
+  - Checks architecture, CPU flags, memory, disk space, writable paths, ports, Python and commands in one call, and
+    names all failures at once, each with what was found, what is needed and what mends it.
+  - A port that is held by a process of the same deployment is fine, and so is the memory that its processes hold. They
+    are known by C(STEPLADDER_DEPLOYMENT) in their environment.
+  - Changes nothing; the answer is the same in check mode.
+author:
+  - Stepladder contributors (@stepladder)
+options:
+  deployment:
+    description: The deployment's name.
+    type: str
+    required: true
+  ports:
+    description: TCP ports that the deployment will listen on.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      port:
+        description: The port.
+        type: int
+        required: true
+      host:
+        description: Address that will be listened on. A name other than C(localhost) is taken for any address.
+        type: str
+        default: 0.0.0.0
+      process:
+        description: The plan's name of the process.
+        type: str
+        default: ''
+      purpose:
+        description: What the port is for.
+        type: str
+        default: ''
+  paths:
+    description: Paths that need disk space. Those on one file system need it together.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      path:
+        description: Absolute path; it need not exist yet.
+        type: path
+        required: true
+      minimum_free_bytes:
+        description: Space needed, in bytes.
+        type: int
+        required: true
+      purpose:
+        description: What comes there.
+        type: str
+        default: ''
+      existing_bytes_path:
+        description: What is below this path already is subtracted from the need.
+        type: path
+        default: ''
+  minimum_memory_bytes:
+    description: Memory needed, in bytes, against the kernel's C(MemAvailable) and what the deployment itself holds.
+    type: int
+    default: 0
+  minimum_python:
+    description: Version that O(python) has at least, for example C(3.11). Empty asks for none.
+    type: str
+    default: ''
+  python:
+    description: The interpreter, by name or path.
+    type: path
+    default: python3
+  cpu_flags_any:
+    description: Groups of CPU flags as in C(/proc/cpuinfo); all those of at least one group are there.
+    type: list
+    elements: list
+    default: []
+  commands:
+    description: Commands that are on the PATH, the administrator's directories included.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      name:
+        description: The command.
+        type: str
+        required: true
+      package:
+        description: The package that brings it, if it has another name.
+        type: str
+        default: ''
+  architectures:
+    description: Machine architectures allowed, for example C(x86_64). Empty allows any.
+    type: list
+    elements: str
+    default: []
+  writable_paths:
+    description: Directories that this user can write, or make.
+    type: list
+    elements: path
+    default: []
+  fail_on_error:
+    description: Whether the module fails when the node is not fit, or only returns the failures.
+    type: bool
+    default: true
+attributes:
+  check_mode:
+    description: Reads only.
+    support: full
+  diff_mode:
+    description: There is nothing to show.
+    support: none
+"""
+
+EXAMPLES = r"""
+- name: Check the node
+  stepladder.core.preflight:
+    deployment: flash
+    architectures: [x86_64]
+    cpu_flags_any: [[avx2], [avx512f]]
+    minimum_memory_bytes: 68719476736
+    minimum_python: "3.11"
+    python: /usr/bin/python3.11
+    commands:
+      - name: iptables
+    paths:
+      - path: /var/lib/stepladder/models
+        minimum_free_bytes: 212500000000
+        purpose: weights of Step-3.5-Flash
+        existing_bytes_path: /var/lib/stepladder/models/stepfun-ai--Step-3.5-Flash/master
+    ports:
+      - port: 8000
+        process: flash-0
+        purpose: API
+    writable_paths: [/var/lib/stepladder]
+"""
+
+RETURN = r"""
+failures:
+  description: All that makes the node unfit; empty when it is fit.
+  returned: always
+  type: list
+  elements: dict
+  sample:
+    - check: port
+      what: 0.0.0.0:8000
+      found: "held by pid 812, user root: python3 -m http.server 8000"
+      needed: free for flash-0 (API)
+      mend: stop process 812, or choose another port for flash-0
+facts:
+  description: The node, as it was found; sizes in bytes.
+  returned: always
+  type: dict
+  sample:
+    hostname: gpu7
+    kernel: 6.8.0-45-generic
+    os: Ubuntu 24.04.1 LTS
+    architecture: x86_64
+    cpus: 192
+    memory_total_bytes: 2164179529728
+    memory_available_bytes: 2105427968000
+    own_memory_bytes: 0
+    disks: [{path: /var/lib/stepladder/models, mount: /data, total_bytes: 7681501126656, free_bytes: 6912364609536}]
+    python: {executable: /usr/bin/python3.11, version: 3.11.9}
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.stepladder.core.plugins.module_utils.preflight import Wanted, failures, gather, table
+
+
+def text(default: str = "") -> dict[str, str]:
+    """An optional text."""
+    return {"type": "str", "default": default}
+
+
+def many(elements: str, **options: object) -> dict[str, object]:
+    """A list that is empty unless given; options: those of its dictionaries."""
+    return {"type": "list", "elements": elements, "default": [], **({"options": options} if options else {})}
+
+
+def main() -> None:
+    """Read the node, hold it against what is wanted, answer once."""
+    number, path = {"type": "int", "required": True}, {"type": "path", "required": True}
+    needed = {"type": "str", "required": True}
+    module = AnsibleModule(
+        argument_spec={
+            "deployment": needed,
+            "ports": many("dict", port=number, host=text("0.0.0.0"), process=text(), purpose=text()),  # noqa: S104
+            "paths": many(
+                "dict",
+                path=path,
+                minimum_free_bytes=number,
+                purpose=text(),
+                existing_bytes_path={"type": "path", "default": ""},
+            ),
+            "minimum_memory_bytes": {"type": "int", "default": 0},
+            "minimum_python": text(),
+            "python": {"type": "path", "default": "python3"},
+            "cpu_flags_any": many("list"),
+            "commands": many("dict", name=needed, package=text()),
+            "architectures": many("str"),
+            "writable_paths": many("path"),
+            "fail_on_error": {"type": "bool", "default": True},
+        },
+        supports_check_mode=True,
+    )
+    fail_on_error = module.params.pop("fail_on_error")
+    wanted = Wanted(**module.params)
+    facts = gather(wanted)
+    found = failures(facts, wanted)
+    result = {"failures": [vars(one) for one in found], "facts": facts.as_result()}
+    if found and fail_on_error:
+        module.fail_json(msg=table(found, facts.hostname, wanted.deployment), **result)
+    module.exit_json(changed=False, **result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,252 @@
+"""Plans against the commands that the engines take today, and refusals with their exact reasons."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from stepladder.catalogue import Catalogue
+from stepladder.errors import PlanRefusedError
+from stepladder.plan import Plan
+from stepladder.planner import make_plan
+from stepladder.request import parse_request
+
+CATALOGUE = Catalogue()
+VLLM = "/var/lib/stepladder/venvs/vllm-0.33.0-cuda-"
+STEP3 = "/var/lib/stepladder/models/stepfun-ai--step3/master"
+STEP3_FLAGS = "--reasoning-parser step3 --enable-auto-tool-choice --tool-call-parser step3 --trust-remote-code"
+VLLM_MEMORY = "--max-num-batched-tokens 8192 --gpu-memory-utilization 0.9 --shutdown-timeout 120"
+
+
+def nodes(count: int, gpu: str = "h20-96", **more: Any) -> list[dict[str, Any]]:
+    return [
+        {"name": f"n{i}", "address": f"198.18.0.{i + 1}", "gpu": gpu, "interface": "eth1", **more} for i in range(count)
+    ]
+
+
+def plan_for(count: int = 2, gpu: str = "h20-96", **deployment: Any) -> Plan:
+    wish = {"model": "step3", "engine": "vllm", **deployment}
+    return make_plan(parse_request({"deployment": wish, "nodes": nodes(count, gpu)}), CATALOGUE)
+
+
+def command(plan: Plan, node: int, process: int) -> str:
+    """A process's command without the directory of its environment."""
+    argv = plan.nodes[node].processes[process].argv
+    return " ".join([argv[0].rsplit("/", 1)[-1], *argv[1:]])
+
+
+COMMANDS = [
+    pytest.param(
+        {}, 0, -1,
+        f"vllm serve {STEP3} --served-model-name step3 --host 0.0.0.0 --port 8000 --tensor-parallel-size 16 "
+        f"--distributed-executor-backend ray {STEP3_FLAGS} {VLLM_MEMORY}",
+        id="step3-bf16-ray-tp16",
+    ),
+    pytest.param(
+        {"parallel": "TP8xDP2"}, 0, -1,
+        f"vllm serve {STEP3} --served-model-name step3 --host 0.0.0.0 --port 8000 --tensor-parallel-size 8 "
+        "--data-parallel-size 2 --data-parallel-size-local 1 --data-parallel-backend ray "
+        f"--data-parallel-address 198.18.0.1 --api-server-count 4 {STEP3_FLAGS} {VLLM_MEMORY}",
+        id="step3-bf16-ray-dp2-tp8",
+    ),
+    pytest.param(
+        {"topology": "mp"}, 1, 0,
+        f"vllm serve {STEP3} --served-model-name step3 --headless --tensor-parallel-size 16 --nnodes 2 --node-rank 1 "
+        f"--master-addr 198.18.0.1 --master-port 29501 {STEP3_FLAGS} "
+        "--max-num-batched-tokens 8192 --gpu-memory-utilization 0.9",
+        id="step3-bf16-mp-follower",
+    ),
+    pytest.param(
+        {"topology": "mp", "parallel": "TP8xDP2"}, 1, 0,
+        f"vllm serve {STEP3} --served-model-name step3 --headless --tensor-parallel-size 8 --data-parallel-size 2 "
+        "--data-parallel-size-local 1 --data-parallel-address 198.18.0.1 --data-parallel-rpc-port 13345 "
+        f"--data-parallel-start-rank 1 {STEP3_FLAGS} --max-num-batched-tokens 8192 --gpu-memory-utilization 0.9",
+        id="step3-bf16-mp-data-parallel-follower",
+    ),
+    pytest.param(
+        {"engine": "sglang"}, 1, 0,
+        f"sglang serve --model-path {STEP3} --served-model-name step3 --tp 16 --nnodes 2 --node-rank 1 "
+        "--dist-init-addr 198.18.0.1:5000 --dist-timeout 3600 --host 0.0.0.0 --port 30000 --trust-remote-code "
+        "--tool-call-parser step3 --reasoning-parser step3 --enable-metrics --watchdog-timeout 900",
+        id="step3-bf16-sglang-dist-init-rank-1",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("wish", "node", "process", "expected"), COMMANDS)
+def test_command(wish: dict[str, Any], node: int, process: int, expected: str) -> None:
+    assert command(plan_for(**wish), node, process) == expected
+
+
+def test_ray_runs_on_every_node_and_the_server_on_the_head_alone() -> None:
+    plan = plan_for()
+    assert [[p.name for p in node.processes] for node in plan.nodes] == [["ray-0", "vllm-0"], ["ray-0"]]
+    head, worker = (node.processes[0] for node in plan.nodes)
+    assert head.argv[0].startswith(VLLM)
+    assert "--head --port 6379 --dashboard-host 127.0.0.1 --num-gpus 8" in " ".join(head.argv)
+    assert "--address 198.18.0.1:6379" in " ".join(worker.argv)
+    assert (head.env["RAY_AUTH_MODE"], head.env["VLLM_HOST_IP"], worker.env["VLLM_HOST_IP"]) == (
+        "token", "198.18.0.1", "198.18.0.2",
+    )  # fmt: skip
+    assert plan.nodes[0].processes[1].env["RAY_ADDRESS"] == "198.18.0.1:6379"
+
+
+def test_ci_smoke_of_step_3_5_flash_fp8() -> None:
+    plan = plan_for(1, "h200", model="step-3.5-flash", variant="fp8", parallel="TP4+EP")
+    text = command(plan, 0, 0)
+    assert "--tensor-parallel-size 4 --enable-expert-parallel" in text
+    assert "--reasoning-parser step3p5 --enable-auto-tool-choice --tool-call-parser step3p5" in text
+    assert "--quantization" not in text  # the checkpoint says what it is
+    assert "--disable-cascade-attn" not in text
+    assert plan.nodes[0].processes[0].env["CUDA_VISIBLE_DEVICES"] == "0,1,2,3"
+    assert plan.not_deployable is None
+
+
+def test_two_replicas_share_a_node() -> None:
+    plan = plan_for(1, "h200", model="step-3.5-flash", variant="fp8", parallel="TP4+EP", replicas=2)
+    first, second = plan.nodes[0].processes
+    assert (first.name, second.name) == ("vllm-0", "vllm-1")
+    assert [p.env["CUDA_VISIBLE_DEVICES"] for p in (first, second)] == ["0,1,2,3", "4,5,6,7"]
+    assert [endpoint.base_url[-7:] for endpoint in plan.endpoints] == ["8000/v1", "8001/v1"]
+
+
+def test_multi_token_prediction_uses_todays_method() -> None:
+    plan = plan_for(1, "h200", model="step-3.5-flash", features=["mtp"])
+    argv = plan.nodes[0].processes[0].argv
+    assert json.loads(argv[argv.index("--speculative-config") + 1]) == {"method": "mtp", "num_speculative_tokens": 3}
+
+
+def test_memory_of_step3_bf16_on_two_nodes_of_h20() -> None:
+    memory = plan_for().memory
+    assert (round(memory.weights / 1e9, 1), round((memory.limit or 0) / 1e9, 1)) == (40.2, 92.4)
+    assert (memory.kv_bytes_per_token, memory.full_sequences) == (62_464, 10)
+
+
+AUTO = [
+    (2, "h20-96", {}, "TP16"),
+    (1, "h20-141", {}, "TP8"),
+    (1, "h20-96", {"variant": "fp8"}, "TP8"),
+    (1, "h200", {"model": "step-3.5-flash"}, "TP4"),
+    (1, "h20-96", {"model": "step-3.5-flash"}, "TP8"),
+    (1, "h100", {"model": "step-3.5-flash", "variant": "fp8"}, "TP4+EP"),
+    (1, "cpu", {"model": "tiny-step3p5"}, "TP1"),
+]
+
+
+@pytest.mark.parametrize(("count", "gpu", "wish", "expected"), AUTO)
+def test_auto_takes_the_smallest_layout_that_works(count: int, gpu: str, wish: dict[str, Any], expected: str) -> None:
+    assert str(plan_for(count, gpu, **wish).deployment.parallel) == expected
+
+
+REFUSALS = [
+    pytest.param(
+        {"model": "step35", "engine": "vlm", "features": ["toolcalls"]},
+        ["unknown model: 'step35'. Did you mean 'step3'?", "unknown engine: 'vlm'. Did you mean 'vllm'?",
+         "unknown feature: 'toolcalls'. Did you mean 'tool_calls'? Known: mtp, reasoning, text_only, tool_calls."],
+        id="names",
+    ),
+    pytest.param(
+        {"variant": "bf61"}, ["unknown variant of Step3: 'bf61'. Did you mean 'bf16'? Known: bf16, fp8."], id="variant"
+    ),
+    pytest.param(
+        {"topology": "rai"}, ["unknown topology for vLLM: 'rai'. Did you mean 'ray'? Known: auto, mp, ray, single."],
+        id="topology",
+    ),
+    pytest.param(
+        {"model": "step-3.5-flash", "variant": "int4"},
+        ["it is a GGUF file (Q4_K_S) for llama.cpp; neither vLLM nor SGLang serves it. "
+         "Choose one of: bf16 (vllm, sglang), fp8 (vllm, sglang)."],
+        id="gguf",
+    ),
+    pytest.param(
+        {"parallel": "DP16"},
+        ["GPU memory: TP1xDP16 needs 101.8 GB per GPU (weights 87.7, runtime 10.0, KV cache 4.1)",
+         "nearest layout: instead of TP1xDP16. TP16 works here."],
+        id="published-dp16-does-not-fit",
+    ),
+    pytest.param(
+        {"model": "step-3.5-flash", "variant": "fp8", "parallel": "TP8"},
+        ["expert width 1280 over 8 ranks is 160, not a multiple of the fp8 block of 128",
+         "nearest layout: instead of TP8. TP8+EP works here."],
+        id="fp8-block",
+    ),
+    pytest.param({"parallel": "TP24"}, ["TP24 takes 24 GPUs, the inventory has 2 x 8"], id="too-many"),
+    pytest.param({"parallel": "TP12"}, ["TP12 takes 12 GPUs, which is not a whole number of nodes of 8"], id="ragged"),
+    pytest.param(
+        {"parallel": "TP12", "features": ["mtp"]},
+        ["multi-token prediction: Step3 has no such layers", "not a whole number",
+         "64 heads over tensor parallel size 12"],
+        id="all-at-once",
+    ),
+    pytest.param({"topology": "single"}, ["'single', but TP16 takes 16 GPUs and a node has 8"], id="single-too-big"),
+    pytest.param({"replicas": 2}, ["2 replicas of TP16; 2 x 8 GPUs hold 1"], id="replicas"),
+    pytest.param({"engine": "sglang", "parallel": "TP8xDP2"}, ["Use deployment_replicas instead"], id="sglang-dp"),
+    pytest.param(
+        {"parallel": "foo", "port": 99999},
+        ["variable deployment_parallel: found 'foo'. Value error, expected auto, a text such as TP8xPP2xDP2+EP",
+         "variable deployment_port: found 99999. Input should be less than 65536."],
+        id="values",
+    ),
+    pytest.param({"nmae": "x"}, ["variable deployment_nmae: found 'x'. Extra inputs are not permitted."], id="extra"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("wish", "reasons"), REFUSALS)
+def test_refusal_names_every_reason(wish: dict[str, Any], reasons: list[str]) -> None:
+    with pytest.raises(PlanRefusedError) as caught:
+        plan_for(**wish)
+    missing = [reason for reason in reasons if reason not in str(caught.value)]
+    assert not missing, str(caught.value)
+
+
+def refusal_of(node_list: list[dict[str, Any]]) -> str:
+    with pytest.raises(PlanRefusedError) as caught:
+        make_plan(parse_request({"deployment": {"model": "step3", "engine": "vllm"}, "nodes": node_list}), CATALOGUE)
+    return str(caught.value)
+
+
+def test_hardware_faults_of_all_nodes_are_named() -> None:
+    first, second = nodes(2)
+    assert "Put at least one host into the group 'engines'" in refusal_of([])
+    assert "h100, h20-96 in one deployment" in refusal_of([first, second | {"gpu": "h100"}])
+    assert "two nodes share one: 198.18.0.1, 198.18.0.1" in refusal_of([first, second | {"address": "198.18.0.1"}])
+    assert "GPUs per node: [4, 8] in one deployment" in refusal_of([first, second | {"gpus": 4}])
+    assert "unknown GPU type: 'h20'. Did you mean 'h200'?" in refusal_of([first | {"gpu": "h20"}, second])
+
+
+def test_same_input_gives_the_same_bytes_and_another_input_another_id() -> None:
+    first, again, other = plan_for(), plan_for(), plan_for(context_length=4096)
+    assert first.to_json() == again.to_json()
+    assert first.id != other.id
+    assert json.loads(first.to_json())["id"] == first.id
+    assert Plan.from_document(json.loads(first.to_json())) == first
+
+
+def test_what_cannot_be_carried_out_yet_is_said_in_the_plan() -> None:
+    assert "'ray' can be planned" in str(plan_for().not_deployable)
+    assert "SGLang can be planned" in str(plan_for(engine="sglang").not_deployable)
+
+
+def test_differences_from_the_published_commands_are_explained() -> None:
+    topics = {note.topic for note in plan_for().notes}
+    assert {"--distributed-executor-backend ray", "--max-num-batched-tokens 8192", "RAY_ADDRESS", "ray start"} <= topics
+    flash = {note.topic for note in plan_for(1, "h200", model="step-3.5-flash").notes}
+    assert "--disable-cascade-attn" in flash
+
+
+def test_missing_interface_is_a_warning_only_between_nodes() -> None:
+    def warnings(count: int, wish: dict[str, Any]) -> list[str]:
+        bare = [{key: value for key, value in node.items() if key != "interface"} for node in nodes(count)]
+        plan = make_plan(parse_request({"deployment": {"engine": "vllm", **wish}, "nodes": bare}), CATALOGUE)
+        return [note.text for note in plan.notes if note.topic == "network interface"]
+
+    assert "n0, n1" in warnings(2, {"model": "step3"})[0]
+    assert warnings(1, {"model": "step3", "variant": "fp8"}) == []
+
+
+def test_a_slice_holds_one_node_and_what_all_share() -> None:
+    plan = plan_for()
+    kept = plan.slices()["n1"]
+    assert (kept["plan_id"], kept["node"]["name"], kept["deployment"]["engine"]) == (plan.id, "n1", "vllm")

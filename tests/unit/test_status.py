@@ -1,0 +1,132 @@
+"""Texts that the reading verbs print, and the small decisions about units."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from stepladder import show, status, units
+from stepladder.catalogue import Catalogue
+from stepladder.plan import Plan
+from stepladder.planner import make_plan
+from stepladder.request import parse_request
+
+KEPT = {"plan_id": "abc", "endpoints": [{"node": "n0", "base_url": "http://127.0.0.1:8000/v1"}]}
+
+
+def state(**changes: Any) -> dict[str, Any]:
+    return {
+        "name": "vllm-0", "unit": "local-vllm-0", "phase": "ready", "detail": "port 8000 answers 200", "since": 3725.0,
+        "pid": 42, "running": True, "outdated": False, "log": "/l/vllm-0.log", "log_tail": ["up"], **changes,
+    }  # fmt: skip
+
+
+def local_plan(**wish: Any) -> Plan:
+    node = {"name": "localhost", "address": "127.0.0.1", "gpu": "cpu"}
+    deployment = {"model": "tiny-step3p5", "engine": "vllm", "name": "local", **wish}
+    return make_plan(parse_request({"deployment": deployment, "nodes": [node]}), Catalogue())
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(None, "-"), (0, "0 s"), (59.9, "59 s"), (61, "1 min 1 s"), (3725, "1 h 2 min"), (90000, "1 d 1 h")],
+)
+def test_duration(seconds: float | None, text: str) -> None:
+    assert status.duration(seconds) == text
+
+
+def test_status_table_of_a_ready_and_a_silent_node() -> None:
+    variables = {"n0": {"status_rows": status.rows("n0", KEPT, [state()])}, "n1": {}}
+    text = status.report(variables, ["n0", "n1"])
+    assert text.splitlines() == [
+        "NODE  PROCESS  PHASE        SINCE      RELEASE  DETAIL",
+        "n0    vllm-0   ready        1 h 2 min  abc      port 8000 answers 200",
+        "n1    -        unreachable  -          -        the node did not answer",
+        "Endpoint: http://127.0.0.1:8000/v1",
+    ]
+
+
+def test_last_log_line_is_shown_where_it_is_not_well() -> None:
+    rows = status.rows("n0", KEPT, [state(phase="failed", detail="exit status 1", log_tail=["a", "Killed"])])
+    assert "  n0 vllm-0 last said: Killed" in status.text(rows).splitlines()
+
+
+@pytest.mark.parametrize(("phases", "ready"), [(["ready"], True), (["ready", "loading"], False), ([], False)])
+def test_json_says_whether_all_of_it_is_ready(phases: list[str], ready: bool) -> None:
+    rows = status.rows("n0", KEPT, [state(phase=phase) for phase in phases])
+    assert json.loads(status.text(rows, "json"))["ready"] is ready
+
+
+def test_unknown_format_names_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"status_format 'yaml' is unknown\. Choose one of: human, json\."):
+        status.text([], "yaml")
+
+
+def test_units_to_restart_are_those_that_do_not_run_as_wanted() -> None:
+    states = [
+        state(unit="a"),
+        state(unit="b", running=False),
+        state(unit="c", outdated=True),
+        state(unit="d", outdated=None),
+    ]
+    assert units.units_to_restart(states) == ["b", "c"]
+
+
+def test_units_to_stop_include_one_that_is_about_to_start_again() -> None:
+    states = [state(unit="a"), state(unit="b", running=False, phase="stopped")]
+    states.append(state(unit="c", running=False, phase="crash_looping"))
+    assert units.units_to_stop(states) == ["a", "c"]
+
+
+def test_paths_that_another_deployment_uses() -> None:
+    def kept(venv: str) -> dict[str, Any]:
+        return {"node": {"venv": {"path": venv}, "tools": {"path": "/t"}, "weights": {"path": "/w"}}}
+
+    deployments = {"mine": kept("/v1"), "other": kept("/v2"), "rehearsal-hub": {"node": {"tools": {"path": "/t"}}}}
+    assert units.used_elsewhere(deployments, "mine") == ["/t", "/v2", "/w"]
+    assert units.used_elsewhere({"mine": kept("/v1")}, "mine") == []
+
+
+def test_removal_says_what_goes_and_what_stays() -> None:
+    kept = local_plan().slices()["localhost"]
+    venv, weights = kept["node"]["venv"]["path"], kept["node"]["weights"]["path"]
+    variables = {"localhost": {"release_slice": kept, "release_used_elsewhere": [venv]}}
+    text = show.removal(variables, ["localhost"], False, True)
+    assert "localhost: deployment local is stopped and removed with its logs" in text
+    assert f"{weights} (about 2.3 MB) stays" in text
+    assert f"{venv} (about 2.8 GB) stays, another deployment uses it" in text
+    assert show.removal({"localhost": {}}, ["localhost"], True, True) == "Nothing is deployed."
+
+
+def test_helper_has_a_release_of_its_own_that_follows_its_program() -> None:
+    process = {"name": "hub", "argv": ["x"], "env": {}}
+    first, second = (units.standalone_slice("hub", process, "/t", mark) for mark in ("a", "b"))
+    assert first["plan_id"] != second["plan_id"]
+    assert first["node"]["processes"][0]["env"] == {"STEPLADDER_PROGRAM": "a"}
+
+
+def test_human_plan_shows_commands_ports_memory_and_how_far_it_was_proven() -> None:
+    text = show.human(local_plan(context_length=512))
+    for expected in (
+        "  verified     cpu: served for real on a CPU",
+        "vllm-0: serves the API; ports 8000 (OpenAI-compatible API, for clients)",
+        "      --tool-call-parser step3p5 \\\n",
+        "      VLLM_CPU_KVCACHE_SPACE=1 \\\n",
+        "the node's own memory, checked on the node before anything is done",
+    ):
+        assert expected in text
+
+
+def test_shell_form_of_a_process_runs_as_written() -> None:
+    process = local_plan(extra_arguments=["--chat-template", "a b"]).nodes[0].processes[0]
+    text = show.shell(process)
+    assert text.startswith("env \\\n  HF_HOME=")
+    assert text.endswith("--chat-template 'a b'")
+
+
+def test_example_names_endpoint_and_model() -> None:
+    text = show.client_example(local_plan())
+    assert "curl -s http://127.0.0.1:8000/v1/chat/completions" in text
+    assert 'OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="EMPTY")' in text
