@@ -41,8 +41,8 @@ class Verb(NamedTuple):
 
 
 PYTHON_VERBS = (
-    Verb("smoke", "Deploy, ask and check the smallest model on one node, as CI does", "stepladder.smoke:main"),
-    Verb("test", "Run the tests, or those named: the whole suite checks style and deploys for real", "pytest", TEST),
+    Verb("smoke", "deploy, verify, deploy again and remove on one node within a time budget, for CI", "stepladder.smoke:main"),
+    Verb("test", "run the tests, or those named; the whole suite checks style and deploys for real", "pytest", TEST),
 )
 
 

@@ -1,0 +1,219 @@
+"""The whole local deployment, for real: environment, engine, hub, weights, process, answers, faults, removal.
+
+One deployment serves all tests of this file, in the order in which they stand; each leaves it answering.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stepladder.smoke import changed_tasks
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PORT, HUB_PORT = 18000, 18970
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+
+
+@dataclass
+class Local:
+    """A local deployment of its own, beside any that the machine may have."""
+
+    state: Path
+
+    @property
+    def options(self) -> list[str]:
+        settings = {
+            "stepladder_state_directory": str(self.state),
+            "deployment_name": "e2e",
+            "deployment_port": PORT,
+            "deployment_weights_endpoint": f"http://127.0.0.1:{HUB_PORT}",
+            "rehearsal_hub_port": HUB_PORT,
+        }
+        return ["-i", "inventories/local", "-e", json.dumps(settings)]
+
+    def run(self, verb: str, *more: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "bin/stepladder", verb, *self.options, *more]
+        done = subprocess.run(
+            command, cwd=REPOSITORY, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600, check=False
+        )
+        if check:
+            assert done.returncode == 0, f"{verb} ended with {done.returncode}:\n{done.stdout[-6000:]}\n{done.stderr[-2000:]}"
+        return done
+
+    def status(self) -> dict[str, Any]:
+        return json.loads(self.run("status", "-e", "status_format=json").stdout)
+
+    def engine_pid(self) -> int:
+        return int(self.status()["processes"][0]["pid"])
+
+    @property
+    def weights(self) -> Path:
+        return self.state / "models/stepladder--tiny-step3p5/master/model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def local() -> Iterator[Local]:
+    # Short on purpose: supervisor's socket lies below it, and Linux allows 107 characters for its address.
+    state = Path(tempfile.mkdtemp(prefix="sl-", dir="/tmp"))
+    deployment = Local(state)
+    yield deployment
+    deployment.run("remove", "-e", "confirm_approved=true", check=False)
+    shutil.rmtree(state, ignore_errors=True)
+
+
+def answers() -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{PORT}/health", timeout=2) as reply:
+            return bool(reply.status == 200)
+    except OSError:
+        return False
+
+
+def test_check_mode_on_a_fresh_node_changes_nothing(local: Local) -> None:
+    done = local.run("deploy", "--check", "--diff")
+    assert not list(local.state.iterdir())
+    assert changed_tasks(done.stdout) > 0
+
+
+def test_remove_and_status_where_nothing_was_deployed(local: Local) -> None:
+    assert local.status() == {
+        "format_version": 1,
+        "ready": False,
+        "processes": [
+            {
+                "node": "localhost", "process": "-", "phase": "absent", "detail": "nothing is deployed here",
+                "release": None, "seconds": None, "pid": None, "endpoint": None, "last_line": None,
+            }
+        ],
+    }  # fmt: skip
+    done = local.run("verify", check=False)
+    assert done.returncode != 0
+    assert "Nothing is deployed under the name e2e" in done.stdout
+    assert changed_tasks(local.run("remove", "-e", "confirm_approved=true").stdout) == 0
+
+
+def test_deploy_ends_with_an_endpoint_that_gives_the_exact_answers(local: Local, tmp_path: Path) -> None:
+    report = tmp_path / "verify-%d.json"
+    done = local.run("deploy", "-e", f"verify_report={report}")
+    found = json.loads((tmp_path / "verify-0.json").read_text())
+    assert {check["name"]: check["basis"] for check in found["checks"] if check["passed"]}.items() >= {
+        ("models", "protocol"), ("chat", "exact"), ("reasoning", "exact"), ("streaming", "exact"),
+        ("completion", "protocol"), ("tool call", "exact"), ("unknown model", "protocol"),
+    }  # fmt: skip
+    assert f"curl -s http://127.0.0.1:{PORT}/v1/chat/completions" in done.stdout
+    assert answers()
+
+
+def test_the_printed_curl_line_works(local: Local) -> None:
+    plan = local.run("plan", "-e", "plan_format=example").stdout
+    line = re.search(r"curl -s .*?}'", plan, re.S)
+    assert line, plan
+    done = subprocess.run(["bash", "-c", line[0]], capture_output=True, text=True, timeout=60, check=True)
+    assert json.loads(done.stdout)["choices"][0]["message"]["content"].strip() == "Hello from the tiny CPU model!"
+
+
+def test_a_rerun_and_a_check_change_nothing(local: Local) -> None:
+    pid = local.engine_pid()
+    assert changed_tasks(local.run("deploy").stdout) == 0
+    assert changed_tasks(local.run("deploy", "--check", "--diff").stdout) == 0
+    assert local.engine_pid() == pid
+
+
+def test_status_tells_the_truth_as_table_and_as_json(local: Local) -> None:
+    found = local.status()
+    assert found["ready"] is True
+    assert found["processes"][0]["endpoint"] == f"http://127.0.0.1:{PORT}/v1"
+    assert re.search(r"localhost +vllm-0 +ready ", local.run("status").stdout)
+    assert "Application startup complete" in local.run("logs", "-e", "logs_lines=200").stdout
+
+
+def test_killed_engine_is_started_again_and_a_rerun_finds_it_ready(local: Local) -> None:
+    before = local.engine_pid()
+    os.kill(before, signal.SIGKILL)
+    time.sleep(1)
+    assert local.status()["ready"] is False
+    done = local.run("deploy")
+    assert changed_tasks(done.stdout) <= 1
+    assert local.engine_pid() != before
+    assert answers()
+
+
+def test_flipped_byte_in_the_weights_is_found_and_fetched_again(local: Local) -> None:
+    content = local.weights.read_bytes()
+    stamps = local.weights.stat()
+    position = len(content) // 2
+    flipped = content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :]
+    local.weights.chmod(0o600)
+    with local.weights.open("r+b") as file:
+        file.write(flipped)
+    os.utime(local.weights, ns=(stamps.st_atime_ns, stamps.st_mtime_ns))
+    done = local.run("deploy")
+    assert changed_tasks(done.stdout) >= 1
+    assert local.weights.read_bytes() == content
+
+
+def test_port_taken_by_another_process_is_named(local: Local) -> None:
+    local.run("stop")
+    assert not answers()
+    squatter = subprocess.Popen(
+        [sys.executable, "-m", "http.server", str(PORT), "--bind", "127.0.0.1"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        time.sleep(1)
+        done = local.run("deploy", check=False)
+    finally:
+        squatter.terminate()
+        squatter.wait(10)
+    assert done.returncode != 0
+    assert f"{PORT}" in done.stdout
+    assert f"pid {squatter.pid}" in done.stdout
+    assert "http.server" in done.stdout
+
+
+def test_interrupted_deploy_is_finished_by_the_next_one(local: Local) -> None:
+    """Ctrl-C while the engine loads: the engine was started by then, the next run waits for it and verifies."""
+    command = [sys.executable, "bin/stepladder", "deploy", *local.options]
+    process = subprocess.Popen(
+        command, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout
+    for line in process.stdout:
+        if "vllm-0: " in line:
+            break
+    os.killpg(process.pid, signal.SIGINT)
+    rest = process.stdout.read()
+    process.wait(60)
+    assert process.returncode != 0
+    assert "Traceback" not in rest
+    local.run("deploy")
+    assert answers()
+
+
+def test_remove_asks_and_then_leaves_nothing(local: Local) -> None:
+    refused = local.run("remove", check=False)
+    assert refused.returncode != 0
+    assert "Not approved, nothing was changed" in refused.stdout
+    assert answers()
+    local.run("remove", "-e", "confirm_approved=true")
+    assert not answers()
+    assert not local.state.exists() or not list(local.state.iterdir())
+    left = subprocess.run(["pgrep", "-f", str(local.state)], capture_output=True, text=True, check=False)
+    assert left.stdout == ""
