@@ -93,6 +93,6 @@ def standalone_slice(name: str, process: Mapping[str, Any], tools_path: str, fin
         "plan_id": hashlib.sha256(text.encode()).hexdigest()[:ID_DIGITS],
         "deployment": {"name": name},
         "endpoints": [],
-        "node": {"processes": [{**process, "env": {**process["env"], "STEPLADDER_PROGRAM": fingerprint}}],
+        "node": {"processes": [{**process, "env": {**process["env"], "PROGRAM_SHA1": fingerprint}}],
                  "tools": {"path": tools_path}},
     }  # fmt: skip

@@ -104,7 +104,7 @@ def test_helper_has_a_release_of_its_own_that_follows_its_program() -> None:
     process = {"name": "hub", "argv": ["x"], "env": {}}
     first, second = (units.standalone_slice("hub", process, "/t", mark) for mark in ("a", "b"))
     assert first["plan_id"] != second["plan_id"]
-    assert first["node"]["processes"][0]["env"] == {"STEPLADDER_PROGRAM": "a"}
+    assert first["node"]["processes"][0]["env"] == {"PROGRAM_SHA1": "a"}
 
 
 def test_human_plan_shows_commands_ports_memory_and_how_far_it_was_proven() -> None:

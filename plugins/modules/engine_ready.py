@@ -1,0 +1,129 @@
+#!/usr/bin/python
+"""Documentation of engine_ready; the work is done by the action plugin of the same name."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: engine_ready
+short_description: Wait until the processes of a deployment are ready
+description:
+  - Looks with M(stepladder.core.engine_state) again and again until every process is ready.
+  - Fails at once when a process failed, when it was started again more often than O(allowed_restarts), when two looks
+    in a row find it about to be restarted, or when three looks in a row find that it does not run.
+  - The message names the process to blame, its phase, last exit, log and the log's last lines.
+  - Shows a line when a phase changes and every 15 seconds.
+  - In check mode it looks once and does not wait.
+options:
+  deadline:
+    description: Seconds until all have to be ready.
+    type: int
+    required: true
+  allowed_restarts:
+    description: How often a process may be started again while waiting.
+    type: int
+    default: 1
+  deployment_path:
+    description: The deployment directory; its last part is the deployment's name.
+    type: path
+    required: true
+  manager:
+    description: What keeps the processes.
+    type: str
+    choices: [systemd, supervisor]
+    required: true
+  supervisorctl:
+    description: How supervisorctl is called, program and leading arguments. Needed for O(manager=supervisor).
+    type: list
+    elements: str
+    default: []
+  processes:
+    description: The processes to look at.
+    type: list
+    elements: dict
+    required: true
+    suboptions:
+      name:
+        description: Name of the process in the plan.
+        type: str
+        required: true
+      unit:
+        description: Name of the systemd unit (with or without C(.service)) or of the supervisor program.
+        type: str
+        required: true
+      health:
+        description: How the process says that it is ready.
+        type: dict
+        default: {kind: none}
+        suboptions:
+          kind:
+            description:
+              - V(vllm), no answer while loading, 200 when ready, 503 when the engine is dead.
+              - V(sglang) and V(http), 503 or no answer while starting, 200 when ready.
+              - V(tcp), ready when the port is open. V(none), ready when the process runs.
+            type: str
+            choices: [vllm, sglang, tcp, http, none]
+            default: none
+          host:
+            description: Address to ask. A wildcard address is asked on the loopback.
+            type: str
+            default: 127.0.0.1
+          port:
+            description: TCP port. Needed for every kind but V(none).
+            type: int
+          path:
+            description: Path to get.
+            type: str
+            default: /health
+      log:
+        description: The process's log file.
+        type: path
+      wanted_fingerprint:
+        description: Mark of the wanted command, as M(stepladder.core.release) returned it.
+        type: str
+      ever_ready:
+        description: Whether this same process was seen ready before this wait; what the wait sees is added to it.
+        type: bool
+        default: false
+  log_lines:
+    description: How many last lines of each log to return.
+    type: int
+    default: 20
+  http_timeout:
+    description: Seconds to wait for an answer of a port.
+    type: float
+    default: 3
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: none
+author: Stepladder contributors
+"""
+
+EXAMPLES = r"""
+- name: Wait until the engine is ready
+  stepladder.core.engine_ready:
+    deadline: 1800
+    deployment_path: /var/lib/stepladder/deployments/step3
+    manager: systemd
+    processes:
+      - name: vllm-0
+        unit: step3-vllm-0
+        health: {kind: vllm, port: 8000}
+        log: /var/lib/stepladder/deployments/step3/logs/vllm-0.log
+"""
+
+RETURN = r"""
+seconds:
+  description: How long the wait took, in seconds.
+  returned: always
+  type: float
+  sample: 312.4
+states:
+  description: The last look, as M(stepladder.core.engine_state) returns it.
+  returned: always
+  type: list
+  elements: dict
+  sample: [{name: vllm-0, phase: ready}]
+"""

