@@ -45,6 +45,9 @@ ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
     "report_file": {"type": "path"},
 }
 
+# A check that takes longer is shown when it is done.
+SLOW_SECONDS = 2.0
+
 display = Display()
 _Model = TypeVar("_Model", bound="BaseModel")
 
@@ -118,6 +121,9 @@ def _write_report(report: Report, file: str | None) -> list[str]:
 
 
 def _show(check: CheckResult) -> None:
+    """Show a check that was slow as soon as it is done; the table at the end has them all."""
+    if check.seconds < SLOW_SECONDS:
+        return
     color = constants.COLOR_OK if check.passed else constants.COLOR_ERROR if check.ran else constants.COLOR_WARN
     display.display(format_line(check), color=color)
 

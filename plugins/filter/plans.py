@@ -57,7 +57,7 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Name the filters."""
-        named = {
+        named: dict[str, Callable[..., Any]] = {
             "logs_text": status.logs_text,
             "plan_text": plan_text,
             "planned_ports": units.planned_ports,

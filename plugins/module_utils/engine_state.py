@@ -395,7 +395,7 @@ class _UnixTransport(xmlrpc.client.Transport):
         super().__init__()
         self.path = path
 
-    def make_connection(self, host: Any) -> http.client.HTTPConnection:  # noqa: ANN401  (the base class's own type)
+    def make_connection(self, host: Any) -> http.client.HTTPConnection:
         return _UnixConnection(self.path, COMMAND_TIMEOUT)
 
 

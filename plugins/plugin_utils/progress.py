@@ -243,7 +243,7 @@ class ProgressAction(ActionBase):
         return {"failed": True, "changed": True, "msg": message + said, "progress": progress}
 
     def _end_job(self) -> None:
-        """End the job's process group: SIGTERM, five seconds, SIGKILL. Best effort, the connection may be gone."""
+        """End the job's processes: SIGTERM, five seconds, SIGKILL. Best effort, the connection may be gone."""
         if not self._job:
             return
         try:
@@ -275,18 +275,22 @@ def _alive_command(job: str) -> str:
 
 
 def _end_command(job: str) -> str:
-    """Shell command that ends the process group of the job: the wrapper's child, which leads a group of its own.
+    """Shell command that ends all processes of the job but its watcher, which then cleans up after itself.
 
-    Source: ansible-core's async_wrapper.py, os.setpgid(sub_pid, sub_pid).
+    They are found by their session, not by their process group: the wrapper leads a session of its own (os.setsid), but
+    puts its child into a group of its own only after it forked it, so that a module that starts sooner is not in it.
+    Source: ansible-core's async_wrapper.py.
     """
-    find = (
-        f"for file in $(grep -lszx {_pattern(job)} /proc/[0-9]*/cmdline); do "
-        "pid=${file#/proc/}; pid=${pid%/cmdline}; "
-        "group=$(sed 's/.*) //' /proc/$pid/stat 2>/dev/null | cut -d' ' -f3); "
-        '[ "$group" = "$pid" ] && groups="$groups -$pid"; done'
-    )
+    fields = r"sed 's/^\([0-9]*\) .*) /\1 /'"  # pid state parent group session ..., without the command's name
     return (
-        f'groups=""; {find}; [ -n "$groups" ] || exit 0; kill -TERM $groups 2>/dev/null; '
-        "for second in 1 2 3 4 5; do kill -0 $groups 2>/dev/null || exit 0; sleep 1; done; "
-        "kill -KILL $groups 2>/dev/null; true"
+        'session=""; watcher=""; '
+        f"for file in $(grep -lszx {_pattern(job)} /proc/[0-9]*/cmdline); do "
+        f"set -- $({fields} ${{file%cmdline}}stat 2>/dev/null); "
+        '[ $# -lt 5 ] || { session=$5; [ "$4" = "$1" ] || watcher=$1; }; done; '
+        '[ -n "$session" ] || exit 0; '
+        f"members() {{ {fields} /proc/[0-9]*/stat 2>/dev/null | while read -r pid state parent group sid rest; do "
+        '[ "$sid" != "$session" ] || [ "$pid" = "$watcher" ] || [ "$state" = Z ] || printf " %s" "$pid"; done; }; '
+        "kill -TERM $(members) 2>/dev/null; "
+        'for second in 1 2 3 4 5; do sleep 1; [ -n "$(members)" ] || exit 0; done; '
+        "kill -KILL $(members) 2>/dev/null; true"
     )

@@ -41,9 +41,13 @@ class Verb(NamedTuple):
 
 
 PYTHON_VERBS = (
-    Verb("smoke", "deploy, verify, deploy again and remove on one node within a time budget, for CI", "stepladder.smoke:main"),
+    Verb("smoke", "deploy, verify, deploy again and remove on one node, in a time budget", "stepladder.smoke:main"),
     Verb("test", "run the tests, or those named; the whole suite checks style and deploys for real", "pytest", TEST),
 )
+
+# Verbs whose output is read as it is, by people and programs: no play names, no recap.
+READING_VERBS = frozenset({"logs", "plan", "status", "verify"})
+QUIET = "stepladder.core.quiet"
 
 
 def playbook_summary(first_line: str, verb: str) -> str:
@@ -214,6 +218,8 @@ def run(arguments: Sequence[str], repository: Path) -> None:
         os.chdir(repository)
     sys.stdout.flush()
     environ = command_environment(os.environ, repository, terminal_codeset())
+    if name in READING_VERBS:
+        environ.setdefault("ANSIBLE_STDOUT_CALLBACK", QUIET)
     os.execve(command[0], command, environ)  # noqa: S606 - no shell is the point
 
 

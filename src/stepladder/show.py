@@ -172,14 +172,14 @@ def removal(variables: Mapping[str, Any], hosts: Sequence[str], with_weights: bo
     """What removing a deployment takes away from each node, for the question before it.
 
     Args:
-        variables: by host; `release_slice` and `release_used_elsewhere` are read.
+        variables: by host; `remove_slice` and `release_used_elsewhere` are read.
         hosts: nodes concerned.
         with_weights: whether weights go, where nothing else uses them.
         with_environments: whether environments go, likewise.
     """
     lines = []
     for host in hosts:
-        kept = variables[host].get("release_slice")
+        kept = variables[host].get("remove_slice")
         if not kept:
             continue
         node, used = kept["node"], variables[host].get("release_used_elsewhere", [])

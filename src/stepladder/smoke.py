@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
@@ -24,6 +24,8 @@ BUDGET_SECONDS = 1800
 REMOVAL_SECONDS = 300
 END_SECONDS = 30
 TAIL_LINES = 40
+INTERRUPTED = 130
+Judge = Callable[[str], str | None]
 CHANGED = re.compile(r"^\S+\s+:\s+ok=\d+\s+changed=(\d+)", re.M)
 
 
@@ -37,31 +39,93 @@ class Step:
     tail: str
 
 
+class Runner:
+    """Runs verbs with the same arguments, keeps their output in a folder, and remembers how each went."""
+
+    def __init__(self, arguments: Sequence[str], report: Path, budget: float) -> None:
+        """`budget` in seconds, for all verbs together but the removal."""
+        self.arguments = [*arguments, "-e", f"deployment_name={DEPLOYMENT}"]
+        self.report = report
+        self.budget = budget
+        self.started = time.monotonic()
+        self.steps: list[Step] = []
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self.started
+
+    def rehearse(self) -> None:
+        """Deploy, verify, deploy again; the first failure ends it, with the engine's last log lines."""
+        for name, verb, judge in (
+            ("deploy", "deploy", None),
+            ("verify", "verify", None),
+            ("rerun", "deploy", unchanged),
+        ):
+            step = self.run(name, verb, self.budget - self.seconds, judge)
+            if step.failure:
+                self.run("logs", "logs", REMOVAL_SECONDS, more=["-e", f"logs_lines={TAIL_LINES}"])
+                return
+
+    def remove(self) -> None:
+        """Take everything away again, whatever happened before."""
+        self.run("remove", "remove", REMOVAL_SECONDS, more=["-e", "confirm_approved=true"])
+
+    def run(self, name: str, verb: str, seconds: float, judge: Judge | None = None, more: Sequence[str] = ()) -> Step:
+        """Run a verb with its output shown and kept; one that outlasts its seconds is ended with all its children."""
+        print(f"\n--- smoke: {name} (bin/stepladder {verb}), {max(0.0, seconds):.0f} s left", flush=True)
+        started = time.monotonic()
+        log = self.report / f"smoke-{name}.log"
+        command = [sys.executable, str(REPOSITORY / "bin" / "stepladder"), verb, *self.arguments, *more]
+        with (
+            log.open("w+b") as kept,
+            subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=kept, stderr=subprocess.STDOUT, start_new_session=True
+            ) as process,
+        ):
+            try:
+                in_time = _follow(process, log, started + seconds)
+            except KeyboardInterrupt:
+                _end(process)
+                raise
+            if not in_time:
+                _end(process)
+        output, took = log.read_text(errors="replace"), time.monotonic() - started
+        failure = None
+        if not in_time:
+            failure = f"the time budget was spent after {took:.0f} s of it"
+        elif process.returncode:
+            failure = f"exit status {process.returncode}"
+        elif judge:
+            failure = judge(output)
+        self.steps.append(Step(name, took, failure, "\n".join(output.splitlines()[-TAIL_LINES:])))
+        return self.steps[-1]
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run the smoke and return its exit status: 0 if all is well, 1 if not, 130 if it was interrupted."""
     options, handed_on = _parser().parse_known_args(arguments)
     options.report.mkdir(parents=True, exist_ok=True)
-    started = time.monotonic()
-    handed_on += ["-e", f"deployment_name={DEPLOYMENT}"]
-    steps: list[Step] = []
+    runner = Runner(handed_on, options.report, options.budget)
+    interrupted = False
     try:
-        for name, verb, judge in (("deploy", "deploy", None), ("verify", "verify", None), ("rerun", "deploy", _unchanged)):
-            left = options.budget - (time.monotonic() - started)
-            steps.append(_run(name, verb, handed_on, left, options.report, judge))
-            if steps[-1].failure:
-                _show_engine_logs(handed_on, options.report)
-                break
+        runner.rehearse()
     except KeyboardInterrupt:
-        steps.append(Step("interrupted", 0.0, "interrupted", ""))
+        interrupted = True
     if not options.keep:
-        approval = [*handed_on, "-e", "confirm_approved=true"]
-        steps.append(_run("remove", "remove", approval, REMOVAL_SECONDS, options.report, None))
+        runner.remove()
     junit = options.report / "smoke.xml"
-    junit.write_bytes(junit_document(steps))
-    print(f"\n{summary(steps, time.monotonic() - started, options.budget)}\nReport: {junit}", flush=True)
-    if any(step.failure == "interrupted" for step in steps):
-        return 130
-    return 1 if any(step.failure for step in steps) else 0
+    junit.write_bytes(junit_document(runner.steps))
+    print(f"\n{summary(runner.steps, runner.seconds, options.budget)}\nReport: {junit}", flush=True)
+    if interrupted:
+        return INTERRUPTED
+    return 1 if any(step.failure for step in runner.steps) else 0
+
+
+def unchanged(output: str) -> str | None:
+    """Why a rerun was not one that changes nothing, none if it was."""
+    count = changed_tasks(output)
+    return f"the rerun changed {count} task(s) instead of none" if count else None
 
 
 def summary(steps: Sequence[Step], seconds: float, budget: float) -> str:
@@ -90,7 +154,8 @@ def junit_document(steps: Sequence[Step]) -> bytes:
         if step.failure:
             failure = ElementTree.SubElement(case, "failure", message=step.failure)
             failure.text = _printable(step.tail)
-    return ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True)
+    document: bytes = ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True)
+    return document
 
 
 def changed_tasks(output: str) -> int:
@@ -108,40 +173,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--report", type=Path, default=Path("report"), metavar="FOLDER", help="default: %(default)s")
     parser.add_argument("--keep", action="store_true", help="leave the deployment running")
     return parser
-
-
-def _unchanged(output: str) -> str | None:
-    count = changed_tasks(output)
-    return f"the rerun changed {count} task(s) instead of none" if count else None
-
-
-def _run(
-    name: str, verb: str, arguments: Sequence[str], seconds: float, report: Path, judge: object = None
-) -> Step:
-    """Run a verb with its output shown and kept; a verb that outlasts its seconds is ended with all its children."""
-    print(f"\n--- smoke: {name} (bin/stepladder {verb}), {max(0.0, seconds):.0f} s left", flush=True)
-    started = time.monotonic()
-    log = report / f"smoke-{name}.log"
-    command = [sys.executable, str(REPOSITORY / "bin" / "stepladder"), verb, *arguments]
-    with log.open("w+b") as kept, subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=kept, stderr=subprocess.STDOUT, start_new_session=True
-    ) as process:
-        try:
-            in_time = _follow(process, log, started + seconds)
-        except KeyboardInterrupt:
-            _end(process)
-            raise
-        if not in_time:
-            _end(process)
-    output = log.read_text(errors="replace")
-    failure = None
-    if not in_time:
-        failure = f"the time budget was spent after {time.monotonic() - started:.0f} s of it"
-    elif process.returncode:
-        failure = f"exit status {process.returncode}"
-    elif callable(judge):
-        failure = judge(output)
-    return Step(name, time.monotonic() - started, failure, "\n".join(output.splitlines()[-TAIL_LINES:]))
 
 
 def _follow(process: subprocess.Popen[bytes], log: Path, deadline: float) -> bool:
@@ -169,10 +200,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         except subprocess.TimeoutExpired:
             continue
         return
-
-
-def _show_engine_logs(arguments: Sequence[str], report: Path) -> None:
-    _run("logs", "logs", [*arguments, "-e", f"logs_lines={TAIL_LINES}"], REMOVAL_SECONDS, report)
 
 
 def _printable(text: str) -> str:

@@ -68,7 +68,7 @@ def used_elsewhere(deployments: Mapping[str, Mapping[str, Any]], name: str) -> l
     paths: set[str] = set()
     for other, kept in deployments.items():
         node = kept.get("node", {})
-        if other != name:
+        if other != name and "venv" in node:  # a helper such as the rehearsal hub needs nothing that a deployment lacks
             paths.update(node[part]["path"] for part in ("tools", "venv", "weights") if part in node)
     return sorted(paths)
 

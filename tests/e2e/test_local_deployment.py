@@ -53,7 +53,8 @@ class Local:
             command, cwd=REPOSITORY, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600, check=False
         )
         if check:
-            assert done.returncode == 0, f"{verb} ended with {done.returncode}:\n{done.stdout[-6000:]}\n{done.stderr[-2000:]}"
+            output = f"{done.stdout[-6000:]}\n{done.stderr[-2000:]}"
+            assert done.returncode == 0, f"{verb} ended with {done.returncode}:\n{output}"
         return done
 
     def status(self) -> dict[str, Any]:

@@ -187,7 +187,7 @@ def test_a_stranger_on_the_port_is_not_taken_for_a_ready_engine():
     [
         ("\x1b[32mINFO\x1b[0m ok", "INFO ok"),
         (" 10%|#  |\r 99%|## |\r100%|###|", "100%|###|"),
-        ("Authorization: Bearer abc.def", "Authorization: ********"),
+        ("Authorization: Bearer abc.def", "Authorization: Bearer ********"),
         ("sent bearer abc123 to", "sent bearer ******** to"),
         (
             "non-default args: {'api_key': ['sk-a', 'b'], 'max_tokens': 5}",

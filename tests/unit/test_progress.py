@@ -112,9 +112,10 @@ def test_verdict_of_a_wait(looks, expected):
 
 def test_deadline_names_every_process_that_is_not_ready():
     wait = Readiness(deadline=60, allowed_restarts=1)
+    why = "not ready after 61 s (deadline 60 s): phase loading, why"
     slow = state("loading", name="b", log="/l/b.log", log_tail=["loading shard 3"])
     assert wait.verdict([state("ready"), slow], 61) == (
-        "b not ready after 61 s (deadline 60 s): phase loading, why\n  last exit: unknown\n  log: /l/b.log\n    loading shard 3"
+        f"b {why}\n  last exit: unknown\n  log: /l/b.log\n    loading shard 3"
     )
 
 
@@ -190,10 +191,11 @@ def playbook(tmp_path):
     (plugins / "action" / "work.py").write_text((REPOSITORY / "plugins" / "action" / "python_venv.py").read_text())
     (collections / "stepladder").mkdir()
     (collections / "stepladder" / "core").symlink_to(REPOSITORY)
+    (tmp_path / "ansible.cfg").touch()
     environment = {
         **os.environ,
         "HOME": str(tmp_path),
-        "ANSIBLE_CONFIG": "/dev/null",
+        "ANSIBLE_CONFIG": str(tmp_path / "ansible.cfg"),
         "ANSIBLE_COLLECTIONS_PATH": str(tmp_path / "collections"),
         "ANSIBLE_REMOTE_TEMP": str(tmp_path / "remote"),
         "ANSIBLE_ASYNC_DIR": str(tmp_path / "async"),
@@ -262,7 +264,7 @@ def test_a_deadline_ends_the_job(playbook, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_ends_the_job(playbook, tmp_path, number):
     process = playbook(steps=200)
-    wait_for(lambda: (tmp_path / "done.pid").exists())
+    wait_for((tmp_path / "done.pid").exists)
     time.sleep(1.5)
     process.send_signal(number)
     finished(process)

@@ -30,7 +30,7 @@ def tree(root):
     found = {}
     for path in sorted(root.rglob("*")):
         mode = stat.S_IMODE(path.lstat().st_mode)
-        content = os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else None
+        content = str(path.readlink()) if path.is_symlink() else path.read_bytes() if path.is_file() else None
         found[str(path.relative_to(root))] = (mode, content)
     return found
 
@@ -82,7 +82,7 @@ def test_old_releases_are_removed_but_never_current_or_previous(tmp_path, keep, 
     assert {path.name for path in (root / "releases").iterdir()} == left
 
 
-class Cut(Exception):
+class CutError(Exception):
     """The run was cut off."""
 
 
@@ -112,12 +112,12 @@ def test_a_run_cut_at_any_step_is_completed_by_the_next(tmp_path):
 
         def cut(label, count=count, cut_at=cut_at):
             if next(count) == cut_at:
-                raise Cut(label)
+                raise CutError(label)
 
         try:
             release.apply(str(root), wanted, steps, after=cut)
-        except Cut:
-            current = os.readlink(root / "current")
+        except CutError:
+            current = str((root / "current").readlink())
             assert current in ("releases/p1", "releases/p2")
             assert converge(root, "p2", new, keep=2)["current"] == "p2"
             assert tree(root) == wanted_tree, f"cut at {cut_at}"
@@ -136,11 +136,11 @@ def test_a_first_run_cut_at_any_step_is_completed_by_the_next(tmp_path):
 
         def cut(label, count=count, cut_at=cut_at):
             if next(count) == cut_at:
-                raise Cut(label)
+                raise CutError(label)
 
         try:
             release.apply(str(root), wanted, release.plan(release.observe(str(root), wanted), wanted, 3), after=cut)
-        except Cut:
+        except CutError:
             converge(root, "p1", [process()])
         assert tree(root) == tree(tmp_path / "whole" / "d")
 
@@ -263,11 +263,11 @@ def test_removal_cut_at_any_step_is_completed_by_the_next(tmp_path):
 
         def cut(label, count=count, cut_at=cut_at):
             if next(count) == cut_at:
-                raise Cut(label)
+                raise CutError(label)
 
         try:
             release.remove(str(root), after=cut)
-        except Cut:
+        except CutError:
             assert release.absent(str(root), check_mode=False)["changed"] is True
         assert not root.exists()
         assert release.absent(str(root), check_mode=False)["changed"] is False
@@ -275,10 +275,7 @@ def test_removal_cut_at_any_step_is_completed_by_the_next(tmp_path):
 
 def test_the_second_of_two_runs_names_the_holder_of_the_lock(tmp_path):
     path = str(tmp_path / "d")
-    with (
-        release.lock(path),
-        pytest.raises(release.ReleaseError, match=f"held by process {os.getpid()} for longer than 0 s"),
-    ):
-        with release.lock(path, deadline=0.3):
-            pass
+    words = f"held by process {os.getpid()} for longer than 0 s"
+    with release.lock(path), pytest.raises(release.ReleaseError, match=words), release.lock(path, deadline=0.3):
+        pass
     assert not Path(path).exists()

@@ -92,7 +92,7 @@ def test_paths_that_another_deployment_uses() -> None:
 def test_removal_says_what_goes_and_what_stays() -> None:
     kept = local_plan().slices()["localhost"]
     venv, weights = kept["node"]["venv"]["path"], kept["node"]["weights"]["path"]
-    variables = {"localhost": {"release_slice": kept, "release_used_elsewhere": [venv]}}
+    variables = {"localhost": {"remove_slice": kept, "release_used_elsewhere": [venv]}}
     text = show.removal(variables, ["localhost"], False, True)
     assert "localhost: deployment local is stopped and removed with its logs" in text
     assert f"{weights} (about 2.3 MB) stays" in text

@@ -1,0 +1,98 @@
+"""Output for people: what is done in which order, what changed, what failed; no line for what was right."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping
+from typing import Any
+
+from ansible import constants
+from ansible.plugins.callback.default import CallbackModule as Default
+
+DOCUMENTATION = """
+name: brief
+type: stdout
+short_description: Plays, changes and failures
+description:
+  - The default output without tasks that changed nothing. Progress of long tasks is shown by the tasks themselves.
+  - With C(-v) it is the default output.
+extends_documentation_fragment: [default_callback, result_format_callback]
+"""
+
+
+def failure_text(result: Mapping[str, Any]) -> str:
+    """What a failed task said: its message, then what its command printed."""
+    parts = [str(result.get("msg") or "no message; run again with -v")]
+    parts += [f"{stream}: {result[stream]}" for stream in ("stdout", "stderr") if result.get(stream)]
+    return "\n".join(parts)
+
+
+class CallbackModule(Default):
+    """The default output, less what went well and changed nothing."""
+
+    CALLBACK_VERSION = 2.0
+    CALLBACK_TYPE = "stdout"
+    CALLBACK_NAME = "stepladder.core.brief"
+
+    def v2_playbook_on_play_start(self, play: Any) -> None:
+        """Name the play in a line."""
+        if self._display.verbosity:
+            super().v2_playbook_on_play_start(play)
+            return
+        self._play = play
+        self._display.display(play.get_name().strip(), color=constants.COLOR_HIGHLIGHT)
+
+    def v2_playbook_on_task_start(self, task: Any, is_conditional: bool) -> None:
+        """Print no banner."""
+        if self._display.verbosity:
+            super().v2_playbook_on_task_start(task, is_conditional)
+
+    def v2_runner_on_ok(self, result: Any) -> None:
+        """Print a line where something changed, with the difference where it was asked for."""
+        if self._display.verbosity:
+            super().v2_runner_on_ok(result)
+        elif result.is_changed() and "results" not in result.result:
+            self._changed(result, result.task.get_name())
+
+    def v2_runner_item_on_ok(self, result: Any) -> None:
+        """Print a line where an item changed."""
+        if self._display.verbosity:
+            super().v2_runner_item_on_ok(result)
+        elif result.is_changed():
+            self._changed(result, f"{result.task.get_name()}: {self._get_item_label(result.result)}")
+
+    def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
+        """Print what is wrong, as the task said it."""
+        if self._display.verbosity or ignore_errors:
+            super().v2_runner_on_failed(result, ignore_errors=ignore_errors)
+        elif "results" not in result.result:
+            self._failed(result, result.task.get_name())
+
+    def v2_runner_item_on_failed(self, result: Any) -> None:
+        """Print what is wrong with an item."""
+        if self._display.verbosity:
+            super().v2_runner_item_on_failed(result)
+        else:
+            self._failed(result, f"{result.task.get_name()}: {self._get_item_label(result.result)}")
+
+    def v2_runner_on_skipped(self, result: Any) -> None:
+        """Print nothing."""
+        if self._display.verbosity:
+            super().v2_runner_on_skipped(result)
+
+    def v2_runner_item_on_skipped(self, result: Any) -> None:
+        """Print nothing."""
+        if self._display.verbosity:
+            super().v2_runner_item_on_skipped(result)
+
+    def v2_playbook_on_include(self, included_file: Any) -> None:
+        """Print nothing."""
+        if self._display.verbosity:
+            super().v2_playbook_on_include(included_file)
+
+    def _failed(self, result: Any, what: str) -> None:
+        self._display.display(f"  {result.host.get_name()} | {what}: FAILED", color=constants.COLOR_ERROR)
+        self._display.display(textwrap.indent(failure_text(result.result), "    "), color=constants.COLOR_ERROR)
+
+    def _changed(self, result: Any, what: str) -> None:
+        self._display.display(f"  {result.host.get_name()} | {what}: changed", color=constants.COLOR_CHANGED)
