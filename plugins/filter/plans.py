@@ -59,6 +59,7 @@ class FilterModule:
         """Name the filters."""
         named: dict[str, Callable[..., Any]] = {
             "logs_text": status.logs_text,
+            "orphan_pids": units.orphan_pids,
             "plan_text": plan_text,
             "planned_ports": units.planned_ports,
             "release_processes": units.release_processes,

@@ -183,7 +183,11 @@ def removal(variables: Mapping[str, Any], hosts: Sequence[str], with_weights: bo
         if not kept:
             continue
         node, used = kept["node"], variables[host].get("release_used_elsewhere", [])
-        lines.append(f"{host}: deployment {kept['deployment']['name']} is stopped and removed with its logs")
+        name = kept["deployment"]["name"]
+        if variables[host].get("release_slice"):
+            lines.append(f"{host}: deployment {name} is stopped and removed with its logs")
+        else:
+            lines.append(f"{host}: deployment {name} has no release; what a deploy may have left of it is removed")
         parts = [(node["weights"]["path"], node["weights"]["bytes"], with_weights)]
         parts += [(node[name]["path"], node[name]["installed_bytes"], with_environments) for name in ("venv", "tools")]
         for path, size, goes in parts:

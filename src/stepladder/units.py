@@ -63,6 +63,11 @@ def units_to_restart(states: Sequence[Mapping[str, Any]]) -> list[str]:
     return [state["unit"] for state in states if not state["running"] or state["outdated"]]
 
 
+def orphan_pids(states: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Processes of earlier starts that are nobody's any more: they may hold memory and ports."""
+    return [str(pid) for state in states for pid in state["orphans"]]
+
+
 def used_elsewhere(deployments: Mapping[str, Mapping[str, Any]], name: str) -> list[str]:
     """Paths of environments and weights that deployments other than `name` still use."""
     paths: set[str] = set()

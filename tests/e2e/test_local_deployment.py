@@ -72,6 +72,7 @@ class Local:
 def local() -> Iterator[Local]:
     # Short on purpose: supervisor's socket lies below it, and Linux allows 107 characters for its address.
     state = Path(tempfile.mkdtemp(prefix="sl-", dir="/tmp"))
+    state.rmdir()
     deployment = Local(state)
     yield deployment
     deployment.run("remove", "-e", "confirm_approved=true", check=False)
@@ -88,7 +89,7 @@ def answers() -> bool:
 
 def test_check_mode_on_a_fresh_node_changes_nothing(local: Local) -> None:
     done = local.run("deploy", "--check", "--diff")
-    assert not list(local.state.iterdir())
+    assert not local.state.exists()
     assert changed_tasks(done.stdout) > 0
 
 
@@ -117,16 +118,10 @@ def test_deploy_ends_with_an_endpoint_that_gives_the_exact_answers(local: Local,
         ("models", "protocol"), ("chat", "exact"), ("reasoning", "exact"), ("streaming", "exact"),
         ("completion", "protocol"), ("tool call", "exact"), ("unknown model", "protocol"),
     }  # fmt: skip
-    assert f"curl -s http://127.0.0.1:{PORT}/v1/chat/completions" in done.stdout
-    assert answers()
-
-
-def test_the_printed_curl_line_works(local: Local) -> None:
-    plan = local.run("plan", "-e", "plan_format=example").stdout
-    line = re.search(r"curl -s .*?}'", plan, re.S)
-    assert line, plan
-    done = subprocess.run(["bash", "-c", line[0]], capture_output=True, text=True, timeout=60, check=True)
-    assert json.loads(done.stdout)["choices"][0]["message"]["content"].strip() == "Hello from the tiny CPU model!"
+    line = re.search(r"curl -s .*?}'", done.stdout, re.S)
+    assert line, done.stdout
+    reply = subprocess.run(["bash", "-c", line[0]], capture_output=True, text=True, timeout=60, check=True)
+    assert json.loads(reply.stdout)["choices"][0]["message"]["content"].strip() == "Hello from the tiny CPU model!"
 
 
 def test_a_rerun_and_a_check_change_nothing(local: Local) -> None:
@@ -215,6 +210,30 @@ def test_remove_asks_and_then_leaves_nothing(local: Local) -> None:
     assert answers()
     local.run("remove", "-e", "confirm_approved=true")
     assert not answers()
-    assert not local.state.exists() or not list(local.state.iterdir())
+    assert not local.state.exists()
     left = subprocess.run(["pgrep", "-f", str(local.state)], capture_output=True, text=True, check=False)
     assert left.stdout == ""
+
+
+def test_smoke_deploys_verifies_changes_nothing_again_and_removes(tmp_path: Path) -> None:
+    state = Path(tempfile.mkdtemp(prefix="sl-", dir="/tmp"))
+    deployment = Local(state)
+    command = [
+        sys.executable,
+        "bin/stepladder",
+        "smoke",
+        *deployment.options,
+        "--report",
+        str(tmp_path),
+        "--budget",
+        "600",
+    ]
+    try:
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=800, check=False)
+    finally:
+        shutil.rmtree(state, ignore_errors=True)
+    assert done.returncode == 0, done.stdout[-6000:]
+    assert re.search(
+        r"Smoke passed in \d+ s of 600 s:\n  ok +deploy .*\n  ok +verify .*\n  ok +rerun .*\n  ok +remove ", done.stdout
+    )
+    assert 'failures="0"' in (tmp_path / "smoke.xml").read_text()

@@ -19,7 +19,7 @@ KEPT = {"plan_id": "abc", "endpoints": [{"node": "n0", "base_url": "http://127.0
 def state(**changes: Any) -> dict[str, Any]:
     return {
         "name": "vllm-0", "unit": "local-vllm-0", "phase": "ready", "detail": "port 8000 answers 200", "since": 3725.0,
-        "pid": 42, "running": True, "outdated": False, "log": "/l/vllm-0.log", "log_tail": ["up"], **changes,
+        "pid": 42, "running": True, "outdated": False, "orphans": [], "log": "/l/vllm-0.log", "log_tail": ["up"], **changes,
     }  # fmt: skip
 
 
@@ -80,6 +80,10 @@ def test_units_to_stop_include_one_that_is_about_to_start_again() -> None:
     assert units.units_to_stop(states) == ["a", "c"]
 
 
+def test_orphans_of_all_processes_are_ended() -> None:
+    assert units.orphan_pids([state(orphans=[7, 8]), state(), state(orphans=[9])]) == ["7", "8", "9"]
+
+
 def test_paths_that_another_deployment_uses() -> None:
     def kept(venv: str) -> dict[str, Any]:
         return {"node": {"venv": {"path": venv}, "tools": {"path": "/t"}, "weights": {"path": "/w"}}}
@@ -92,11 +96,13 @@ def test_paths_that_another_deployment_uses() -> None:
 def test_removal_says_what_goes_and_what_stays() -> None:
     kept = local_plan().slices()["localhost"]
     venv, weights = kept["node"]["venv"]["path"], kept["node"]["weights"]["path"]
-    variables = {"localhost": {"remove_slice": kept, "release_used_elsewhere": [venv]}}
+    variables = {"localhost": {"remove_slice": kept, "release_slice": kept, "release_used_elsewhere": [venv]}}
     text = show.removal(variables, ["localhost"], False, True)
     assert "localhost: deployment local is stopped and removed with its logs" in text
     assert f"{weights} (about 2.3 MB) stays" in text
     assert f"{venv} (about 2.8 GB) stays, another deployment uses it" in text
+    bare = show.removal({"localhost": {"remove_slice": kept, "release_slice": {}}}, ["localhost"], True, True)
+    assert "deployment local has no release; what a deploy may have left of it is removed" in bare
     assert show.removal({"localhost": {}}, ["localhost"], True, True) == "Nothing is deployed."
 
 
