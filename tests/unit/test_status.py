@@ -19,7 +19,8 @@ KEPT = {"plan_id": "abc", "endpoints": [{"node": "n0", "base_url": "http://127.0
 def state(**changes: Any) -> dict[str, Any]:
     return {
         "name": "vllm-0", "unit": "local-vllm-0", "phase": "ready", "detail": "port 8000 answers 200", "since": 3725.0,
-        "pid": 42, "running": True, "outdated": False, "orphans": [], "log": "/l/vllm-0.log", "log_tail": ["up"], **changes,
+        "pid": 42, "running": True, "outdated": False, "orphans": [], "log": "/l/vllm-0.log", "log_tail": ["up"],
+        **changes,
     }  # fmt: skip
 
 
