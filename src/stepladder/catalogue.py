@@ -114,13 +114,13 @@ class Shape(Entry):
 
 
 class Bits(Entry):
-    """Bits per parameter of each group of weights in a checkpoint."""
+    """Bits per parameter of each group of weights in a checkpoint, scales included where they count (NVFP4: 4.5)."""
 
-    experts: int = 16
-    linear: int = 16
-    embeddings: int = 16
-    vision: int = 16
-    mtp: int = 16
+    experts: float = 16
+    linear: float = 16
+    embeddings: float = 16
+    vision: float = 16
+    mtp: float = 16
 
 
 class Quantisation(Entry):
@@ -139,8 +139,17 @@ class Variant(Entry):
     bytes_on_disk: Count
     quantisation: Quantisation
     bits: Bits = Bits()
+    kv_bits: int = 16
     engines: tuple[str, ...]
     not_served: str | None = None
+    source: str
+
+
+class EngineSupport(Entry):
+    """From which release an engine serves a model; `never` says why none does."""
+
+    since: str | None = None
+    never: str | None = None
     source: str
 
 
@@ -177,6 +186,7 @@ class Model(Entry):
     parameters: Parameters
     shape: Shape
     mtp_layers: int = Field(ge=0, default=0)
+    engine_support: dict[str, EngineSupport] = {}
     default_variant: str
     variants: dict[str, Variant]
     rehearsal: Rehearsal | None = None
@@ -192,7 +202,8 @@ class Model(Entry):
 class Gpu(Entry):
     """A GPU type as it is bought; memory as the vendor's tool reports it.
 
-    `memory_mib` is none where the node decides (the CPU), and `compute_capability` where the vendor has none.
+    `memory_mib` is none where the node decides (the CPU). `architecture` is what images and kernels are built for
+    (`sm_90`, `gfx942`); `formats` are the number formats that its matrix units compute in.
     """
 
     name: Name
@@ -201,7 +212,7 @@ class Gpu(Entry):
     platform: Literal["cuda", "rocm", "cpu"]
     machine: Literal["x86_64", "aarch64", "any"]
     memory_mib: PositiveInt | None = None
-    compute_capability: str | None = None
+    architecture: str
     formats: tuple[str, ...]
     gpus_per_node: PositiveInt
     source: str
@@ -214,16 +225,22 @@ class Shim(Entry):
     version: str
 
 
-class EngineInstall(Entry):
-    """What an engine release is installed from on one platform."""
+class EngineRelease(Entry):
+    """One release of an engine on one platform, and what it is installed from: a lock, an image, or either.
+
+    `images` by what they are built for: a GPU architecture (`gfx950`), a machine (`aarch64`), or `default`.
+    `minimum_driver` is the oldest NVIDIA driver branch or ROCm release that it runs on.
+    """
 
     version: str
+    platform: Literal["cuda", "rocm", "cpu"]
     lock: str | None = None
     packages: tuple[str, ...] = ()
     package_index: str | None = None
     metadata_shims: tuple[Shim, ...] = ()
     forbidden_packages: tuple[str, ...] = ()
-    image: str | None = None
+    images: dict[str, str] = {}
+    minimum_driver: str | None = None
     python: str
     download_bytes: Count
     installed_bytes: Count
@@ -231,6 +248,14 @@ class EngineInstall(Entry):
     cpu_flags: tuple[str, ...] = ()
     verified: Verified
     source: str
+
+    def image_for(self, gpu: Gpu) -> str | None:
+        """The image built for a GPU: its architecture's, else its machine's, else the default one.
+
+        An aarch64 machine never gets the default image, which is built for x86_64.
+        """
+        fallback = None if gpu.machine == "aarch64" else self.images.get("default")
+        return self.images.get(gpu.architecture) or self.images.get(gpu.machine) or fallback
 
 
 class Tools(Entry):
@@ -256,12 +281,33 @@ class EngineDefaults(Entry):
     source: str
 
 
-class Engine(Entry):
-    """An inference engine: what it is installed from per platform, and which topologies it has."""
+class FlagChange(Entry):
+    """A flag that came or went: what to do about it on a found command line.
 
-    name: Name
+    `since` is the release from which it is refused (`removed`) or warns (`deprecated`).
+    """
+
+    status: Literal["removed", "deprecated", "harmful"]
+    since: str | None = None
+    instead: str
+    source: str
+
+
+class SecurityFloor(Entry):
+    """The oldest release without a known hole that matters here."""
+
+    version: str
+    source: str
+
+
+class Engine(Entry):
+    """An inference engine: its releases, newest first, and which topologies it has."""
+
+    name: str = Field(pattern=r"^[a-z][a-z_]*$")
     title: str
-    platforms: dict[str, EngineInstall]
+    releases: tuple[EngineRelease, ...] = Field(min_length=1)
+    security_floor: SecurityFloor | None = None
+    flags: dict[str, FlagChange] = {}
     topologies: tuple[str, ...]
     default_multi_node: str | None = None
     defaults: EngineDefaults

@@ -11,6 +11,7 @@ from stepladder.catalogue import Attention, Bits, Model, Variant
 from stepladder.request import Parallel
 
 MIB = 1024**2
+GIGA = 1e9
 KV_ELEMENT_BYTES = 2
 GATED_FFN_MATRICES = 3
 
@@ -109,7 +110,7 @@ def weight_bytes_per_gpu(model: Model, variant: Variant, parallel: Parallel, *, 
     return round(total_bits / 8)
 
 
-def kv_cache_bytes(model: Model, parallel: Parallel) -> tuple[int, int]:
+def kv_cache_bytes(model: Model, parallel: Parallel, element_bytes: int = KV_ELEMENT_BYTES) -> tuple[int, int]:
     """KV cache of one GPU: bytes per token in full-attention layers, bytes per sequence in sliding ones.
 
     KV heads are split over tensor parallel ranks as far as there are any, then repeated.
@@ -117,7 +118,7 @@ def kv_cache_bytes(model: Model, parallel: Parallel) -> tuple[int, int]:
     per_token = per_sequence = 0
     for group in model.shape.attention:
         heads = -(-group.kv_heads // min(parallel.tensor, group.kv_heads))
-        one_layer = 2 * heads * group.head_dim * KV_ELEMENT_BYTES
+        one_layer = 2 * heads * group.head_dim * element_bytes
         layers = -(-group.layers // parallel.pipeline)
         if group.window is None:
             per_token += layers * one_layer
@@ -130,7 +131,7 @@ def checkpoint_bytes(model: Model, bits: Bits) -> int:
     """Bytes of a checkpoint as calculated, to hold a published size against."""
     counts = count_parameters(model)
     total_bits = counts.experts * bits.experts + counts.linear * bits.linear + counts.embeddings * bits.embeddings
-    return (total_bits + counts.vision * bits.vision + counts.mtp * bits.mtp) // 8
+    return round((total_bits + counts.vision * bits.vision + counts.mtp * bits.mtp) / 8)
 
 
 def _attention_parameters(group: Attention, hidden: int) -> int:

@@ -50,10 +50,14 @@ class Health(Part):
 
 
 class Process(Part):
-    """One process of one node: exactly what is executed, in which environment."""
+    """One process of one node: exactly what is executed, in which environment.
+
+    `image` is what its container is made of; without one it runs in the node's environment.
+    """
 
     name: str
     purpose: str
+    image: str | None = None
     argv: tuple[str, ...]
     env: dict[str, str]
     ports: tuple[Port, ...]
@@ -110,6 +114,7 @@ class Requirements(Part):
     cpu_flags_any: tuple[tuple[str, ...], ...]
     architectures: tuple[str, ...]
     python: str
+    minimum_driver: str | None
     space: tuple[SpaceNeeded, ...]
 
 
@@ -125,7 +130,8 @@ class NodePlan(Part):
     rank: int
     installer: Installer
     tools: Venv
-    venv: Venv
+    venv: Venv | None
+    images: tuple[str, ...]
     weights: Weights
     processes: tuple[Process, ...]
     requirements: Requirements
@@ -150,6 +156,17 @@ class MemoryTable(Part):
     full_sequences: int | None
 
 
+class Candidate(Part):
+    """A layout that was weighed for `auto`: what it takes of a GPU, and the rules against it."""
+
+    layout: str
+    gpus: int
+    weights: int
+    margin: int | None
+    chosen: bool
+    against: str | None
+
+
 class Endpoint(Part):
     """Where a replica answers, in OpenAI's protocol."""
 
@@ -167,6 +184,7 @@ class Chosen(Part):
     variant: str
     engine: str
     engine_version: str
+    install: str
     platform: str
     topology: str
     parallel: Parallel
@@ -197,6 +215,7 @@ class Plan(Part):
     not_deployable: str | None
     nodes: tuple[NodePlan, ...]
     memory: MemoryTable
+    candidates: tuple[Candidate, ...]
     endpoints: tuple[Endpoint, ...]
     bytes_from_hub: int
     verification: Verification

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from stepladder.catalogue import Catalogue, Engine, EngineInstall, Gpu, Model, Variant, Verified
-from stepladder.engines import sglang, vllm
+from stepladder.catalogue import Catalogue, Engine, EngineRelease, Gpu, Model, Variant, Verified
+from stepladder.engines import sglang, tensorrt_llm, transformers, vllm
 from stepladder.engines.common import Rendered, Replica
 from stepladder.errors import PlanRefusedError, Violation, unknown_name
-from stepladder.layout import Setting, choose_layout, memory_budget
+from stepladder.layout import Weighed, choose_layout
 from stepladder.memory import MIB
 from stepladder.plan import (
     FORMAT_VERSION,
+    Candidate,
     Chosen,
     Endpoint,
     Installer,
@@ -27,9 +28,16 @@ from stepladder.plan import (
     Weights,
 )
 from stepladder.request import FEATURES, Deployment, Node, Parallel, PlanRequest
+from stepladder.setting import Setting, memory_budget
 
-RENDERERS = {"vllm": vllm.render, "sglang": sglang.render}
+RENDERERS = {
+    "sglang": sglang.render,
+    "tensorrt_llm": tensorrt_llm.render,
+    "transformers": transformers.render,
+    "vllm": vllm.render,
+}
 MINIMUM_PYTHON = "3.11"
+CONTAINER_STORE = "/var/lib/docker"
 EVERYWHERE = "0.0.0.0"  # noqa: S104 - an endpoint for clients on other machines is the purpose
 
 EXPLANATIONS = {
@@ -46,7 +54,8 @@ class Supplies:
 
     installer: Installer
     tools: Venv
-    venv: Venv
+    venv: Venv | None
+    image: str | None
     weights: Weights
 
 
@@ -62,7 +71,7 @@ def make_plan(request: PlanRequest, catalogue: Catalogue) -> Plan:
         CatalogueError: if a catalogue file cannot be used.
     """
     setting = _settle(request, catalogue)
-    parallel, broken = choose_layout(setting)
+    parallel, broken, weighed = choose_layout(setting)
     if parallel is None:
         raise PlanRefusedError(broken)
     topology = _choose_topology(setting, parallel)
@@ -76,6 +85,7 @@ def make_plan(request: PlanRequest, catalogue: Catalogue) -> Plan:
         not_deployable=_not_deployable(setting, topology),
         nodes=tuple(node_plans),
         memory=_memory_table(setting, parallel),
+        candidates=tuple(_candidate(candidate, parallel) for candidate in weighed),
         endpoints=tuple(
             Endpoint(replica=replica.index, node=replica.head.name, base_url=replica.client_url())
             for replica in replicas
@@ -100,15 +110,15 @@ def _settle(request: PlanRequest, catalogue: Catalogue) -> Setting:
     if engine and deployment.topology not in (*engine.topologies, "auto"):
         broken.append(unknown_name(f"topology for {engine.title}", deployment.topology, (*engine.topologies, "auto")))
     gpu, gpus_per_node = _hardware(request.nodes, catalogue, broken)
-    install = _install(engine, gpu, broken) if engine and gpu else None
+    release = _release(engine, gpu, deployment, broken) if engine and gpu else None
     if model and variant and engine and deployment.engine not in variant.engines:
         reason = variant.not_served or f"it is served by {', '.join(variant.engines)}"
         broken.append(
             Violation(f"{engine.title} and {variant.modelscope}", reason, f"Choose one of: {_served_variants(model)}.")
         )
-    if broken or not (model and variant and engine and gpu and install):
+    if broken or not (model and variant and engine and gpu and release):
         raise PlanRefusedError(broken)
-    return Setting(deployment, model, variant, engine, install, gpu, gpus_per_node, len(request.nodes))
+    return Setting(deployment, model, variant, engine, release, gpu, gpus_per_node, len(request.nodes))
 
 
 def _variant(model: Model, deployment: Deployment, broken: list[Violation]) -> Variant | None:
@@ -150,24 +160,34 @@ def _hardware(nodes: Sequence[Node], catalogue: Catalogue, broken: list[Violatio
     return gpu, min(counts)
 
 
-def _install(engine: Engine, gpu: Gpu, broken: list[Violation]) -> EngineInstall | None:
-    install = engine.platforms.get(gpu.platform)
-    if install is None:
-        broken.append(
-            Violation(
-                f"{engine.title} on {gpu.title}",
-                f"the catalogue has {engine.title} for: {', '.join(engine.platforms)}",
-                "Choose another engine or GPU type.",
-            )
-        )
-    return install
+def _release(engine: Engine, gpu: Gpu, deployment: Deployment, broken: list[Violation]) -> EngineRelease | None:
+    """The wished release for the GPU's platform, or the newest one."""
+    releases = [release for release in engine.releases if release.platform == gpu.platform]
+    if not releases:
+        platforms = ", ".join(sorted({release.platform for release in engine.releases}))
+        found = f"the catalogue has {engine.title} for: {platforms}"
+        broken.append(Violation(f"{engine.title} on {gpu.title}", found, "Choose another engine or GPU type."))
+        return None
+    wished = deployment.engine_version
+    if wished is None:
+        return releases[0]
+    for release in releases:
+        if release.version == wished:
+            return release
+    broken.append(unknown_name(f"release of {engine.title} for {gpu.title}", wished, [r.version for r in releases]))
+    return None
 
 
 def _choose_topology(setting: Setting, parallel: Parallel) -> str:
     wished, engine = setting.deployment.topology, setting.engine
     several = parallel.world_size > setting.gpus_per_node
     if wished == "auto":
-        return (engine.default_multi_node or "single") if several else "single"
+        multi_node = "mp" if setting.in_container and engine.name == "vllm" else engine.default_multi_node
+        return (multi_node or "single") if several else "single"
+    if wished == "ray" and several and setting.in_container:
+        found = "vLLM's image has no Ray in it since 0.19 (lws 835)"
+        mend = "Set deployment_topology to mp, or deployment_install to venv."
+        raise PlanRefusedError([Violation("topology ray in a container", found, mend)])
     if several and wished == "single":
         violation = Violation(
             "topology",
@@ -183,13 +203,14 @@ def _supplies(request: PlanRequest, setting: Setting, catalogue: Catalogue) -> S
     return Supplies(
         installer=Installer(version=tools.uv, lock=tools.uv_lock, path=f"{request.state_directory}/tools"),
         tools=_tools(request, catalogue),
-        venv=_venv(request, setting, catalogue),
+        venv=None if setting.in_container else _venv(request, setting, catalogue),
+        image=setting.image if setting.in_container else None,
         weights=_weights(request, setting),
     )
 
 
 def _venv(request: PlanRequest, setting: Setting, catalogue: Catalogue) -> Venv:
-    install = setting.install
+    install = setting.release
     name = f"{setting.engine.name}-{install.version}-{setting.gpu.platform}"
     shims = [f"{shim.name}={shim.version}" for shim in install.metadata_shims]
     return Venv(
@@ -263,7 +284,8 @@ def _place(
                 port=first_port + slot,
                 first_gpu=slot * parallel.world_size,
                 model_path=supplies.weights.path,
-                venv_path=supplies.venv.path,
+                venv_path=supplies.venv.path if supplies.venv else None,
+                deployment=deployment.name,
                 deployment_path=f"{request.state_directory}/deployments/{deployment.name}",
                 cache_path=f"{request.state_directory}/cache",
             )
@@ -294,6 +316,7 @@ def _render(setting: Setting, replicas: Sequence[Replica], supplies: Supplies) -
                 installer=supplies.installer,
                 tools=supplies.tools,
                 venv=supplies.venv,
+                images=(supplies.image,) if supplies.image else (),
                 weights=supplies.weights,
                 processes=processes,
                 requirements=_requirements(setting, supplies),
@@ -304,17 +327,21 @@ def _render(setting: Setting, replicas: Sequence[Replica], supplies: Supplies) -
 
 def _requirements(setting: Setting, supplies: Supplies) -> Requirements:
     on_cpu = setting.gpu.platform == "cpu"
-    tools, venv, weights = supplies.tools, supplies.venv, supplies.weights
+    tools, weights, install = supplies.tools, supplies.weights, setting.release
+    space = [_space(tools.path, tools.installed_bytes + tools.download_bytes, "the toolkit's own tools")]
+    if supplies.venv:
+        needed = install.installed_bytes + install.download_bytes
+        space.append(_space(supplies.venv.path, needed, f"{setting.engine.title} with its packages"))
+    if supplies.image:
+        space.append(_space(CONTAINER_STORE, install.installed_bytes, f"the image {supplies.image}"))
+    space.append(_space(weights.path, weights.bytes, f"weights of {weights.model_id}"))
     return Requirements(
-        minimum_memory_bytes=setting.install.runtime_memory_bytes + weights.bytes if on_cpu else 0,
-        cpu_flags_any=tuple((flag,) for flag in setting.install.cpu_flags),
+        minimum_memory_bytes=setting.release.runtime_memory_bytes + weights.bytes if on_cpu else 0,
+        cpu_flags_any=tuple((flag,) for flag in setting.release.cpu_flags),
         architectures=() if setting.gpu.machine == "any" else (setting.gpu.machine,),
         python=MINIMUM_PYTHON,
-        space=(
-            _space(tools.path, tools.installed_bytes + tools.download_bytes, "the toolkit's own tools"),
-            _space(venv.path, venv.installed_bytes + venv.download_bytes, f"{setting.engine.title} with its packages"),
-            _space(weights.path, weights.bytes, f"weights of {weights.model_id}"),
-        ),
+        minimum_driver=install.minimum_driver,
+        space=tuple(space),
     )
 
 
@@ -331,7 +358,8 @@ def _chosen(
         model_title=setting.model.title,
         variant=deployment.variant or setting.model.default_variant,
         engine=setting.engine.name,
-        engine_version=setting.install.version,
+        engine_version=setting.release.version,
+        install="container" if setting.in_container else "venv",
         platform=setting.gpu.platform,
         topology=topology,
         parallel=parallel,
@@ -340,6 +368,17 @@ def _chosen(
         context_length=setting.context_length,
         concurrency=deployment.concurrency,
         served_name=replicas[0].served_name,
+    )
+
+
+def _candidate(weighed: Weighed, chosen: Parallel) -> Candidate:
+    return Candidate(
+        layout=str(weighed.parallel),
+        gpus=weighed.parallel.world_size,
+        weights=weighed.budget.weights,
+        margin=weighed.budget.margin,
+        chosen=weighed.parallel == chosen,
+        against=", ".join(violation.rule for violation in weighed.broken) or None,
     )
 
 
@@ -363,7 +402,7 @@ def _memory_table(setting: Setting, parallel: Parallel) -> MemoryTable:
 
 
 def _verification(setting: Setting) -> Verification:
-    level = setting.install.verified
+    level = setting.release.verified
     rehearsal = setting.model.rehearsal
     return Verification(
         level=level.value,
@@ -376,6 +415,8 @@ def _not_deployable(setting: Setting, topology: str) -> str | None:
     """Roles grow after the planner: what can be planned and not yet be carried out is said before anything is done."""
     if setting.engine.not_deployable:
         return setting.engine.not_deployable
+    if setting.in_container:
+        return f"{setting.release_name} in a container can be planned; the role for that is not part of this version."
     if topology != "single":
         return f"Topology '{topology}' can be planned; the role that carries it out is not part of this version."
     return None

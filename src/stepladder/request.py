@@ -86,6 +86,9 @@ class Deployment(Wish):
     served_name: str | None = None
     bind_address: str | None = None
     port: int | None = Field(None, gt=0, lt=65536)
+    engine_version: str | None = None
+    install: Literal["auto", "venv", "container"] = "auto"
+    accept_unsafe_version: bool = False
     weights_endpoint: str | None = None
     extra_arguments: tuple[str, ...] = ()
     extra_environment: dict[str, str] = {}
@@ -126,7 +129,8 @@ def parse_request(data: Mapping[str, Any]) -> PlanRequest:
     try:
         return PlanRequest.model_validate(data)
     except ValidationError as error:
-        problems = [problem for problem in error.errors() if problem["type"] != "literal_error"] or error.errors()
+        # Of the two readings of `parallel` only the one that was meant is worth reporting.
+        problems = [problem for problem in error.errors() if problem["loc"][-1] != "literal['auto']"] or error.errors()
         raise PlanRefusedError([_as_violation(problem) for problem in problems]) from error
 
 

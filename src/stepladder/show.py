@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stepladder.plan import MemoryTable, NodePlan, Note, Plan, Process
+from stepladder.plan import Candidate, MemoryTable, NodePlan, Note, Plan, Process
 
 WIDTH = 110
 GIGA = 1e9
@@ -16,7 +16,12 @@ GIGA = 1e9
 
 def human(plan: Plan) -> str:
     """The whole plan as text, the same to the byte for the same plan."""
-    sections = [_head(plan), *(_node(plan, node) for node in plan.nodes), _memory(plan.memory)]
+    sections = [
+        _head(plan),
+        *(_node(plan, node) for node in plan.nodes),
+        _memory(plan.memory),
+        _candidates(plan.candidates),
+    ]
     sections += [_notes("Warnings", plan.notes, "warning"), _notes("Notes", plan.notes, "note")]
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -69,7 +74,7 @@ def _head(plan: Plan) -> str:
     rows = [
         ("deployment", chosen.name),
         ("model", f"{chosen.model_title} ({chosen.variant}), {plan.nodes[0].weights.model_id}"),
-        ("engine", f"{chosen.engine} {chosen.engine_version} ({chosen.platform})"),
+        ("engine", f"{chosen.engine} {chosen.engine_version} ({chosen.platform}, {chosen.install})"),
         ("layout", f"{chosen.topology}, {chosen.parallel}, {chosen.replicas} replica(s)"),
         ("features", ", ".join(chosen.features) or "none"),
         ("context", f"{chosen.context_length:,} tokens, KV cache for {chosen.concurrency} full-length sequence(s)"),
@@ -83,7 +88,10 @@ def _head(plan: Plan) -> str:
 
 def _downloads(plan: Plan) -> str:
     node = plan.nodes[0]
-    each = f"{gigabytes(node.weights.bytes)} of weights and about {gigabytes(node.venv.download_bytes)} of packages"
+    packages = (
+        f"about {gigabytes(node.venv.download_bytes)} of packages" if node.venv else f"the image {node.images[0]}"
+    )
+    each = f"{gigabytes(node.weights.bytes)} of weights and {packages}"
     return f"{each} per node, {gigabytes(plan.bytes_from_hub)} from the hub in all"
 
 
@@ -92,7 +100,7 @@ def _node(plan: Plan, node: NodePlan) -> str:
     rows = [
         ("address", node.address + (f" on {node.interface}" if node.interface else "")),
         ("hardware", f"{node.gpus} x {plan.memory.gpu}"),
-        ("environment", node.venv.path),
+        ("environment", node.venv.path if node.venv else f"image {node.images[0]}"),
         ("weights", node.weights.path),
     ]
     lines = [title, *(f"  {label:<12} {text}" for label, text in rows)]
@@ -147,6 +155,23 @@ def _memory_lines(rows: list[tuple[str, int, str]]) -> list[str]:
     return [f"  {label:<10} {gigabytes(count):>10}   {remark}".rstrip() for label, count, remark in rows]
 
 
+def _candidates(candidates: tuple[Candidate, ...]) -> str:
+    """What `auto` weighed, in its order of preference; the first without anything against it was taken."""
+    if not candidates:
+        return ""
+    lines = ["Layouts weighed (fewest GPUs first)"]
+    for candidate in candidates:
+        margin = "" if candidate.margin is None else f"margin {candidate.margin / GIGA:8.1f} GB"
+        verdict = (
+            "TAKEN" if candidate.chosen else f"against it: {candidate.against}" if candidate.against else "works too"
+        )
+        text = (
+            f"  {candidate.layout:<12} {candidate.gpus:>3} GPUs  weights {candidate.weights / GIGA:6.1f} GB  {margin}  "
+        )
+        lines.append(text + verdict)
+    return "\n".join(lines)
+
+
 def _notes(title: str, notes: tuple[Note, ...], kind: str) -> str:
     lines = []
     for note in notes:
@@ -189,7 +214,8 @@ def removal(variables: Mapping[str, Any], hosts: Sequence[str], with_weights: bo
         else:
             lines.append(f"{host}: deployment {name} has no release; what a deploy may have left of it is removed")
         parts = [(node["weights"]["path"], node["weights"]["bytes"], with_weights)]
-        parts += [(node[name]["path"], node[name]["installed_bytes"], with_environments) for name in ("venv", "tools")]
+        environments = [node[name] for name in ("venv", "tools") if node.get(name)]
+        parts += [(found["path"], found["installed_bytes"], with_environments) for found in environments]
         for path, size, goes in parts:
             fate = "stays, another deployment uses it" if path in used else "is removed" if goes else "stays"
             lines.append(f"  {path} (about {gigabytes(size)}) {fate}")

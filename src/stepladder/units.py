@@ -74,7 +74,7 @@ def used_elsewhere(deployments: Mapping[str, Mapping[str, Any]], name: str) -> l
     for other, kept in deployments.items():
         node = kept.get("node", {})
         if other != name and "venv" in node:  # a helper such as the rehearsal hub needs nothing that a deployment lacks
-            paths.update(node[part]["path"] for part in ("tools", "venv", "weights") if part in node)
+            paths.update(node[part]["path"] for part in ("tools", "venv", "weights") if node.get(part))
     return sorted(paths)
 
 

@@ -29,7 +29,7 @@ BROKEN = [
         "memory_fraction: 1.9",
         "defaults.memory_fraction: Input should be less",
     ),
-    ("engines/vllm.yml", "verified: cpu", "verified: maybe", "platforms.cpu.verified: Input should be"),
+    ("engines/vllm.yml", "verified: cpu", "verified: maybe", "releases.2.verified: Input should be"),
     ("gpus.yml", "gpus_per_node: 8", "gpus_per_node: 0", "[0].gpus_per_node: Input should be greater than 0"),
     ("tools.yml", "lock: tools.txt", "lock: 7", "lock: Input should be a valid string; found 7"),
 ]
@@ -69,7 +69,7 @@ def test_empty_folder_is_an_error(copied: Path) -> None:
 
 def test_every_lock_that_an_engine_names_is_there() -> None:
     catalogue = Catalogue()
-    locks = [install.lock for engine in catalogue.engines.values() for install in engine.platforms.values()]
+    locks = [release.lock for engine in catalogue.engines.values() for release in engine.releases]
     named = [lock for lock in [*locks, catalogue.tools.lock, catalogue.tools.uv_lock] if lock]
     assert len(named) >= 4
     assert all(catalogue.lock_path(lock).stat().st_size for lock in named)

@@ -157,7 +157,7 @@ REFUSALS = [
     pytest.param(
         {"model": "step-3.5-flash", "variant": "int4"},
         ["it is a GGUF file (Q4_K_S) for llama.cpp; neither vLLM nor SGLang serves it. "
-         "Choose one of: bf16 (vllm, sglang), fp8 (vllm, sglang)."],
+         "Choose one of: bf16 (vllm, sglang, tensorrt_llm, transformers), fp8 (vllm, sglang, tensorrt_llm)."],
         id="gguf",
     ),
     pytest.param(

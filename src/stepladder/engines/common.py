@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from stepladder.layout import Setting
-from stepladder.plan import Note, Process
+from stepladder.plan import Health, Note, Port, Process
 from stepladder.request import Node, Parallel
+from stepladder.setting import Setting
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,8 @@ class Replica:
     port: int
     first_gpu: int
     model_path: str
-    venv_path: str
+    venv_path: str | None
+    deployment: str
     deployment_path: str
     cache_path: str
 
@@ -48,6 +50,70 @@ class Rendered:
 
     processes: tuple[tuple[Process, ...], ...]
     notes: tuple[Note, ...]
+
+
+SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+# Ranks share memory beyond Docker's 64 MB, and pin what the network reads (vllm 1710, 19613).
+CONTAINER_LIMITS = ("--ipc=host", "--shm-size=32g", "--ulimit", "memlock=-1", "--ulimit", "stack=67108864")
+# What AMD's own commands have: the driver's devices, and the debugger's right that its runtime asks for.
+AMD_CONTAINER = (
+    *("--device=/dev/kfd", "--device=/dev/dri", "--group-add", "video"),
+    *("--cap-add=SYS_PTRACE", "--security-opt", "seccomp=unconfined"),
+)
+
+
+def launched(
+    setting: Setting,
+    replica: Replica,
+    *,
+    name: str,
+    purpose: str,
+    program: str,
+    arguments: Sequence[str],
+    env: Mapping[str, str],
+    ports: Sequence[Port],
+    health: Health,
+    stop_seconds: int,
+) -> Process:
+    """A process in the node's environment, or in a container of the engine's image.
+
+    Args:
+        program: name of the engine's program, found in the environment or the image.
+        arguments: what follows it.
+        env: environment variables beside the search path; a container gets them by name, so that none of their values
+            stands in a command line.
+    """
+    if setting.in_container:
+        argv = [*_container(setting, replica, name, env), setting.image, *arguments]
+        argv = [*argv[:2], "--entrypoint", program, *argv[2:]]
+        environment = dict(env)
+    else:
+        argv = [f"{replica.venv_path}/bin/{program}", *arguments]
+        environment = {**env, "PATH": f"{replica.venv_path}/bin:{SEARCH_PATH}"}
+    return Process(
+        name=name,
+        purpose=purpose,
+        image=setting.image if setting.in_container else None,
+        argv=tuple(argv),
+        env=environment,
+        ports=tuple(ports),
+        health=health,
+        stop_seconds=stop_seconds,
+    )
+
+
+def _container(setting: Setting, replica: Replica, name: str, env: Mapping[str, str]) -> list[str]:
+    options = ["docker", "run", "--rm", "--name", f"{replica.deployment}-{name}", "--network=host", *CONTAINER_LIMITS]
+    options += ["--gpus", "all"] if setting.gpu.vendor == "nvidia" else list(AMD_CONTAINER)
+    options += ["--device=/dev/infiniband"] if len(replica.nodes) > 1 else []
+    options += ["--volume", f"{replica.model_path}:{replica.model_path}:ro"]
+    options += ["--volume", f"{replica.cache_path}:{replica.cache_path}"]
+    if "RAY_AUTH_TOKEN_PATH" in env:
+        secrets = f"{replica.deployment_path}/secrets"
+        options += ["--volume", f"{secrets}:{secrets}:ro"]
+    for variable in sorted(env):
+        options += ["--env", variable]
+    return options
 
 
 def network_environment(node: Node, several_nodes: bool) -> dict[str, str]:

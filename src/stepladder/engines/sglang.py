@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from stepladder.engines.common import (
     Rendered,
     Replica,
+    launched,
     missing_interface_notes,
     network_environment,
     visible_gpus,
 )
-from stepladder.layout import Setting
 from stepladder.plan import Health, Note, Port, Process
+from stepladder.setting import Setting
 
 RENDEZVOUS_PORTS = 11
 DIST_TIMEOUT_SECONDS = 3600
@@ -21,6 +24,11 @@ SPECULATIVE_FLAGS = (
     *("--speculative-num-draft-tokens", "4", "--enable-multi-layer-eagle"),
 )
 
+NVFP4_FLAGS = (
+    *("--moe-runner-backend", "flashinfer_trtllm", "--kv-cache-dtype", "fp8_e4m3"),
+    *("--quantization", "modelopt_fp4", "--attention-backend", "trtllm_mha"),
+)
+
 
 def render(setting: Setting, replica: Replica) -> Rendered:
     """Render a replica; every rank runs the same command but for its rank."""
@@ -29,21 +37,23 @@ def render(setting: Setting, replica: Replica) -> Rendered:
 
 
 def _server(setting: Setting, replica: Replica, rank: int) -> Process:
-    argv = [f"{replica.venv_path}/bin/sglang", "serve", "--model-path", replica.model_path]
-    argv += ["--served-model-name", replica.served_name, *_parallel_flags(replica)]
-    argv += _joining_flags(setting, replica, rank)
-    argv += ["--host", replica.bind_address, "--port", str(replica.port), *_model_flags(setting)]
-    argv += ["--enable-metrics", "--watchdog-timeout", str(WATCHDOG_TIMEOUT_SECONDS)]
-    argv += setting.deployment.extra_arguments
-    return Process(
+    arguments = ["serve", "--model-path", replica.model_path]
+    arguments += ["--served-model-name", replica.served_name, *_parallel_flags(replica)]
+    arguments += _joining_flags(setting, replica, rank)
+    arguments += ["--host", replica.bind_address, "--port", str(replica.port), *_model_flags(setting)]
+    arguments += ["--enable-metrics", "--watchdog-timeout", str(WATCHDOG_TIMEOUT_SECONDS)]
+    arguments += setting.deployment.extra_arguments
+    kind: Literal["none", "sglang"] = "none" if rank else "sglang"
+    return launched(
+        setting,
+        replica,
         name=f"sglang-{replica.index}",
-        purpose="serves the API" if rank == 0 else f"rank {rank}, its health says nothing",
-        argv=tuple(argv),
+        purpose=f"rank {rank}, its health says nothing" if rank else "serves the API",
+        program="sglang",
+        arguments=arguments,
         env=_environment(setting, replica, rank),
-        ports=tuple(_ports(setting, replica, rank)),
-        health=Health(
-            kind="sglang" if rank == 0 else "none", host=replica.probe_host, port=replica.port, path="/ready"
-        ),
+        ports=_ports(setting, replica, rank),
+        health=Health(kind=kind, host=replica.probe_host, port=replica.port, path="/ready"),
         stop_seconds=setting.engine.defaults.stop_seconds,
     )
 
@@ -72,6 +82,8 @@ def _model_flags(setting: Setting) -> list[str]:
         flags += ["--tool-call-parser", model.tool_call_parser]
     if model.reasoning_parser and "reasoning" in features:
         flags += ["--reasoning-parser", model.reasoning_parser]
+    if setting.variant.quantisation.format == "nvfp4":
+        flags += NVFP4_FLAGS
     if setting.deployment.context_length:
         flags += ["--context-length", str(setting.deployment.context_length)]
     return flags + (list(SPECULATIVE_FLAGS) if setting.wants_mtp else [])
@@ -82,10 +94,10 @@ def _environment(setting: Setting, replica: Replica, rank: int) -> dict[str, str
     environment = {
         "HF_HOME": f"{replica.cache_path}/huggingface",
         "HF_HUB_OFFLINE": "1",
-        "PATH": f"{replica.venv_path}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         "SGLANG_HEALTH_CHECK_TIMEOUT": str(HEALTH_TIMEOUT_SECONDS),
     }
     environment |= {"SGLANG_HOST_IP": node.address} if several else {}
+    environment |= {"SGLANG_USE_AITER": "1"} if setting.gpu.vendor == "amd" else {}
     environment |= network_environment(node, several) | visible_gpus(setting, replica)
     return environment | setting.deployment.extra_environment
 

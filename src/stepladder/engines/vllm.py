@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from stepladder.engines.common import (
     Rendered,
     Replica,
+    launched,
     missing_interface_notes,
     network_environment,
     visible_gpus,
 )
-from stepladder.layout import Setting
 from stepladder.plan import Health, Note, Port, Process
+from stepladder.setting import Setting
 
 BATCHED_TOKENS = 8192
 SHUTDOWN_TIMEOUT_SECONDS = 120
 READY_TIMEOUT_SECONDS = 5400
 CPU_KV_CACHE_GIB = 1
 API_SERVERS = 4
+BLACKWELL = {"sm_100", "sm_103"}
 DATA_PARALLEL_PORT = 13345
 RAY_PORT = 6379
 RAY_PORTS = {
@@ -92,43 +96,50 @@ def _server(
     setting: Setting, replica: Replica, rank: int, joining: list[str], environment: dict[str, str] | None = None
 ) -> Process:
     headless = rank > 0
-    argv = [f"{replica.venv_path}/bin/vllm", "serve", replica.model_path]
-    argv += ["--served-model-name", replica.served_name]
-    argv += ["--headless"] if headless else ["--host", replica.bind_address, "--port", str(replica.port)]
-    argv += _parallel_flags(replica) + joining + _model_flags(setting) + _memory_flags(setting)
-    argv += [] if headless else ["--shutdown-timeout", str(SHUTDOWN_TIMEOUT_SECONDS)]
-    argv += setting.deployment.extra_arguments
+    arguments = ["serve", replica.model_path, "--served-model-name", replica.served_name]
+    arguments += ["--headless"] if headless else ["--host", replica.bind_address, "--port", str(replica.port)]
+    arguments += _parallel_flags(replica) + joining + _model_flags(setting) + _memory_flags(setting)
+    arguments += [] if headless else ["--shutdown-timeout", str(SHUTDOWN_TIMEOUT_SECONDS)]
+    arguments += setting.deployment.extra_arguments
     port = Port(port=replica.port, host=replica.bind_address, purpose="OpenAI-compatible API", scope="clients")
-    return Process(
+    kind: Literal["none", "vllm"] = "none" if headless else "vllm"
+    return launched(
+        setting,
+        replica,
         name=f"vllm-{replica.index}",
         purpose=f"rank {rank}, headless" if headless else "serves the API",
-        argv=tuple(argv),
+        program="vllm",
+        arguments=arguments,
         env=_environment(setting, replica, rank) | (environment or {}),
         ports=() if headless else (port,),
-        health=Health(kind="none" if headless else "vllm", host=replica.probe_host, port=replica.port, path="/health"),
+        health=Health(kind=kind, host=replica.probe_host, port=replica.port, path="/health"),
         stop_seconds=setting.engine.defaults.stop_seconds,
     )
 
 
 def _ray_node(setting: Setting, replica: Replica, rank: int) -> Process:
     node = replica.nodes[rank]
-    argv = [f"{replica.venv_path}/bin/ray", "start", "--block", "--node-ip-address", node.address]
+    arguments = ["start", "--block", "--node-ip-address", node.address]
     if rank == 0:
-        argv += ["--head", "--port", str(RAY_PORT), "--dashboard-host", "127.0.0.1"]
+        arguments += ["--head", "--port", str(RAY_PORT), "--dashboard-host", "127.0.0.1"]
     else:
-        argv += ["--address", f"{replica.head.address}:{RAY_PORT}"]
-    argv += ["--num-gpus", str(setting.gpus_per_node), "--disable-usage-stats"]
+        arguments += ["--address", f"{replica.head.address}:{RAY_PORT}"]
+    arguments += ["--num-gpus", str(setting.gpus_per_node), "--disable-usage-stats"]
     for flag, number in RAY_PORTS.items():
-        argv += [flag, str(number)]
-    argv += ["--min-worker-port", str(RAY_WORKER_PORTS[0]), "--max-worker-port", str(RAY_WORKER_PORTS[1])]
+        arguments += [flag, str(number)]
+    arguments += ["--min-worker-port", str(RAY_WORKER_PORTS[0]), "--max-worker-port", str(RAY_WORKER_PORTS[1])]
     numbers = [RAY_PORT, *RAY_PORTS.values()] if rank == 0 else list(RAY_PORTS.values())
-    return Process(
+    watched = RAY_PORT if rank == 0 else RAY_PORTS["--node-manager-port"]
+    return launched(
+        setting,
+        replica,
         name=f"ray-{replica.index}",
         purpose="Ray head" if rank == 0 else "Ray worker, joins the head",
-        argv=tuple(argv),
+        program="ray",
+        arguments=arguments,
         env=_environment(setting, replica, rank),
-        ports=tuple(Port(port=number, host=node.address, purpose="Ray", scope="peers") for number in numbers),
-        health=Health(kind="tcp", host=node.address, port=RAY_PORT if rank == 0 else 6380, path=""),
+        ports=[Port(port=number, host=node.address, purpose="Ray", scope="peers") for number in numbers],
+        health=Health(kind="tcp", host=node.address, port=watched, path=""),
         stop_seconds=30,
     )
 
@@ -152,6 +163,8 @@ def _model_flags(setting: Setting) -> list[str]:
     flags += ["--trust-remote-code"] if model.trust_remote_code else []
     if model.modality == "vision" and not setting.wants_vision:
         flags += ["--language-model-only"]
+    if setting.variant.quantisation.format == "nvfp4":
+        flags += ["--quantization", "modelopt", "--kv-cache-dtype", "fp8"]
     if setting.wants_mtp:
         flags += ["--speculative-config", f'{{"method":"mtp","num_speculative_tokens":{model.mtp_layers}}}']
     return flags
@@ -172,13 +185,13 @@ def _environment(setting: Setting, replica: Replica, rank: int) -> dict[str, str
     environment = {
         "HF_HOME": f"{replica.cache_path}/huggingface",
         "HF_HUB_OFFLINE": "1",
-        "PATH": f"{replica.venv_path}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         "VLLM_CACHE_ROOT": f"{replica.cache_path}/vllm",
         "VLLM_ENGINE_READY_TIMEOUT_S": str(READY_TIMEOUT_SECONDS),
         "VLLM_NO_USAGE_STATS": "1",
     }
     if setting.gpu.platform == "cpu":
         environment["VLLM_CPU_KVCACHE_SPACE"] = str(CPU_KV_CACHE_GIB)
+    environment |= _kernel_choices(setting)
     if several:
         environment |= {"VLLM_HOST_IP": node.address, "PYTHONHASHSEED": "0"}
     if replica.topology == "ray":
@@ -186,6 +199,15 @@ def _environment(setting: Setting, replica: Replica, rank: int) -> dict[str, str
         environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": token, "RAY_USAGE_STATS_ENABLED": "0"}
     environment |= network_environment(node, several) | visible_gpus(setting, replica)
     return environment | setting.deployment.extra_environment
+
+
+def _kernel_choices(setting: Setting) -> dict[str, str]:
+    """Kernels that fail on these models: AITER's experts on AMD, FlashInfer's FP8 experts on Blackwell."""
+    if setting.gpu.vendor == "amd":
+        return {"VLLM_ROCM_USE_AITER": "1", "VLLM_ROCM_USE_AITER_MOE": "0"}
+    if setting.gpu.architecture in BLACKWELL and setting.variant.quantisation.format == "fp8":
+        return {"VLLM_USE_FLASHINFER_MOE_FP8": "0"}
+    return {}
 
 
 def _notes(setting: Setting, replica: Replica) -> list[Note]:
@@ -238,7 +260,7 @@ def _notes(setting: Setting, replica: Replica) -> list[Note]:
         f"A stop lets running requests finish for {SHUTDOWN_TIMEOUT_SECONDS} s; the default of 0 breaks them off.",
         "vLLM issue 24885",
     )
-    if "step-3.5" in setting.model.name:
+    if "flash" in setting.model.name:
         note(
             "--disable-cascade-attn",
             "Left out: it does nothing since 0.33.0 and the next version refuses it.",
@@ -249,6 +271,18 @@ def _notes(setting: Setting, replica: Replica) -> list[Note]:
             "--speculative-config",
             "The method is 'mtp' (step3p5_mtp is deprecated) and --hf-overrides is no longer needed.",
             "vLLM 0.33.0 argument parser",
+        )
+    if setting.gpu.vendor == "amd":
+        note(
+            "VLLM_ROCM_USE_AITER_MOE=0",
+            "AITER's experts lack the clipped activation of layers 43 and 44: with it on, FP8 fails at start.",
+            "vLLM issue 36193",
+        )
+    if setting.variant.quantisation.format == "nvfp4":
+        note(
+            "--quantization modelopt, --kv-cache-dtype fp8",
+            "The checkpoint's own format and KV cache; there is no --moe-backend, because two layers need another one.",
+            "vLLM recipes, Step-3.7-Flash.yaml",
         )
     if setting.gpu.platform == "cpu":
         note(

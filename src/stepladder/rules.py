@@ -1,0 +1,272 @@
+"""What an engine, a GPU and a layout have to keep, one function a rule, each with its source.
+
+A rule looks at a setting and a layout and returns what is wrong, or none. Those that do not look at the layout are in
+`SETTING_RULES`; they would refuse every layout alike and are asked first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from stepladder.errors import Violation
+from stepladder.memory import GIGA
+from stepladder.request import Parallel
+from stepladder.setting import Setting, memory_budget, older
+
+Rule = Callable[[Setting, Parallel], Violation | None]
+MTP_SINCE = "0.33.0"
+
+
+def number_format_supported(setting: Setting, parallel: Parallel) -> Violation | None:
+    """The GPU computes in the checkpoint's number format; NVFP4 is for Blackwell alone (vLLM recipes)."""
+    found = setting.variant.quantisation.format
+    if found in setting.gpu.formats:
+        return None
+    mend = f"Choose a variant in one of: {', '.join(setting.gpu.formats)}."
+    return Violation("number format", f"{setting.gpu.title} does not compute in {found}", mend)
+
+
+def engine_supports_model(setting: Setting, parallel: Parallel) -> Violation | None:
+    """The engine's release knows the model (`engine_support` of the model in the catalogue)."""
+    support = setting.model.engine_support.get(setting.engine.name)
+    name = f"{setting.engine.title} and {setting.model.title}"
+    if support is None:
+        return None
+    if support.never:
+        return Violation(name, support.never, f"Choose one of: {', '.join(sorted(setting.engines_that_serve))}.")
+    if support.since and older(setting.release.version, support.since):
+        found = f"{setting.engine.title} {setting.release.version} does not support it"
+        return Violation(name, found, f"Set deployment_engine_version to {support.since} or newer.")
+    return None
+
+
+def release_is_safe(setting: Setting, parallel: Parallel) -> Violation | None:
+    """The release has no known hole that matters here (`security_floor` of the engine), unless that is accepted."""
+    floor = setting.engine.security_floor
+    if floor is None or not older(setting.release.version, floor.version) or setting.deployment.accept_unsafe_version:
+        return None
+    found = f"{setting.engine.title} {setting.release.version} is older than {floor.version} ({floor.source})"
+    return Violation("security", found, "Use a newer release, or set deployment_accept_unsafe_version to true.")
+
+
+def mtp_supported(setting: Setting, parallel: Parallel) -> Violation | None:
+    """Multi-token prediction: models that have the layers; vLLM from 0.33.0; not with NVFP4 on SGLang."""
+    if not setting.wants_mtp:
+        return None
+    rule, mend = "multi-token prediction", "Leave the feature mtp out."
+    if not setting.model.mtp_layers:
+        return Violation(rule, f"{setting.model.title} has no such layers", mend)
+    if setting.engine.name not in {"vllm", "sglang"}:
+        return Violation(rule, f"not offered with {setting.engine.title}", mend)
+    if setting.engine.name == "vllm" and older(setting.release.version, MTP_SINCE):
+        return Violation(rule, f"vLLM {setting.release.version} fails on it at load", f"{mend} It needs {MTP_SINCE}.")
+    if setting.engine.name == "sglang" and setting.variant.quantisation.format == "nvfp4":
+        return Violation(rule, "SGLang does not support it with NVFP4", mend)
+    return None
+
+
+def features_apply(setting: Setting, parallel: Parallel) -> Violation | None:
+    """`text_only` is for models that see; Transformers and TensorRT-LLM have no parsers of ours."""
+    if "text_only" in setting.deployment.features and setting.model.modality != "vision":
+        return Violation("text_only", f"{setting.model.title} is text only", "Leave the feature text_only out.")
+    return None
+
+
+def installable(setting: Setting, parallel: Parallel) -> Violation | None:
+    """There is a lock or an image for this GPU's platform, architecture and machine."""
+    method = setting.deployment.install
+    image = setting.release.image_for(setting.gpu)
+    if method == "venv" and not setting.has_lock:
+        mend = "Set deployment_install to container." if image else "Choose another engine release."
+        return Violation("install", f"no lock for {setting.release_name} on {setting.gpu.title}", mend)
+    if method == "container" and not image:
+        found = f"no image of {setting.release_name} for {setting.gpu.architecture} on {setting.gpu.machine}"
+        return Violation("install", found, "Choose another engine or engine release.")
+    if method == "auto" and not image and not setting.has_lock:
+        found = f"neither lock nor image of {setting.release_name} for {setting.gpu.title}"
+        return Violation("install", found, "Choose another engine or engine release.")
+    return None
+
+
+def extra_arguments_are_taken(setting: Setting, parallel: Parallel) -> Violation | None:
+    """Arguments of the operator's own are not ones that the engine refuses, warns of, or chokes on."""
+    bad = []
+    for argument in setting.deployment.extra_arguments:
+        change = setting.engine.flags.get(argument.partition("=")[0])
+        if change:
+            bad.append(f"{argument} ({change.status}: {change.instead})")
+    if not bad:
+        return None
+    return Violation("deployment_extra_arguments", "; ".join(bad), "Change them as the brackets say.")
+
+
+def whole_nodes(setting: Setting, parallel: Parallel) -> Violation | None:
+    """A replica fills part of one node, or several nodes to the last GPU."""
+    world, size = parallel.world_size, setting.gpus_per_node
+    if world > setting.nodes * size:
+        return Violation(
+            "GPUs",
+            f"{parallel} takes {world} GPUs, the inventory has {setting.nodes} x {size}",
+            f"Choose at most {setting.nodes * size} GPUs a replica, or add nodes.",
+        )
+    if world > size and world % size:
+        return Violation(
+            "GPUs",
+            f"{parallel} takes {world} GPUs, which is not a whole number of nodes of {size}",
+            f"Choose a multiple of {size}, or at most {size}.",
+        )
+    return None
+
+
+def nodes_can_join(setting: Setting, parallel: Parallel) -> Violation | None:
+    """An engine without a topology for several nodes stays on one."""
+    if parallel.world_size <= setting.gpus_per_node or setting.engine.default_multi_node:
+        return None
+    found = f"{parallel} takes more than the {setting.gpus_per_node} GPUs of a node"
+    return Violation(f"{setting.engine.title} on several nodes", found, "Choose vLLM or SGLang, or fewer GPUs.")
+
+
+def heads_divide(setting: Setting, parallel: Parallel) -> Violation | None:
+    """Every attention group's query heads are shared out evenly over tensor parallel ranks (engines' own assertion)."""
+    for group in setting.model.shape.attention:
+        if group.query_heads % parallel.tensor:
+            return Violation(
+                "attention heads",
+                f"{group.query_heads} heads over tensor parallel size {parallel.tensor}",
+                f"Choose a tensor parallel size that divides {group.query_heads}.",
+            )
+    return None
+
+
+def experts_divide(setting: Setting, parallel: Parallel) -> Violation | None:
+    """With expert parallelism whole experts are shared out over tensor times data parallel ranks."""
+    moe = setting.model.shape.moe
+    ranks = parallel.tensor * parallel.data
+    if not parallel.expert:
+        return None
+    if moe is None:
+        return Violation("expert parallelism", f"{setting.model.title} has no experts", "Leave expert out.")
+    if moe.experts % ranks:
+        return Violation(
+            "experts",
+            f"{moe.experts} experts over {ranks} ranks",
+            f"Choose tensor x data parallel ranks that divide {moe.experts}, or leave expert parallelism out.",
+        )
+    return None
+
+
+def quantisation_blocks_fit(setting: Setting, parallel: Parallel) -> Violation | None:
+    """An expert's shard is a whole number of quantisation blocks (vLLM recipes: FP8 at TP4 and TP8 needs EP)."""
+    block, moe = setting.variant.quantisation.block, setting.model.shape.moe
+    if block is None or moe is None or parallel.expert:
+        return None
+    ranks = parallel.tensor * parallel.data
+    width, rest = divmod(moe.expert_width, ranks)
+    if rest or width % block:
+        return Violation(
+            "quantisation blocks",
+            f"expert width {moe.expert_width} over {ranks} ranks is {moe.expert_width / ranks:g}, "
+            f"not a multiple of the {setting.variant.quantisation.format} block of {block}",
+            "Set deployment_parallel.expert to true: experts stay whole then.",
+        )
+    return None
+
+
+def amd_experts_are_whole(setting: Setting, parallel: Parallel) -> Violation | None:
+    """AMD's kernels fail on cut experts, in BF16 and FP8 alike (SGLang cookbook, Step-3.5 page; aiter 5049)."""
+    cut = setting.model.shape.moe and parallel.tensor * parallel.data > 1 and not parallel.expert
+    if setting.gpu.vendor != "amd" or not cut:
+        return None
+    found = f"{parallel} cuts experts on {setting.gpu.title}"
+    return Violation("expert parallelism on AMD", found, "Set deployment_parallel.expert to true.")
+
+
+def nvfp4_experts_are_whole(setting: Setting, parallel: Parallel) -> Violation | None:
+    """Every published NVFP4 layout has expert parallelism; at TP8 without it no backend works (vLLM 48921)."""
+    cut = parallel.tensor * parallel.data > 1 and not parallel.expert
+    if setting.variant.quantisation.format != "nvfp4" or not cut:
+        return None
+    return Violation(
+        "expert parallelism with NVFP4", f"{parallel} cuts experts", "Set deployment_parallel.expert to true."
+    )
+
+
+def data_parallel_placed(setting: Setting, parallel: Parallel) -> Violation | None:
+    """Data parallel ranks are whole on a node; SGLang's repeat the experts, so replicas are the better way there."""
+    if parallel.data == 1:
+        return None
+    if setting.engine.name != "vllm":
+        found = f"{parallel} on {setting.engine.title}"
+        return Violation("data parallel", found, "Use deployment_replicas instead of data parallel ranks.")
+    nodes, rest = divmod(parallel.world_size, setting.gpus_per_node)
+    if not rest and nodes > 1 and parallel.data % nodes:
+        return Violation(
+            "data parallel",
+            f"{parallel.data} data parallel ranks over {nodes} nodes",
+            f"Choose a multiple of {nodes}: a rank that spans nodes is not supported.",
+        )
+    return None
+
+
+def pipeline_allowed(setting: Setting, parallel: Parallel) -> Violation | None:
+    """Pipeline stages: not with multi-token prediction, not with data parallel ranks, not in TensorRT-LLM here."""
+    if parallel.pipeline == 1:
+        return None
+    if setting.wants_mtp:
+        return Violation("pipeline parallel", f"{parallel} with multi-token prediction", "Leave one of them out.")
+    if parallel.data > 1 or setting.engine.name == "tensorrt_llm":
+        return Violation("pipeline parallel", f"{parallel} on {setting.engine.title}", "Use tensor parallel ranks.")
+    if parallel.pipeline > setting.model.shape.layers:
+        found = f"{parallel.pipeline} stages for {setting.model.shape.layers} layers"
+        return Violation("pipeline parallel", found, "Choose fewer stages.")
+    return None
+
+
+def transformers_cuts_by_layers(setting: Setting, parallel: Parallel) -> Violation | None:
+    """Transformers' device map places whole layers: it is a pipeline without overlap, and nothing else."""
+    if setting.engine.name != "transformers" or parallel.tensor * parallel.data == 1:
+        return None
+    return Violation("Transformers", f"{parallel}", f"Set deployment_parallel to TP1xPP{parallel.world_size}.")
+
+
+def fits_in_memory(setting: Setting, parallel: Parallel) -> Violation | None:
+    """Weights, runtime and the wanted KV cache fit into the engine's share of the GPU."""
+    budget = memory_budget(setting, parallel)
+    if budget.margin is None or budget.margin >= 0:
+        return None
+    return Violation(
+        "GPU memory",
+        f"{parallel} needs {budget.needed / GIGA:.1f} GB per GPU (weights {budget.weights / GIGA:.1f}, runtime "
+        f"{budget.runtime / GIGA:.1f}, KV cache {budget.kv_wanted / GIGA:.1f}), the engine's share of "
+        f"{setting.gpu.title} is {(budget.limit or 0) / GIGA:.1f} GB",
+        "Use more GPUs, a smaller variant, a shorter deployment_context_length or less deployment_concurrency.",
+    )
+
+
+SETTING_RULES: tuple[Rule, ...] = (
+    number_format_supported,
+    engine_supports_model,
+    release_is_safe,
+    mtp_supported,
+    features_apply,
+    installable,
+    extra_arguments_are_taken,
+)
+LAYOUT_RULES: tuple[Rule, ...] = (
+    whole_nodes,
+    nodes_can_join,
+    heads_divide,
+    experts_divide,
+    quantisation_blocks_fit,
+    amd_experts_are_whole,
+    nvfp4_experts_are_whole,
+    data_parallel_placed,
+    pipeline_allowed,
+    transformers_cuts_by_layers,
+    fits_in_memory,
+)
+
+
+def violations(setting: Setting, parallel: Parallel) -> list[Violation]:
+    """Every rule that a setting with a layout breaks."""
+    return [found for rule in (*SETTING_RULES, *LAYOUT_RULES) if (found := rule(setting, parallel))]

@@ -1,0 +1,97 @@
+"""What a layout is judged against: one deployment's model, engine release and hardware."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from stepladder.catalogue import Engine, EngineRelease, Gpu, Model, Variant
+from stepladder.memory import MIB, MemoryBudget, kv_cache_bytes, weight_bytes_per_gpu
+from stepladder.request import Deployment, Parallel
+
+BITS_PER_BYTE = 8
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A deployment with every name looked up; `nodes` and `gpus_per_node` are what the inventory has in all."""
+
+    deployment: Deployment
+    model: Model
+    variant: Variant
+    engine: Engine
+    release: EngineRelease
+    gpu: Gpu
+    gpus_per_node: int
+    nodes: int
+
+    @property
+    def wants_vision(self) -> bool:
+        """Whether the vision tower is loaded."""
+        return self.model.modality == "vision" and "text_only" not in self.deployment.features
+
+    @property
+    def wants_mtp(self) -> bool:
+        """Whether the layers for multi-token prediction are loaded."""
+        return "mtp" in self.deployment.features
+
+    @property
+    def context_length(self) -> int:
+        """Tokens per sequence: as wished, or the model's own."""
+        return self.deployment.context_length or self.model.context_length
+
+    @property
+    def has_lock(self) -> bool:
+        """Whether the release can be installed into an environment here; locks are made for x86_64."""
+        return self.release.lock is not None and self.gpu.machine != "aarch64"
+
+    @property
+    def in_container(self) -> bool:
+        """Whether the engine runs in a container: as wished, or where there is no lock."""
+        wished = self.deployment.install
+        return wished == "container" or (wished == "auto" and not self.has_lock)
+
+    @property
+    def image(self) -> str:
+        """The engine's image for this GPU; only asked for once the rules have been kept."""
+        image = self.release.image_for(self.gpu)
+        assert image is not None, f"no image for {self.gpu.name}"  # noqa: S101 - `rules.installable` refuses that
+        return image
+
+    @property
+    def release_name(self) -> str:
+        """The engine with its version."""
+        return f"{self.engine.title} {self.release.version}"
+
+    @property
+    def engines_that_serve(self) -> set[str]:
+        """Engines that any variant of the model names."""
+        return {name for variant in self.model.variants.values() for name in variant.engines}
+
+
+def memory_budget(setting: Setting, parallel: Parallel) -> MemoryBudget:
+    """The budget of the fullest GPU of a replica in this layout."""
+    per_token, per_sequence = kv_cache_bytes(setting.model, parallel, setting.variant.kv_bits // BITS_PER_BYTE)
+    memory = setting.gpu.memory_mib
+    return MemoryBudget(
+        weights=weight_bytes_per_gpu(
+            setting.model, setting.variant, parallel, vision=setting.wants_vision, mtp=setting.wants_mtp
+        ),
+        runtime=setting.release.runtime_memory_bytes,
+        kv_bytes_per_token=per_token,
+        kv_bytes_per_sequence=per_sequence,
+        context_length=setting.context_length,
+        concurrency=setting.deployment.concurrency,
+        limit=None if memory is None else round(memory * MIB * setting.engine.defaults.memory_fraction),
+    )
+
+
+def older(version: str, than: str) -> bool:
+    """Whether one version comes before another; a candidate (1.3.0rc18) comes before its release."""
+    return _comparable(version) < _comparable(than)
+
+
+def _comparable(version: str) -> tuple[tuple[int, ...], float]:
+    numbers, _, candidate = version.partition("+")[0].partition("rc")
+    parts = tuple(int(part) for part in re.findall(r"\d+", numbers))
+    return parts, float(candidate) if candidate else float("inf")
