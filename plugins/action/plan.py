@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 from ansible.plugins.action import ActionBase
 
 from stepladder.catalogue import Catalogue
+from stepladder.difference import difference
 from stepladder.errors import PlanRefusedError, StepladderError, Violation
 from stepladder.plan import Plan
 from stepladder.planner import make_plan
 from stepladder.request import parse_request
 
+MAKE = "Make it anew with the verb 'plan' and -e plan_out=FILE, and look at it again."
 NODE_VARIABLES = {"gpu": "deployment_gpu", "gpus": "deployment_gpus", "interface": "deployment_interface"}
 
 
@@ -27,6 +31,7 @@ class ActionModule(ActionBase):
                 "deployment": {"type": "dict", "required": True},
                 "hosts": {"type": "list", "elements": "str", "required": True},
                 "state_directory": {"type": "path", "required": True},
+                "plan_file": {"type": "path"},
             }
         )
         try:
@@ -39,6 +44,8 @@ class ActionModule(ActionBase):
                 }
             )
             plan = make_plan(request, Catalogue())
+            if arguments["plan_file"]:
+                _refuse_another_plan(plan, Path(arguments["plan_file"]))
             _refuse_half_replicas(plan, variables.get("ansible_play_hosts_all", []))
         except StepladderError as error:
             return result | {"failed": True, "msg": str(error)}
@@ -53,6 +60,24 @@ def _node(host: str, variables: Any) -> dict[str, Any]:
         mend = "Put the host into the group of its GPU type, or set deployment_gpu."
         raise PlanRefusedError([Violation("variable deployment_gpu", f"not set for {host}", mend)])
     return {"name": host, "address": address, **node}
+
+
+def _refuse_another_plan(plan: Plan, path: Path) -> None:
+    """Run exactly the plan that was looked at, or say what has changed since."""
+    try:
+        document = json.loads(path.read_text())
+        kept = Plan.from_document(document)
+    except (OSError, ValueError) as error:
+        raise PlanRefusedError(
+            [Violation(f"plan_file {path}", f"it cannot be read as a plan: {error}", MAKE)]
+        ) from error
+    if document.get("id") != kept.id:
+        found = f"its id is {document.get('id')}, its content's is {kept.id}: it was edited"
+        raise PlanRefusedError([Violation(f"plan_file {path}", found, MAKE)])
+    if kept.id != plan.id:
+        changes = difference(kept.as_document(), plan.as_document()) or ["only notes and figures that explain it"]
+        found = "\n       ".join(["inventory or catalogue changed since:", *changes])
+        raise PlanRefusedError([Violation(f"plan_file {path}", found, f"\n     {MAKE}")])
 
 
 def _refuse_half_replicas(plan: Plan, limited_to: list[str]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ansible.errors import AnsibleFilterError
 
-from stepladder import show, status, units
+from stepladder import difference, show, status, units
 from stepladder.plan import Plan
 
 FORMATS: dict[str, Callable[[Plan], str]] = {
@@ -16,6 +16,8 @@ FORMATS: dict[str, Callable[[Plan], str]] = {
     "json": Plan.to_json,
     "summary": show.summary,
     "example": show.client_example,
+    "markdown": show.markdown,
+    "shell": show.script,
 }
 
 
@@ -59,6 +61,7 @@ class FilterModule:
         """Name the filters."""
         named: dict[str, Callable[..., Any]] = {
             "logs_text": status.logs_text,
+            "difference_text": difference.node_text,
             "orphan_pids": units.orphan_pids,
             "plan_text": plan_text,
             "planned_ports": units.planned_ports,

@@ -25,6 +25,9 @@ options:
     description: Where the toolkit keeps everything on a node.
     type: path
     required: true
+  plan_file:
+    description: A plan that was written before; any other plan than exactly that one is refused, with what changed.
+    type: path
 attributes:
   check_mode:
     support: full

@@ -70,7 +70,7 @@ def make_plan(request: PlanRequest, catalogue: Catalogue) -> Plan:
         PlanRefusedError: with all reasons why it cannot work.
         CatalogueError: if a catalogue file cannot be used.
     """
-    setting = _settle(request, catalogue)
+    setting = settle(request, catalogue)
     parallel, broken, weighed = choose_layout(setting)
     if parallel is None:
         raise PlanRefusedError(broken)
@@ -96,7 +96,7 @@ def make_plan(request: PlanRequest, catalogue: Catalogue) -> Plan:
     )
 
 
-def _settle(request: PlanRequest, catalogue: Catalogue) -> Setting:
+def settle(request: PlanRequest, catalogue: Catalogue) -> Setting:
     """Look up every name of the request; all unknown ones are reported together."""
     deployment, broken = request.deployment, []
     model = catalogue.models.get(deployment.model)

@@ -32,6 +32,29 @@ def shell(process: Process) -> str:
     return " \\\n  ".join(["env", *lines, *_argument_lines(process.argv)])
 
 
+def script(plan: Plan) -> str:
+    """Every command of every node, in start order, as a commented text for a shell."""
+    parts = [f"# {summary(plan)}"]
+    for node in plan.nodes:
+        parts.append(f"# On {node.name} ({node.address}), replica {node.replica}, rank {node.rank}")
+        parts += [f"# {process.name}: {process.purpose}\n{shell(process)}" for process in node.processes]
+    return "\n\n".join(parts) + "\n"
+
+
+def markdown(plan: Plan) -> str:
+    """The plan for a ticket or a wiki."""
+    parts = [f"# Plan {plan.id}", "\n".join(["| | |", "|---|---|", *_markdown_rows(_head_rows(plan))])]
+    for node in plan.nodes:
+        parts.append(f"## {node.name} ({node.address}): replica {node.replica}, rank {node.rank}")
+        for process in node.processes:
+            parts += [f"{process.name}: {process.purpose}; ports {_ports(process)}", f"```sh\n{shell(process)}\n```"]
+    parts += ["## Memory", f"```text\n{_memory(plan.memory)}\n```"]
+    for title, kind in (("Warnings", "warning"), ("Notes", "note")):
+        lines = [f"- **{note.topic}** {note.text}" for note in plan.notes if note.kind == kind]
+        parts += [f"## {title}", "\n".join(lines)] if lines else []
+    return "\n\n".join(parts) + "\n"
+
+
 def summary(plan: Plan) -> str:
     """The plan in a line."""
     chosen = plan.deployment
@@ -69,9 +92,17 @@ def gigabytes(count: int) -> str:
     return f"{count / GIGA:,.1f} GB" if count >= GIGA / 10 else f"{count / 1e6:,.1f} MB"
 
 
+def _markdown_rows(rows: Sequence[tuple[str, str]]) -> list[str]:
+    return [f"| {label} | {text.replace('|', chr(92) + '|')} |" for label, text in rows]
+
+
 def _head(plan: Plan) -> str:
+    return "\n".join([f"Plan {plan.id}", *(f"  {label:<12} {text}" for label, text in _head_rows(plan))])
+
+
+def _head_rows(plan: Plan) -> list[tuple[str, str]]:
     chosen = plan.deployment
-    rows = [
+    return [
         ("deployment", chosen.name),
         ("model", f"{chosen.model_title} ({chosen.variant}), {plan.nodes[0].weights.model_id}"),
         ("engine", f"{chosen.engine} {chosen.engine_version} ({chosen.platform}, {chosen.install})"),
@@ -82,8 +113,6 @@ def _head(plan: Plan) -> str:
         ("to download", _downloads(plan)),
         ("verified", f"{plan.verification.level}: {plan.verification.explanation}"),
     ]
-    lines = [f"  {label:<12} {text}" for label, text in rows]
-    return "\n".join([f"Plan {plan.id}", *lines])
 
 
 def _downloads(plan: Plan) -> str:
