@@ -41,6 +41,11 @@ class Verb(NamedTuple):
 
 
 PYTHON_VERBS = (
+    Verb(
+        "lint-command",
+        "say what is wrong with a serving command found somewhere, and what to run today",
+        "stepladder.lint_command:main",
+    ),
     Verb("smoke", "deploy, verify, deploy again and remove on one node, in a time budget", "stepladder.smoke:main"),
     Verb("test", "run the tests, or those named; the whole suite checks style and deploys for real", "pytest", TEST),
 )

@@ -39,8 +39,8 @@ def test_summary_is_the_first_comment(line: str, summary: str) -> None:
 
 
 def test_verbs_are_the_playbooks_and_the_python_ones(clone: Path) -> None:
-    assert list(cli.known_verbs(clone)) == ["deploy", "smoke", "stop", "test"]
-    assert "  deploy  From servers to an endpoint\n" in cli.help_text(cli.known_verbs(clone))
+    assert list(cli.known_verbs(clone)) == ["deploy", "lint-command", "smoke", "stop", "test"]
+    assert "  deploy        From servers to an endpoint\n" in cli.help_text(cli.known_verbs(clone))
 
 
 def test_every_playbook_of_this_tree_says_what_it_does() -> None:
