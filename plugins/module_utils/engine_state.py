@@ -573,7 +573,7 @@ def look(
     table = process_table()
     current = Path(deployment_path, "current")
     release = current.readlink().name if current.is_symlink() else None
-    marked = marked_processes(Path(deployment_path).name, table)
+    marked = marked_processes(deployment_path.rstrip("/"), table)
     uptime = float(Path("/proc/uptime").read_text().split()[0])
     states = []
     for process in processes:

@@ -405,7 +405,7 @@ def table(found: Sequence[Failure], hostname: str, deployment: str) -> str:
         max(len(getattr(one, name)) for one in [heading, *found]) for name in ("check", "what", "needed")
     )
     count = "1 failure" if len(found) == 1 else f"{len(found)} failures"
-    lines = [f"{hostname} is not fit for deployment {deployment}: {count}"]
+    lines = [f"{hostname} is not fit for deployment {Path(deployment).name}: {count}"]
     for one in [heading, *found]:
         lines.append(f"{one.check:{check}}  {one.what:{what}}  {one.needed:{needed}}  {one.found}")
         if one.mend:

@@ -257,7 +257,8 @@ def wanted_release(
     path: str, plan_id: str, node_slice: Mapping[str, Any], processes: Sequence[Mapping[str, Any]]
 ) -> Wanted:
     """The files of a release, as a pure function of the module's arguments."""
-    deployment = Path(path).name
+    # The mark that tells this deployment's processes from all others, one of the same name elsewhere included.
+    deployment = path.rstrip("/")
     files = [File("plan.json", canonical_json({"format_version": FORMAT_VERSION, **node_slice}), PLAN_MODE)]
     for process in processes:
         files.append(File(f"{process['name']}/env", env_file(process.get("env") or {}).encode(), ENV_MODE))
@@ -457,7 +458,7 @@ def current_release(path: str) -> str | None:
 
 def diff_of(path: str, plan_id: str, found: str | None, processes: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     """Ansible's diff: plan id, then each run script and env file that differs, with secrets masked on both sides."""
-    deployment = Path(path).name
+    deployment = path.rstrip("/")
     diff = []
     if plan_id != found:
         header = f"{path}/current"

@@ -17,7 +17,7 @@ author:
   - Stepladder contributors (@stepladder)
 options:
   deployment:
-    description: The deployment's name.
+    description: The deployment's directory, which marks its processes (C(STEPLADDER_DEPLOYMENT)).
     type: str
     required: true
   ports:

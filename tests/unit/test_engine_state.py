@@ -251,10 +251,10 @@ def test_probe_of_real_ports(server):
 
 
 @pytest.fixture
-def child():
+def child(tmp_path):
     env = {
         **os.environ,
-        "STEPLADDER_DEPLOYMENT": "d",
+        "STEPLADDER_DEPLOYMENT": str(tmp_path / "d"),
         "STEPLADDER_PROCESS": "a",
         "STEPLADDER_FINGERPRINT": "0123456789abcdef",
     }
@@ -263,6 +263,19 @@ def child():
         grandchild = int(started.stdout.readline())
         yield started.pid, grandchild
         os.kill(grandchild, 9)
+
+
+def test_a_deployment_of_the_same_name_elsewhere_is_left_alone(tmp_path, child):
+    """Its processes are nobody's orphans here: ending them would end another site's engine."""
+    pid, grandchild = child
+    other = tmp_path / "elsewhere" / "d"
+    (other / "releases" / "p1").mkdir(parents=True)
+    (other / "current").symlink_to("releases/p1")
+    asked = {"name": "a", "unit": "u", "health": {"kind": "none"}}
+    (mine,) = es.look(str(tmp_path / "d"), {"u": es.Managed("STOPPED", es.STOPPED, 0)}, [asked], 5, 0.3)
+    (others,) = es.look(str(other), {"u": es.Managed("STOPPED", es.STOPPED, 0)}, [asked], 5, 0.3)
+    assert sorted(mine["orphans"]) == sorted([pid, grandchild])
+    assert others["orphans"] == []
 
 
 def test_look_at_a_real_process(tmp_path, child):
