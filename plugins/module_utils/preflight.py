@@ -412,7 +412,7 @@ def check_packages(facts: Facts) -> Iterator[Failure]:
 
 
 def check_shared_memory(facts: Facts, wanted: Wanted) -> Iterator[Failure]:
-    """Shared memory (/dev/shm) is large enough for what the engine's processes pass to each other; containers get 64 MB unasked."""
+    """Shared memory is large enough for what the engine's processes pass to each other; containers get 64 MB."""
     if facts.shared_memory_bytes < wanted.minimum_shared_memory_bytes:
         yield Failure(
             "shared memory",

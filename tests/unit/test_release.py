@@ -172,7 +172,9 @@ def test_the_run_script_runs_the_command_with_its_environment(tmp_path):
     result = converge(root, "p1", [one])
     run = root / "current" / "vllm-0" / "run"
     out = subprocess.run([run], capture_output=True, text=True, check=True).stdout
-    assert out == f"{odd}|{odd}|s3cret $HOME|{root}|vllm-0|/tmp"
+    started, _, rest = out.partition("\n")
+    assert started.startswith("stepladder: starting vllm-0 at 20")
+    assert rest == f"{odd}|{odd}|s3cret $HOME|{root}|vllm-0|/tmp"
     assert "s3cret" not in "".join(p.read_text() for p in root.rglob("*") if p.is_file())
     assert f"STEPLADDER_FINGERPRINT='{result['fingerprints']['vllm-0']}'" in run.read_text()
     assert "    -c \\\n" in run.read_text()
