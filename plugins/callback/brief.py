@@ -34,18 +34,23 @@ class CallbackModule(Default):
     CALLBACK_TYPE = "stdout"
     CALLBACK_NAME = "stepladder.core.brief"
 
+    _heading = ""
+
     def v2_playbook_on_play_start(self, play: Any) -> None:
         """Name the play in a line."""
         if self._display.verbosity:
             super().v2_playbook_on_play_start(play)
             return
         self._play = play
-        self._display.display(play.get_name().strip(), color=constants.COLOR_HIGHLIGHT)
+        self._heading = play.get_name().strip()
 
     def v2_playbook_on_task_start(self, task: Any, is_conditional: bool) -> None:
-        """Print no banner."""
+        """Name the play before its first task; a play that no host is left for is not named at all."""
         if self._display.verbosity:
             super().v2_playbook_on_task_start(task, is_conditional)
+        elif self._heading:
+            self._display.display(self._heading, color=constants.COLOR_HIGHLIGHT)
+            self._heading = ""
 
     def v2_runner_on_ok(self, result: Any) -> None:
         """Print a line where something changed, with the difference where it was asked for."""
@@ -74,6 +79,14 @@ class CallbackModule(Default):
             super().v2_runner_item_on_failed(result)
         else:
             self._failed(result, f"{result.task.get_name()}: {self._get_item_label(result.result)}")
+
+    def v2_runner_on_unreachable(self, result: Any) -> None:
+        """Print which node did not answer, and what the connection said."""
+        if self._display.verbosity:
+            super().v2_runner_on_unreachable(result)
+            return
+        self._display.display(f"  {result.host.get_name()}: UNREACHABLE", color=constants.COLOR_UNREACHABLE)
+        self._display.display(textwrap.indent(failure_text(result.result), "    "), color=constants.COLOR_UNREACHABLE)
 
     def v2_runner_on_skipped(self, result: Any) -> None:
         """Print nothing."""

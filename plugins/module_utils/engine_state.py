@@ -19,6 +19,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.stepladder.core.plugins.module_utils.release import START_MARK
+
 MASK = "********"
 SYSTEMD_PROPERTIES = (
     "Id",
@@ -303,6 +305,11 @@ _SECRETS = (
 )
 
 
+SEARCHED_LINES = 2000
+_ERROR = re.compile(r"\b\w*(?:Error|Exception)\b.{0,3}[:(]|\b(?:FATAL|CRITICAL)\b|[Oo]ut of memory|Killed")
+_CONSEQUENCE = re.compile(r"[Ss]ee (?:root cause|stack trace) above")
+
+
 def clean_line(line: str) -> str:
     """A log line for human eyes: no escape sequences, a progress bar's last state, secrets masked, cut to length."""
     text = _ANSI.sub("", line).rstrip("\r\n").rpartition("\r")[2]
@@ -330,6 +337,34 @@ def tail(path: str | Path, lines: int, block: int = 65536, limit: int = 4 * 1024
         return []
     raw_lines = data.removesuffix(b"\n").split(b"\n") if data else []
     return [clean_line(raw.decode("utf-8", "replace")) for raw in raw_lines[-lines:]]
+
+
+def since_start(lines: Sequence[str]) -> list[str]:
+    """What the running process wrote: the lines after the last start; all of them where no start is noted."""
+    return _starts(lines)[-1]
+
+
+def first_errors(lines: Sequence[str], most: int = 3) -> list[str]:
+    """The first lines that name an error, of the last start that has any.
+
+    An engine's last lines say that it failed; why stands above, once, before what follows from it.
+    """
+    for written in reversed(_starts(lines)):
+        found = [line for line in written if _ERROR.search(line) and not _CONSEQUENCE.search(line)]
+        if found:
+            return list(dict.fromkeys(found))[:most]
+    return []
+
+
+def _starts(lines: Sequence[str]) -> list[list[str]]:
+    """The lines start by start; what stands before the first noted one comes first."""
+    parts: list[list[str]] = [[]]
+    for line in lines:
+        if line.startswith(START_MARK):
+            parts.append([])
+        else:
+            parts[-1].append(line)
+    return parts
 
 
 # --- the machine -----------------------------------------------------------------------------------------------------
@@ -573,7 +608,7 @@ def look(
     table = process_table()
     current = Path(deployment_path, "current")
     release = current.readlink().name if current.is_symlink() else None
-    marked = marked_processes(Path(deployment_path).name, table)
+    marked = marked_processes(deployment_path.rstrip("/"), table)
     uptime = float(Path("/proc/uptime").read_text().split()[0])
     states = []
     for process in processes:
@@ -593,6 +628,7 @@ def look(
             orphans=tuple(sorted(marked.get(process["name"], set()) - set(family))),
             port=health.get("port"),
         )
+        written = tail(process["log"], SEARCHED_LINES) if process.get("log") else []
         decided, sentence = decide(facts, alive, health["kind"])
         states.append(
             {
@@ -612,7 +648,8 @@ def look(
                 "http_status": answer.status,
                 "orphans": list(facts.orphans),
                 "log": process.get("log"),
-                "log_tail": tail(process["log"], log_lines) if process.get("log") else [],
+                "log_tail": since_start(written)[-log_lines:] if alive else written[-log_lines:],
+                "first_errors": first_errors(written),
                 "rss_bytes": sum(table[pid].rss for pid in family),
             }
         )

@@ -5,6 +5,7 @@ Standard library only: this runs on the node, under any Python from 3.9 on. Noth
 
 from __future__ import annotations
 
+import ctypes
 import ipaddress
 import os
 import platform
@@ -19,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+SHARED_MEMORY = "/dev/shm"  # noqa: S108 - its size is asked for, nothing is written
 DEPLOYMENT_VARIABLE = "STEPLADDER_DEPLOYMENT"
 LISTEN = "0A"  # TCP_LISTEN, include/net/tcp_states.h
 COMMAND_CHARACTERS = 160
@@ -101,6 +103,9 @@ class Facts:
     listeners: tuple[Listener, ...] = ()
     disks: tuple[Disk, ...] = ()
     commands: Mapping[str, str] = field(default_factory=dict)
+    missing_packages: Mapping[str, str] = field(default_factory=dict)
+    can_install: bool = False
+    shared_memory_bytes: int = 0
     unwritable: Mapping[str, str] = field(default_factory=dict)
 
     def as_result(self) -> dict[str, Any]:
@@ -119,7 +124,13 @@ class Facts:
                 for one in self.disks
             ],
             "python": {"executable": self.python, "version": self.python_version},
+            "packages_to_install": self.packages_to_install,
         }
+
+    @property
+    def packages_to_install(self) -> list[str]:
+        """Packages that are missing and can be installed here, by the system's own means and as this user."""
+        return sorted(set(self.missing_packages.values())) if self.can_install else []
 
 
 @dataclass(frozen=True)
@@ -134,6 +145,8 @@ class Wanted:
     python: str = "python3"
     cpu_flags_any: Sequence[Sequence[str]] = ()
     commands: Sequence[Mapping[str, Any]] = ()
+    libraries: Sequence[Mapping[str, Any]] = ()
+    minimum_shared_memory_bytes: int = 0
     architectures: Sequence[str] = ()
     writable_paths: Sequence[str] = ()
 
@@ -224,11 +237,13 @@ def failures(facts: Facts, wanted: Wanted) -> list[Failure]:
         *check_architecture(facts, wanted),
         *check_cpu_flags(facts, wanted),
         *check_memory(facts, wanted),
+        *check_shared_memory(facts, wanted),
         *check_disks(facts),
         *check_writable(facts, wanted),
         *check_ports(facts, wanted),
         *check_python(facts, wanted),
         *check_commands(facts, wanted),
+        *check_packages(facts),
     ]
 
 
@@ -388,6 +403,26 @@ def check_commands(facts: Facts, wanted: Wanted) -> Iterator[Failure]:
             )
 
 
+def check_packages(facts: Facts) -> Iterator[Failure]:
+    """What packages of the system bring is there, or can be installed by the deploy itself."""
+    if facts.can_install:
+        return
+    for name, package in sorted(facts.missing_packages.items()):
+        yield Failure("package", name, "not installed", package, f"as root: apt-get install -y {package}")
+
+
+def check_shared_memory(facts: Facts, wanted: Wanted) -> Iterator[Failure]:
+    """Shared memory is large enough for what the engine's processes pass to each other; containers get 64 MB."""
+    if facts.shared_memory_bytes < wanted.minimum_shared_memory_bytes:
+        yield Failure(
+            "shared memory",
+            SHARED_MEMORY,
+            f"{facts.shared_memory_bytes / 2**20:.0f} MiB",
+            f"{wanted.minimum_shared_memory_bytes / 2**20:.0f} MiB",
+            "start the container with --shm-size=1g or --ipc=host; on a machine: mount -o remount,size=1g /dev/shm",
+        )
+
+
 def gib(count: int) -> str:
     """Memory for people: 23.5 GiB."""
     return f"{count / 2**30:.1f} GiB"
@@ -405,7 +440,7 @@ def table(found: Sequence[Failure], hostname: str, deployment: str) -> str:
         max(len(getattr(one, name)) for one in [heading, *found]) for name in ("check", "what", "needed")
     )
     count = "1 failure" if len(found) == 1 else f"{len(found)} failures"
-    lines = [f"{hostname} is not fit for deployment {deployment}: {count}"]
+    lines = [f"{hostname} is not fit for deployment {Path(deployment).name}: {count}"]
     for one in [heading, *found]:
         lines.append(f"{one.check:{check}}  {one.what:{what}}  {one.needed:{needed}}  {one.found}")
         if one.mend:
@@ -561,6 +596,38 @@ def python_version(executable: str) -> str:
     return answer.stdout.strip()
 
 
+def missing_packages(wanted: Wanted) -> dict[str, str]:
+    """What is missing of the system, and the package of Debian and Ubuntu that brings it."""
+    missing = {want["soname"]: want["package"] for want in wanted.libraries if not loads(want["soname"])}
+    if wanted.minimum_python and python_version(wanted.python) and not makes_environments(wanted.python):
+        missing["the module venv"] = f"{Path(wanted.python).name}-venv"
+    return missing
+
+
+def loads(soname: str) -> bool:
+    """Whether the dynamic linker finds a shared library."""
+    try:
+        ctypes.CDLL(soname)
+    except OSError:
+        return False
+    return True
+
+
+def makes_environments(executable: str) -> bool:
+    """Whether an interpreter has all that `-m venv` needs; Debian ships that apart."""
+    answer = subprocess.run([executable, "-c", "import ensurepip, venv"], capture_output=True, timeout=30, check=False)
+    return answer.returncode == 0
+
+
+def size_of(path: str) -> int:
+    """Bytes of the file system at a path, 0 where there is none."""
+    try:
+        found = os.statvfs(path)
+    except OSError:
+        return 0
+    return found.f_blocks * found.f_frsize
+
+
 def gather(wanted: Wanted, proc: Path = Path("/proc")) -> Facts:
     """Read from the node what the checks of this wish need."""
     memory = parse_meminfo(read_text(proc / "meminfo"))
@@ -587,6 +654,9 @@ def gather(wanted: Wanted, proc: Path = Path("/proc")) -> Facts:
         user=user_name(os.geteuid()),
         listeners=tuple(find_owners(listening, wanted.deployment, proc)),
         disks=tuple(read_disk(want) for want in wanted.paths),
+        missing_packages=missing_packages(wanted),
+        can_install=os.geteuid() == 0 and shutil.which("apt-get", path=search) is not None,
+        shared_memory_bytes=size_of(SHARED_MEMORY),
         commands={want["name"]: shutil.which(want["name"], path=search) or "" for want in wanted.commands},
         unwritable={path: unwritable_reason(path) for path in wanted.writable_paths},
     )

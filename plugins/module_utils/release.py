@@ -35,6 +35,8 @@ _SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSWORD", re.IGNORECASE)
 _SECRET_FLAG = re.compile(
     r"^--?(?:[\w-]*[-_])?(?:key|token|secret|password)(?P<value>=.*)?$", re.IGNORECASE | re.DOTALL
 )
+# What each start begins its log with; engine_state.py looks for it.
+START_MARK = "stepladder: starting "
 _FINGERPRINT_LINE = re.compile(r"^STEPLADDER_FINGERPRINT='?([0-9a-f]{16})'?$", re.MULTILINE)
 _OURS = {"releases", "current", "previous", "logs", MARKER}
 _BUILD = ".new-"
@@ -244,6 +246,8 @@ def run_script(deployment: str, process: Mapping[str, Any], masked: bool = False
         ]
         for name in sorted(secrets):
             lines += [f"{name}=$(read_secret {_quote(secrets[name])})", f"export {name}"]
+    # A line in the log that tells this start's output from what an earlier one wrote.
+    lines.append(f'echo "{START_MARK}{process["name"]} at $(date -u +%Y-%m-%dT%H:%M:%SZ)"')
     lines.append(f"cd -- {_quote(process.get('working_directory') or '/')}")
     lines.append("exec \\\n" + " \\\n".join("    " + shlex.quote(str(argument)) for argument in argv))
     return "\n".join(lines) + "\n"
@@ -257,7 +261,8 @@ def wanted_release(
     path: str, plan_id: str, node_slice: Mapping[str, Any], processes: Sequence[Mapping[str, Any]]
 ) -> Wanted:
     """The files of a release, as a pure function of the module's arguments."""
-    deployment = Path(path).name
+    # The mark that tells this deployment's processes from all others, one of the same name elsewhere included.
+    deployment = path.rstrip("/")
     files = [File("plan.json", canonical_json({"format_version": FORMAT_VERSION, **node_slice}), PLAN_MODE)]
     for process in processes:
         files.append(File(f"{process['name']}/env", env_file(process.get("env") or {}).encode(), ENV_MODE))
@@ -457,7 +462,7 @@ def current_release(path: str) -> str | None:
 
 def diff_of(path: str, plan_id: str, found: str | None, processes: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     """Ansible's diff: plan id, then each run script and env file that differs, with secrets masked on both sides."""
-    deployment = Path(path).name
+    deployment = path.rstrip("/")
     diff = []
     if plan_id != found:
         header = f"{path}/current"

@@ -151,6 +151,11 @@ states:
       type: list
       elements: str
       sample: ["INFO: Application startup complete."]
+    first_errors:
+      description: First lines of the last start that failed which name an error; the cause stands above what follows.
+      type: list
+      elements: str
+      sample: ["ImportError: libnuma.so.1: cannot open shared object file: No such file or directory"]
     rss_bytes:
       description: Resident memory of the process tree in bytes; a page that n processes share counts n times.
       type: int

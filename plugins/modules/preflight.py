@@ -17,7 +17,7 @@ author:
   - Stepladder contributors (@stepladder)
 options:
   deployment:
-    description: The deployment's name.
+    description: The deployment's directory, which marks its processes (C(STEPLADDER_DEPLOYMENT)).
     type: str
     required: true
   ports:
@@ -95,6 +95,27 @@ options:
         description: The package that brings it, if it has another name.
         type: str
         default: ''
+  libraries:
+    description:
+      - Shared libraries that the dynamic linker finds.
+      - Missing ones, and Python's module venv, are returned in C(packages_to_install) where this user can install
+        packages with apt, and are failures elsewhere.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      soname:
+        description: The library, such as C(libnuma.so.1).
+        type: str
+        required: true
+      package:
+        description: The package of Debian and Ubuntu that brings it.
+        type: str
+        required: true
+  minimum_shared_memory_bytes:
+    description: Size of C(/dev/shm) needed, in bytes.
+    type: int
+    default: 0
   architectures:
     description: Machine architectures allowed, for example C(x86_64). Empty allows any.
     type: list
@@ -168,6 +189,7 @@ facts:
     own_memory_bytes: 0
     disks: [{path: /var/lib/stepladder/models, mount: /data, total_bytes: 7681501126656, free_bytes: 6912364609536}]
     python: {executable: /usr/bin/python3.11, version: 3.11.9}
+    packages_to_install: [libnuma1]
 """
 
 from ansible.module_utils.basic import AnsibleModule
@@ -204,6 +226,8 @@ def main() -> None:
             "python": {"type": "path", "default": "python3"},
             "cpu_flags_any": many("list"),
             "commands": many("dict", name=needed, package=text()),
+            "libraries": many("dict", soname=needed, package=needed),
+            "minimum_shared_memory_bytes": {"type": "int", "default": 0},
             "architectures": many("str"),
             "writable_paths": many("path"),
             "fail_on_error": {"type": "bool", "default": True},

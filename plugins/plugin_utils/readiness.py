@@ -113,7 +113,10 @@ def complaint(state: State, reason: str) -> str:
     """What is wrong with one process: phase, exit, log path and the log's last lines."""
     parts = [f"{state['name']} {reason}: phase {state['phase']}, {state['detail']}"]
     parts.append(f"  last exit: {state.get('exit') or 'unknown'}")
+    if state.get("first_errors"):
+        parts.append("  first errors in its log:")
+        parts += [f"    {line}" for line in state["first_errors"]]
     if state.get("log"):
-        parts.append(f"  log: {state['log']}")
+        parts.append(f"  last lines of {state['log']}:")
     parts += [f"    {line}" for line in state.get("log_tail") or []]
     return "\n".join(parts)

@@ -239,13 +239,13 @@ def removal(variables: Mapping[str, Any], hosts: Sequence[str], with_weights: bo
         node, used = kept["node"], variables[host].get("release_used_elsewhere", [])
         name = kept["deployment"]["name"]
         if variables[host].get("release_slice"):
-            lines.append(f"{host}: deployment {name} is stopped and removed with its logs")
+            lines.append(f"{host}: deployment {name} will be stopped and removed with its logs")
         else:
-            lines.append(f"{host}: deployment {name} has no release; what a deploy may have left of it is removed")
+            lines.append(f"{host}: deployment {name} has no release; what a deploy may have left of it will be removed")
         parts = [(node["weights"]["path"], node["weights"]["bytes"], with_weights)]
         environments = [node[name] for name in ("venv", "tools") if node.get(name)]
         parts += [(found["path"], found["installed_bytes"], with_environments) for found in environments]
         for path, size, goes in parts:
-            fate = "stays, another deployment uses it" if path in used else "is removed" if goes else "stays"
+            fate = "stays, another deployment uses it" if path in used else "will be removed" if goes else "stays"
             lines.append(f"  {path} (about {gigabytes(size)}) {fate}")
     return "\n".join(lines) or "Nothing is deployed."

@@ -251,10 +251,10 @@ def test_probe_of_real_ports(server):
 
 
 @pytest.fixture
-def child():
+def child(tmp_path):
     env = {
         **os.environ,
-        "STEPLADDER_DEPLOYMENT": "d",
+        "STEPLADDER_DEPLOYMENT": str(tmp_path / "d"),
         "STEPLADDER_PROCESS": "a",
         "STEPLADDER_FINGERPRINT": "0123456789abcdef",
     }
@@ -263,6 +263,19 @@ def child():
         grandchild = int(started.stdout.readline())
         yield started.pid, grandchild
         os.kill(grandchild, 9)
+
+
+def test_a_deployment_of_the_same_name_elsewhere_is_left_alone(tmp_path, child):
+    """Its processes are nobody's orphans here: ending them would end another site's engine."""
+    pid, grandchild = child
+    other = tmp_path / "elsewhere" / "d"
+    (other / "releases" / "p1").mkdir(parents=True)
+    (other / "current").symlink_to("releases/p1")
+    asked = {"name": "a", "unit": "u", "health": {"kind": "none"}}
+    (mine,) = es.look(str(tmp_path / "d"), {"u": es.Managed("STOPPED", es.STOPPED, 0)}, [asked], 5, 0.3)
+    (others,) = es.look(str(other), {"u": es.Managed("STOPPED", es.STOPPED, 0)}, [asked], 5, 0.3)
+    assert sorted(mine["orphans"]) == sorted([pid, grandchild])
+    assert others["orphans"] == []
 
 
 def test_look_at_a_real_process(tmp_path, child):
@@ -309,3 +322,31 @@ def test_arguments_are_checked_all_at_once():
         "supervisorctl is empty: give the program and its arguments, like [supervisorctl, -c, <file>]",
         "process a: health.kind is vllm, which needs health.port",
     ]
+
+
+LOG_OF_TWO_STARTS = [
+    "stepladder: starting vllm-0 at 2026-11-20T01:00:00Z",
+    "ValueError: an old one",
+    "stepladder: starting vllm-0 at 2026-11-20T01:05:00Z",
+    "INFO loading",
+    "ERROR Failed to import from vllm._C: ImportError('libnuma.so.1: cannot open shared object file')",
+    "  File x.py, line 3",
+    "AttributeError: '_C' object has no attribute 'init'",
+    "AttributeError: '_C' object has no attribute 'init'",
+    "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}",
+]
+
+
+@pytest.mark.parametrize(
+    ("lines", "errors", "since"),
+    [
+        (LOG_OF_TWO_STARTS, [LOG_OF_TWO_STARTS[4], LOG_OF_TWO_STARTS[6]], LOG_OF_TWO_STARTS[3:]),
+        ([*LOG_OF_TWO_STARTS, "stepladder: starting vllm-0 at x", "INFO"], LOG_OF_TWO_STARTS[4:7:2], ["INFO"]),
+        (["INFO fine", "no error here: 0 errors"], [], ["INFO fine", "no error here: 0 errors"]),
+        (["Killed"], ["Killed"], ["Killed"]),
+        ([], [], []),
+    ],
+)
+def test_the_cause_is_told_from_what_follows_and_one_start_from_another(lines, errors, since):
+    assert es.first_errors(lines) == errors
+    assert es.since_start(lines) == since

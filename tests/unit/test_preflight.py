@@ -237,6 +237,38 @@ CHECKS = {
             )
         ],
     ),
+    "shared memory of a plain container": (
+        replace(FACTS, shared_memory_bytes=64 * 2**20),
+        of(minimum_shared_memory_bytes=512 * 2**20),
+        [
+            Failure(
+                "shared memory",
+                "/dev/shm",
+                "64 MiB",
+                "512 MiB",
+                "start the container with --shm-size=1g or --ipc=host; on a machine: mount -o remount,size=1g /dev/shm",
+            )
+        ],
+    ),
+    "packages missing, no right to install them": (
+        replace(FACTS, missing_packages={"libnuma.so.1": "libnuma1", "the module venv": "python3-venv"}),
+        of(),
+        [
+            Failure("package", "libnuma.so.1", "not installed", "libnuma1", "as root: apt-get install -y libnuma1"),
+            Failure(
+                "package",
+                "the module venv",
+                "not installed",
+                "python3-venv",
+                "as root: apt-get install -y python3-venv",
+            ),
+        ],
+    ),
+    "packages missing, installed by the deploy itself": (
+        replace(FACTS, missing_packages={"libnuma.so.1": "libnuma1"}, can_install=True),
+        of(),
+        [],
+    ),
     "each fits alone, not together": (
         replace(FACTS, disks=(disk("/data/a", 60 * 10**9, purpose="weights"), disk("/data/b", 50 * 10**9))),
         of(),
@@ -362,6 +394,17 @@ OVERLAPS = {
     ("::1", "127.0.0.1"): False,
     ("gpu7.rack2", "10.0.0.7"): True,
 }
+
+
+def test_packages_to_install_are_named_once_and_only_where_they_can_be() -> None:
+    missing = {"liba.so.1": "a", "libb.so.1": "a", "the module venv": "python3-venv"}
+    assert replace(FACTS, missing_packages=missing, can_install=True).packages_to_install == ["a", "python3-venv"]
+    assert replace(FACTS, missing_packages=missing).packages_to_install == []
+
+
+def test_libraries_are_asked_of_the_dynamic_linker() -> None:
+    wanted = of(libraries=[{"soname": "libc.so.6", "package": "libc6"}, {"soname": "libnot.so.9", "package": "not9"}])
+    assert preflight.gather(wanted).missing_packages == {"libnot.so.9": "not9"}
 
 
 @pytest.mark.parametrize(("hosts", "expected"), OVERLAPS.items(), ids=str)

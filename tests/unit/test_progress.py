@@ -115,7 +115,7 @@ def test_deadline_names_every_process_that_is_not_ready():
     why = "not ready after 61 s (deadline 60 s): phase loading, why"
     slow = state("loading", name="b", log="/l/b.log", log_tail=["loading shard 3"])
     assert wait.verdict([state("ready"), slow], 61) == (
-        f"b {why}\n  last exit: unknown\n  log: /l/b.log\n    loading shard 3"
+        f"b {why}\n  last exit: unknown\n  last lines of /l/b.log:\n    loading shard 3"
     )
 
 

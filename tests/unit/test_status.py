@@ -99,11 +99,11 @@ def test_removal_says_what_goes_and_what_stays() -> None:
     venv, weights = kept["node"]["venv"]["path"], kept["node"]["weights"]["path"]
     variables = {"localhost": {"remove_slice": kept, "release_slice": kept, "release_used_elsewhere": [venv]}}
     text = show.removal(variables, ["localhost"], False, True)
-    assert "localhost: deployment local is stopped and removed with its logs" in text
+    assert "localhost: deployment local will be stopped and removed with its logs" in text
     assert f"{weights} (about 2.3 MB) stays" in text
     assert f"{venv} (about 2.8 GB) stays, another deployment uses it" in text
     bare = show.removal({"localhost": {"remove_slice": kept, "release_slice": {}}}, ["localhost"], True, True)
-    assert "deployment local has no release; what a deploy may have left of it is removed" in bare
+    assert "deployment local has no release; what a deploy may have left of it will be removed" in bare
     assert show.removal({"localhost": {}}, ["localhost"], True, True) == "Nothing is deployed."
 
 
