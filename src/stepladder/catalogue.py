@@ -171,7 +171,11 @@ class Rehearsal(Entry):
 
 
 class Model(Entry):
-    """A model with all its published variants."""
+    """A model with all its published variants.
+
+    `clipped_activation`: some layers' experts have a clipped activation, which not every kernel computes.
+    `published_on`: GPU types on which its publisher or an engine's documentation claims a run.
+    """
 
     name: Name
     title: str
@@ -186,6 +190,8 @@ class Model(Entry):
     parameters: Parameters
     shape: Shape
     mtp_layers: int = Field(ge=0, default=0)
+    clipped_activation: bool = False
+    published_on: tuple[str, ...] = ()
     engine_support: dict[str, EngineSupport] = {}
     default_variant: str
     variants: dict[str, Variant]
@@ -225,6 +231,13 @@ class Shim(Entry):
     version: str
 
 
+class Library(Entry):
+    """A shared library that the engine links, and the package of Debian and Ubuntu that brings it."""
+
+    soname: str
+    package: str
+
+
 class EngineRelease(Entry):
     """One release of an engine on one platform, and what it is installed from: a lock, an image, or either.
 
@@ -246,6 +259,8 @@ class EngineRelease(Entry):
     installed_bytes: Count
     runtime_memory_bytes: Count
     cpu_flags: tuple[str, ...] = ()
+    libraries: tuple[Library, ...] = ()
+    shared_memory_bytes: Count = 0
     verified: Verified
     source: str
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from stepladder.catalogue import Shim
+from stepladder.catalogue import Library, Shim
 from stepladder.request import Parallel
 
 FORMAT_VERSION = 1
@@ -86,6 +86,7 @@ class Installer(Part):
     version: str
     lock: str
     path: str
+    cache: str
 
 
 class Weights(Part):
@@ -115,6 +116,8 @@ class Requirements(Part):
     architectures: tuple[str, ...]
     python: str
     minimum_driver: str | None
+    libraries: tuple[Library, ...]
+    minimum_shared_memory_bytes: int
     space: tuple[SpaceNeeded, ...]
 
 

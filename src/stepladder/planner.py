@@ -201,7 +201,12 @@ def _choose_topology(setting: Setting, parallel: Parallel) -> str:
 def _supplies(request: PlanRequest, setting: Setting, catalogue: Catalogue) -> Supplies:
     tools = catalogue.tools
     return Supplies(
-        installer=Installer(version=tools.uv, lock=tools.uv_lock, path=f"{request.state_directory}/tools"),
+        installer=Installer(
+            version=tools.uv,
+            lock=tools.uv_lock,
+            path=f"{request.state_directory}/tools",
+            cache=f"{request.state_directory}/cache/uv",
+        ),
         tools=_tools(request, catalogue),
         venv=None if setting.in_container else _venv(request, setting, catalogue),
         image=setting.image if setting.in_container else None,
@@ -341,6 +346,8 @@ def _requirements(setting: Setting, supplies: Supplies) -> Requirements:
         architectures=() if setting.gpu.machine == "any" else (setting.gpu.machine,),
         python=MINIMUM_PYTHON,
         minimum_driver=install.minimum_driver,
+        libraries=() if setting.in_container else install.libraries,
+        minimum_shared_memory_bytes=install.shared_memory_bytes,
         space=tuple(space),
     )
 
@@ -433,6 +440,13 @@ def _general_notes(setting: Setting, parallel: Parallel, topology: str) -> list[
             "behind a proxy that authenticates."
         )
         notes.append(Note(kind="warning", topic="access", text=text))
+    published = setting.model.published_on
+    if published and setting.gpu.name not in published:
+        text = f"Nobody is known to have published a run of {setting.model.title} on it; published are "
+        text += f"{', '.join(published)}."
+        notes.append(
+            Note(kind="warning", topic=setting.gpu.title, text=text, source=f"catalog/models/{setting.model.name}.yml")
+        )
     if reason := _not_deployable(setting, topology):
         notes.append(Note(kind="warning", topic="deploy", text=reason))
     return notes

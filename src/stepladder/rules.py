@@ -15,6 +15,8 @@ from stepladder.setting import Setting, memory_budget, older
 
 Rule = Callable[[Setting, Parallel], Violation | None]
 MTP_SINCE = "0.33.0"
+# What is never all usable: fragments, communication buffers. A layout with less to spare fails sooner or later.
+MINIMUM_MARGIN = 1_000_000_000
 
 
 def number_format_supported(setting: Setting, parallel: Parallel) -> Violation | None:
@@ -230,9 +232,9 @@ def transformers_cuts_by_layers(setting: Setting, parallel: Parallel) -> Violati
 
 
 def fits_in_memory(setting: Setting, parallel: Parallel) -> Violation | None:
-    """Weights, runtime and the wanted KV cache fit into the engine's share of the GPU."""
+    """Weights, runtime and the wanted KV cache fit into the engine's share of the GPU, with a gigabyte to spare."""
     budget = memory_budget(setting, parallel)
-    if budget.margin is None or budget.margin >= 0:
+    if budget.margin is None or budget.margin >= MINIMUM_MARGIN:
         return None
     return Violation(
         "GPU memory",

@@ -12,7 +12,8 @@ import yaml
 
 from stepladder.catalogue import DEFAULT_DIRECTORY, Catalogue
 from stepladder.errors import PlanRefusedError
-from stepladder.lint_command import Finding, findings, identify, main, parse, todays
+from stepladder.found_command import Finding, parse
+from stepladder.lint_command import findings, identify, main, todays
 from stepladder.planner import make_plan
 from stepladder.request import parse_request
 from stepladder.show import shell
@@ -72,7 +73,7 @@ PUBLISHED: dict[str, tuple[str, list[str]]] = {
     "flash-bf16-vllm-tp8-ep-mtp": (
         "single TP8+EP, the layout as found",
         [
-            *SELF_LLM, "warning: --speculative_config", "warning: --hf-overrides", "warning: method step3p5_mtp",
+            *SELF_LLM, "warning: --hf-overrides", "warning: method step3p5_mtp",
             SLOW, "note: num_speculative_tokens 1",
         ],
     ),

@@ -129,7 +129,7 @@ def test_human_plan_shows_commands_ports_memory_and_how_far_it_was_proven() -> N
 def test_shell_form_of_a_process_runs_as_written() -> None:
     process = local_plan(extra_arguments=["--chat-template", "a b"]).nodes[0].processes[0]
     text = show.shell(process)
-    assert text.startswith("env \\\n  HF_HOME=")
+    assert text.startswith("env \\\n  GLOO_SOCKET_IFNAME=lo \\\n  HF_HOME=")
     assert text.endswith("--chat-template 'a b'")
 
 

@@ -124,6 +124,11 @@ def _notes(replica: Replica) -> list[Note]:
             "The published 'python -m sglang.launch_server' still works, with a warning; this is its successor.",
             "SGLang 0.5.23",
         ),
+        (
+            "--mem-fraction-static",
+            "Left to the engine, which chooses it from GPU and layout; the memory table reckons with 0.88.",
+            "SGLang 0.5.23 server_args.py",
+        ),
         ("--host", "Written out because SGLang listens on 127.0.0.1 alone by default.", "SGLang 0.5.23 server_args.py"),
         (
             "--enable-metrics, --watchdog-timeout",

@@ -32,7 +32,7 @@ def render(setting: Setting, replica: Replica) -> Rendered:
         kind="warning",
         topic="TensorRT-LLM",
         text="Experimental: a release candidate, flags by its documentation, never tried with a Step model by us; BF16 "
-        "experts and layers 43 and 44 run in a slow loop.",
+        "experts and layers 43 and 44 run in a slow loop. The server names the model itself: ask its /v1/models.",
         source="TensorRT-LLM PR 14711",
     )
     return Rendered(((process,),), (note,))

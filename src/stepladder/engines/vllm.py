@@ -15,7 +15,8 @@ from stepladder.engines.common import (
 from stepladder.plan import Health, Note, Port, Process
 from stepladder.setting import Setting
 
-BATCHED_TOKENS = 8192
+# The engine's own choices, below and from 160 GiB (vLLM 0.33.0).
+BATCHED_TOKENS, LARGE_BATCHED_TOKENS, LARGE_GPU_MIB = 8192, 16384, 160 * 1024
 SHUTDOWN_TIMEOUT_SECONDS = 120
 READY_TIMEOUT_SECONDS = 5400
 CPU_KV_CACHE_GIB = 1
@@ -46,7 +47,9 @@ def render(setting: Setting, replica: Replica) -> Rendered:
 
 
 def _render_single(setting: Setting, replica: Replica) -> tuple[tuple[Process, ...], ...]:
-    return ((_server(setting, replica, 0, []),),)
+    servers = min(replica.parallel.data, API_SERVERS)
+    several = ["--api-server-count", str(servers)] if servers > 1 else []
+    return ((_server(setting, replica, 0, several),),)
 
 
 def _render_ray(setting: Setting, replica: Replica) -> tuple[tuple[Process, ...], ...]:
@@ -164,7 +167,8 @@ def _model_flags(setting: Setting) -> list[str]:
     if model.modality == "vision" and not setting.wants_vision:
         flags += ["--language-model-only"]
     if setting.variant.quantisation.format == "nvfp4":
-        flags += ["--quantization", "modelopt", "--kv-cache-dtype", "fp8"]
+        flags += ["--quantization", "modelopt", "--kv-cache-dtype", "fp8", "--async-scheduling"]
+        flags += ["--mm-encoder-tp-mode", "data"] if setting.wants_vision else []
     if setting.wants_mtp:
         flags += ["--speculative-config", f'{{"method":"mtp","num_speculative_tokens":{model.mtp_layers}}}']
     return flags
@@ -177,7 +181,8 @@ def _memory_flags(setting: Setting) -> list[str]:
     if setting.gpu.platform == "cpu":
         return [*flags, "--enforce-eager"]
     fraction = setting.engine.defaults.memory_fraction
-    return [*flags, "--max-num-batched-tokens", str(BATCHED_TOKENS), "--gpu-memory-utilization", str(fraction)]
+    tokens = LARGE_BATCHED_TOKENS if (setting.gpu.memory_mib or 0) >= LARGE_GPU_MIB else BATCHED_TOKENS
+    return [*flags, "--max-num-batched-tokens", str(tokens), "--gpu-memory-utilization", str(fraction)]
 
 
 def _environment(setting: Setting, replica: Replica, rank: int) -> dict[str, str]:
@@ -192,6 +197,9 @@ def _environment(setting: Setting, replica: Replica, rank: int) -> dict[str, str
     if setting.gpu.platform == "cpu":
         environment["VLLM_CPU_KVCACHE_SPACE"] = str(CPU_KV_CACHE_GIB)
     environment |= _kernel_choices(setting)
+    if setting.gpu.platform == "cpu" and not several:
+        # The ranks of one machine speak over loopback; left alone they listen on the machine's address.
+        environment |= {"VLLM_HOST_IP": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
     if several:
         environment |= {"VLLM_HOST_IP": node.address, "PYTHONHASHSEED": "0"}
     if replica.topology == "ray":
@@ -203,9 +211,10 @@ def _environment(setting: Setting, replica: Replica, rank: int) -> dict[str, str
 
 def _kernel_choices(setting: Setting) -> dict[str, str]:
     """Kernels that fail on these models: AITER's experts on AMD, FlashInfer's FP8 experts on Blackwell."""
+    clipped = setting.model.clipped_activation
     if setting.gpu.vendor == "amd":
-        return {"VLLM_ROCM_USE_AITER": "1", "VLLM_ROCM_USE_AITER_MOE": "0"}
-    if setting.gpu.architecture in BLACKWELL and setting.variant.quantisation.format == "fp8":
+        return {"VLLM_ROCM_USE_AITER": "1"} | ({"VLLM_ROCM_USE_AITER_MOE": "0"} if clipped else {})
+    if clipped and setting.gpu.architecture in BLACKWELL and setting.variant.quantisation.format == "fp8":
         return {"VLLM_USE_FLASHINFER_MOE_FP8": "0"}
     return {}
 
@@ -244,10 +253,23 @@ def _notes(setting: Setting, replica: Replica) -> list[Note]:
         )
     if setting.model.name == "step3":
         note(
-            "--max-num-batched-tokens 8192",
-            "The published guide asks for more than 4096 and then sets 4096; 8192 is the engine's own default on "
-            "these GPUs.",
+            "--max-num-batched-tokens",
+            "The published guide asks for more than 4096 and then sets 4096; here stands the engine's own default for "
+            "this GPU.",
             "Step3 deployment guide",
+        )
+    if setting.gpu.architecture in BLACKWELL and len(replica.nodes) > 1:
+        note(
+            "--disable-custom-all-reduce",
+            "Add it to deployment_extra_arguments where no NVLink fabric joins the nodes: without it they may wait for "
+            "each other for half an hour.",
+            "vLLM issues 52907 and 53894",
+        )
+    if replica.topology == "ray":
+        note(
+            "deployment_topology: mp",
+            "vLLM's own way over several nodes needs no Ray: one thing less to secure and to keep alike on all nodes.",
+            "vLLM documentation, parallelism and scaling; vLLM issue 50835",
         )
     if setting.gpu.platform != "cpu":
         note(
@@ -272,7 +294,7 @@ def _notes(setting: Setting, replica: Replica) -> list[Note]:
             "The method is 'mtp' (step3p5_mtp is deprecated) and --hf-overrides is no longer needed.",
             "vLLM 0.33.0 argument parser",
         )
-    if setting.gpu.vendor == "amd":
+    if setting.gpu.vendor == "amd" and setting.model.clipped_activation:
         note(
             "VLLM_ROCM_USE_AITER_MOE=0",
             "AITER's experts lack the clipped activation of layers 43 and 44: with it on, FP8 fails at start.",
