@@ -249,7 +249,8 @@ def run_script(deployment: str, process: Mapping[str, Any], masked: bool = False
     # A line in the log that tells this start's output from what an earlier one wrote.
     lines.append(f'echo "{START_MARK}{process["name"]} at $(date -u +%Y-%m-%dT%H:%M:%SZ)"')
     lines.append(f"cd -- {_quote(process.get('working_directory') or '/')}")
-    lines.append("exec \\\n" + " \\\n".join("    " + shlex.quote(str(argument)) for argument in argv))
+    words = [*(process.get("launcher") or []), *argv]
+    lines.append("exec \\\n" + " \\\n".join("    " + shlex.quote(str(word)) for word in words))
     return "\n".join(lines) + "\n"
 
 

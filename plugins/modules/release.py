@@ -61,6 +61,11 @@ options:
           never stored in the release. A changed content of such a file does not change the fingerprint.
         type: dict
         default: {}
+      launcher:
+        description: Program and arguments that run the command. A changed one alone is no reason to restart.
+        type: list
+        elements: str
+        default: []
       working_directory:
         description: Directory to start in.
         type: path
@@ -152,6 +157,7 @@ PROCESS_SPEC = {
     "argv": {"type": "list", "elements": "str", "required": True},
     "env": {"type": "dict", "default": {}},
     "secret_env_files": {"type": "dict", "default": {}},
+    "launcher": {"type": "list", "elements": "str", "default": []},
     "working_directory": {"type": "path", "default": "/"},
 }
 

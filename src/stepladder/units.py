@@ -47,9 +47,14 @@ def planned_ports(processes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]
     ]
 
 
-def release_processes(processes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The processes with what `stepladder.core.release` writes for them."""
-    return [{key: process[key] for key in ("name", "argv", "env")} for process in processes]
+def release_processes(processes: Sequence[Mapping[str, Any]], launcher: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """The processes with what `stepladder.core.release` writes for them.
+
+    Args:
+        processes: `processes` of a node's slice of the plan.
+        launcher: what runs each command; none where the process manager starts it itself.
+    """
+    return [{key: process[key] for key in ("name", "argv", "env")} | {"launcher": [*launcher]} for process in processes]
 
 
 def watched_units(units: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -61,7 +61,9 @@ class Local:
         return json.loads(self.run("status", "-e", "status_format=json").stdout)
 
     def engine_pid(self) -> int:
-        return int(self.status()["processes"][0]["pid"])
+        """The engine's main process: the one that the manager's own runs."""
+        managed = int(self.status()["processes"][0]["pid"])
+        return int(Path(f"/proc/{managed}/task/{managed}/children").read_text().split()[0])
 
     @property
     def weights(self) -> Path:
@@ -90,6 +92,15 @@ def processes_that_name(text: str) -> list[str]:
         if text in line and path.parent.name != str(os.getpid()):
             found.append(line)
     return found
+
+
+def descendants(pid: int) -> list[int]:
+    """Every process below one."""
+    try:
+        children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+    return [*children, *(below for child in children for below in descendants(child))]
 
 
 def answers() -> bool:
@@ -154,8 +165,11 @@ def test_status_tells_the_truth_as_table_and_as_json(local: Local) -> None:
 
 def test_killed_engine_is_started_again_and_a_rerun_finds_it_ready(local: Local) -> None:
     before = local.engine_pid()
+    workers = descendants(before)
+    assert workers
     os.kill(before, signal.SIGKILL)
-    time.sleep(1)
+    time.sleep(2)
+    assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()], "workers outlived the engine"
     assert local.status()["ready"] is False
     done = local.run("deploy")
     assert changed_tasks(done.stdout) <= 1
