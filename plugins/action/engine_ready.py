@@ -5,11 +5,9 @@ from typing import Any
 
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
-from ansible.utils.display import Display
 from ansible_collections.stepladder.core.plugins.plugin_utils.progress import intervals
 from ansible_collections.stepladder.core.plugins.plugin_utils.readiness import Readiness
-
-display = Display()
+from ansible_collections.stepladder.core.plugins.plugin_utils.showing import show
 
 
 class ActionModule(ActionBase):
@@ -38,7 +36,7 @@ class ActionModule(ActionBase):
                 if self._task.check_mode:
                     return answer
                 for line in wait.lines(answer["states"], elapsed):
-                    display.display(f"  {host} | {line}")
+                    show(f"  {host} | {line}")
                 verdict = wait.verdict(answer["states"], elapsed)
                 if verdict is not None:
                     return {**answer, "failed": True, "msg": verdict} if verdict else answer

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ansible.plugins.action import ActionBase
-from ansible.utils.display import Display
+from ansible_collections.stepladder.core.plugins.plugin_utils.showing import show
 
 
 class ActionModule(ActionBase):
@@ -15,5 +15,5 @@ class ActionModule(ActionBase):
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         result = super().run(tmp, task_vars)
         _, arguments = self.validate_argument_spec({"text": {"type": "str", "required": True}})
-        Display().display(arguments["text"])
+        show(arguments["text"])
         return result | {"changed": False}

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from ansible import constants
 from ansible.errors import AnsibleActionFail, AnsibleActionSkip
 from ansible.plugins.action import ActionBase
-from ansible.utils.display import Display
+from ansible_collections.stepladder.core.plugins.plugin_utils.showing import show
 
 try:
     from pydantic import BaseModel, ValidationError
@@ -48,7 +48,6 @@ ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
 # A check that takes longer is shown when it is done.
 SLOW_SECONDS = 2.0
 
-display = Display()
 _Model = TypeVar("_Model", bound="BaseModel")
 
 
@@ -71,7 +70,7 @@ class ActionModule(ActionBase):
             raise AnsibleActionFail("; ".join(wrong))
 
         report = run_checks(target, expectations, _show, deadline=args["deadline"])
-        display.display(format_table(report))
+        show(format_table(report))
         problems = [] if report.passed else [_failure(report)]
         problems += _write_report(report, args["report_file"])
         result.update(changed=False, report=report.to_dict())
@@ -125,7 +124,7 @@ def _show(check: CheckResult) -> None:
     if check.seconds < SLOW_SECONDS:
         return
     color = constants.COLOR_OK if check.passed else constants.COLOR_ERROR if check.ran else constants.COLOR_WARN
-    display.display(format_line(check), color=color)
+    show(format_line(check), color)
 
 
 def _failure(report: Report) -> str:

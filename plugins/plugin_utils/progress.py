@@ -18,6 +18,7 @@ from typing import Any
 from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
+from ansible_collections.stepladder.core.plugins.plugin_utils.showing import show
 
 display = Display()
 
@@ -150,7 +151,7 @@ class ProgressAction(ActionBase):
                 return self._follow(started, deadline)
             except Interrupted:
                 self._end_job()
-                display.display(f"  {self._name}: interrupted, ended its job on the node")
+                show(f"  {self._name}: interrupted, ended its job on the node")
                 raise
             finally:
                 self._clean()
@@ -207,7 +208,7 @@ class ProgressAction(ActionBase):
                 )
             line = lines.next(text, elapsed)
             if line:
-                display.display(f"  {self._name}: {line}")
+                show(f"  {self._name}: {line}")
         raise AssertionError("intervals never end")
 
     def _look(self, text: str, for_process: bool) -> tuple[bool, bool, str]:

@@ -222,8 +222,7 @@ def test_interrupted_deploy_is_finished_by_the_next_one(local: Local) -> None:
         if "vllm-0: " in line:
             break
     os.killpg(process.pid, signal.SIGINT)
-    rest = process.stdout.read()
-    process.wait(60)
+    rest, _ = process.communicate(timeout=120)
     assert process.returncode != 0
     assert "Traceback" not in rest
     local.run("deploy")
