@@ -10,11 +10,16 @@ from ansible.plugins.action import ActionBase
 
 from stepladder.catalogue import Catalogue
 from stepladder.difference import difference
-from stepladder.errors import PlanRefusedError, StepladderError, Violation
+from stepladder.errors import PlanRefusedError, StepladderError, Violation, unknown_name
 from stepladder.plan import Plan
 from stepladder.planner import make_plan
-from stepladder.request import parse_request
+from stepladder.request import Deployment, parse_request
 
+# Variables of the role that are not fields of a deployment: of nodes, of the run, and what the role itself sets.
+KNOWN_BESIDE = {
+    *("deployment_gpu", "deployment_gpus", "deployment_interface", "deployment_address", "deployment_hosts"),
+    *("deployment_state_directory", "deployment_plan_file", "deployment_plan", "deployment_slice"),
+}
 MAKE = "Make it anew with the verb 'plan' and -e plan_out=FILE, and look at it again."
 NODE_VARIABLES = {"gpu": "deployment_gpu", "gpus": "deployment_gpus", "interface": "deployment_interface"}
 
@@ -35,6 +40,8 @@ class ActionModule(ActionBase):
             }
         )
         try:
+            _refuse_unknown_hosts(arguments["hosts"], variables["hostvars"])
+            _refuse_unknown_variables(variables)
             nodes = [_node(host, variables["hostvars"][host]) for host in arguments["hosts"]]
             request = parse_request(
                 {
@@ -50,6 +57,20 @@ class ActionModule(ActionBase):
         except StepladderError as error:
             return result | {"failed": True, "msg": str(error)}
         return result | {"changed": False, "plan": plan.as_document(), "slices": plan.slices()}
+
+
+def _refuse_unknown_hosts(hosts: list[str], hostvars: Any) -> None:
+    broken = [unknown_name("host in deployment_hosts", host, hostvars) for host in hosts if host not in hostvars]
+    if broken:
+        raise PlanRefusedError(broken)
+
+
+def _refuse_unknown_variables(variables: dict[str, Any]) -> None:
+    """A misspelt variable would silently leave the default in force."""
+    known = {f"deployment_{name}" for name in Deployment.model_fields} | KNOWN_BESIDE
+    found = [name for name in variables if name.startswith("deployment_") and name not in known]
+    if found:
+        raise PlanRefusedError([unknown_name("variable", name, known) for name in sorted(found)])
 
 
 def _node(host: str, variables: Any) -> dict[str, Any]:

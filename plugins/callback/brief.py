@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import os
+import signal
+import sys
 import textwrap
 from collections.abc import Mapping
 from typing import Any
@@ -23,8 +27,25 @@ extends_documentation_fragment: [default_callback, result_format_callback]
 def failure_text(result: Mapping[str, Any]) -> str:
     """What a failed task said: its message, then what its command printed."""
     parts = [str(result.get("msg") or "no message; run again with -v")]
-    parts += [f"{stream}: {result[stream]}" for stream in ("stdout", "stderr") if result.get(stream)]
+    streams = ("stdout", "stderr", "module_stdout", "module_stderr")
+    parts += [f"{stream}: {result[stream]}" for stream in streams if result.get(stream)]
     return "\n".join(parts)
+
+
+def refuse_empty_run(display: Any, stats: Any) -> None:
+    """End with an error where no play had a host: nothing was done, and that must not look like success.
+
+    Raises:
+        SystemExit: always, if no host was met.
+    """
+    if not stats.processed:
+        display.display(
+            "No host of the inventory is in the group 'engines' (or --limit leaves none): nothing was done.",
+            color=constants.COLOR_ERROR,
+            stderr=True,
+        )
+        sys.stdout.flush()
+        os._exit(1)  # an exception in a callback is only a warning to Ansible
 
 
 class CallbackModule(Default):
@@ -35,6 +56,13 @@ class CallbackModule(Default):
     CALLBACK_NAME = "stepladder.core.brief"
 
     _heading = ""
+
+    def __init__(self) -> None:
+        """Write line by line also into a pipe, and end when nobody reads it any more."""
+        super().__init__()
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(line_buffering=True)
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 
     def v2_playbook_on_play_start(self, play: Any) -> None:
         """Name the play in a line."""
@@ -102,6 +130,11 @@ class CallbackModule(Default):
         """Print nothing."""
         if self._display.verbosity:
             super().v2_playbook_on_include(included_file)
+
+    def v2_playbook_on_stats(self, stats: Any) -> None:
+        """Print the recap; a run that met no host is a failure, whatever Ansible says."""
+        super().v2_playbook_on_stats(stats)
+        refuse_empty_run(self._display, stats)
 
     def _failed(self, result: Any, what: str) -> None:
         self._display.display(f"  {result.host.get_name()} | {what}: FAILED", color=constants.COLOR_ERROR)

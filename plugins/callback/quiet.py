@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ansible_collections.stepladder.core.plugins.callback.brief import CallbackModule as Brief
+from ansible_collections.stepladder.core.plugins.callback.brief import refuse_empty_run
 
 DOCUMENTATION = """
 name: quiet
@@ -25,4 +26,5 @@ class CallbackModule(Brief):
         self._play = play
 
     def v2_playbook_on_stats(self, stats: Any) -> None:
-        """Print nothing: the exit status says whether it went well."""
+        """Print no recap: the exit status says whether it went well."""
+        refuse_empty_run(self._display, stats)

@@ -105,7 +105,7 @@ class Step:
 
 
 def fingerprint(process: Mapping[str, Any]) -> str:
-    """Mark of a process's command: 16 hex digits of SHA-256 over argv, env, secret file names and working directory.
+    """Mark of a process's command: 16 hex digits of SHA-256 over command, environment and what it starts from.
 
     The plan id is not in it: a new plan that leaves a process's command as it was gives the same mark, no restart.
     """
@@ -114,8 +114,17 @@ def fingerprint(process: Mapping[str, Any]) -> str:
         "env": dict(process.get("env") or {}),
         "secret_env_files": dict(process.get("secret_env_files") or {}),
         "working_directory": process.get("working_directory") or "/",
+        "started_from": [_digest(path) for path in process.get("started_from") or []],
     }
     return hashlib.sha256(canonical_json(parts)).hexdigest()[:16]
+
+
+def _digest(path: str) -> str:
+    """What is in a file, for comparison; a file that is not there is something too."""
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except FileNotFoundError:
+        return "absent"
 
 
 def canonical_json(value: object) -> bytes:

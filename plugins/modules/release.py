@@ -61,6 +61,13 @@ options:
           never stored in the release. A changed content of such a file does not change the fingerprint.
         type: dict
         default: {}
+      started_from:
+        description: >-
+          Files whose content tells whether what the process has read at its start is still what lies there, such as
+          the manifest of the weights. They are part of the fingerprint.
+        type: list
+        elements: path
+        default: []
       launcher:
         description: Program and arguments that run the command. A changed one alone is no reason to restart.
         type: list
@@ -157,6 +164,7 @@ PROCESS_SPEC = {
     "argv": {"type": "list", "elements": "str", "required": True},
     "env": {"type": "dict", "default": {}},
     "secret_env_files": {"type": "dict", "default": {}},
+    "started_from": {"type": "list", "elements": "path", "default": []},
     "launcher": {"type": "list", "elements": "str", "default": []},
     "working_directory": {"type": "path", "default": "/"},
 }

@@ -164,8 +164,6 @@ def command_environment(environ: Mapping[str, str], repository: Path, codeset: s
     result["PATH"] = os.pathsep.join(filter(None, (str(repository / ".venv" / "bin"), environ.get("PATH", ""))))
     result["VIRTUAL_ENV"] = str(repository / ".venv")
     result["ANSIBLE_CONFIG"] = str(repository / "ansible.cfg")
-    # Ansible leaves flushing to the system: into a pipe, progress would come minutes late.
-    result["PYTHONUNBUFFERED"] = "1"
     result.pop("PYTHONHOME", None)
     if codeset is None or codeset.upper().replace("-", "") != "UTF8":
         result["LC_ALL"] = "C.UTF-8"

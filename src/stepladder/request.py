@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError, field_validator
 
 from stepladder.errors import PlanRefusedError, Violation
 
@@ -50,6 +50,13 @@ class Parallel(Wish):
         return "x".join(parts) + ("+EP" if self.expert else "")
 
 
+RESERVED_NAMES = {"rehearsal-hub"}
+# Plain names only: the path stands in scripts, unit files and sockets. Not the root, and no slash at the end.
+STATE_DIRECTORY = r"^/[A-Za-z0-9._\-]+(/[A-Za-z0-9._\-]+)*$"
+Address = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.\-:]*[A-Za-z0-9])?$", max_length=253)]
+VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+
+
 def _read_parallel(value: object) -> object:
     """Accept 'TP8xDP2+EP', as layouts are printed, beside the mapping."""
     if not isinstance(value, str) or value == "auto":
@@ -83,22 +90,34 @@ class Deployment(Wish):
     features: Annotated[tuple[str, ...], BeforeValidator(_read_list)] = DEFAULT_FEATURES
     context_length: PositiveInt | None = None
     concurrency: PositiveInt = 1
-    served_name: str | None = None
-    bind_address: str | None = None
+    served_name: Annotated[str | None, Field(pattern=r"^[A-Za-z0-9][\w.\-/:]*$")] = None
+    bind_address: Address | None = None
     port: int | None = Field(None, gt=0, lt=65536)
     engine_version: str | None = None
     install: Literal["auto", "venv", "container"] = "auto"
     accept_unsafe_version: bool = False
-    weights_endpoint: str | None = None
+    weights_endpoint: Annotated[str | None, Field(pattern=r"^https?://[^\s/]+(/\S*)?$")] = None
     extra_arguments: tuple[str, ...] = ()
-    extra_environment: dict[str, str] = {}
+    extra_environment: dict[VariableName, str] = {}
+
+    @field_validator("name")
+    @classmethod
+    def _not_reserved(cls, value: str) -> str:
+        if value in RESERVED_NAMES:
+            raise ValueError(f"'{value}' is the name of a helper of the toolkit's own")
+        return value
+
+    @field_validator("features")
+    @classmethod
+    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(sorted(set(value)))
 
 
 class Node(Wish):
     """A machine as the inventory declares it; `address` is where its peers reach it."""
 
     name: str
-    address: str
+    address: Address
     gpu: str
     gpus: PositiveInt | None = None
     interface: str | None = None
@@ -117,7 +136,7 @@ class PlanRequest(Wish):
 
     deployment: Deployment
     nodes: tuple[Node, ...]
-    state_directory: str = "/var/lib/stepladder"
+    state_directory: Annotated[str, Field(pattern=STATE_DIRECTORY, max_length=80)] = "/var/lib/stepladder"
 
 
 def parse_request(data: Mapping[str, Any]) -> PlanRequest:

@@ -15,6 +15,27 @@ from stepladder.setting import Setting, memory_budget, older
 
 Rule = Callable[[Setting, Parallel], Violation | None]
 MTP_SINCE = "0.33.0"
+# Flags that a variable stands for; given beside it they would make the plan untrue.
+OWN_VARIABLES = {
+    "--host": "deployment_bind_address",
+    "--port": "deployment_port",
+    "--served-model-name": "deployment_served_name",
+    "--max-model-len": "deployment_context_length",
+    "--context-length": "deployment_context_length",
+    "--tensor-parallel-size": "deployment_parallel",
+    "--pipeline-parallel-size": "deployment_parallel",
+    "--data-parallel-size": "deployment_parallel",
+    "--enable-expert-parallel": "deployment_parallel",
+    "--tp": "deployment_parallel",
+    "--tp-size": "deployment_parallel",
+    "--ep": "deployment_parallel",
+    "--ep-size": "deployment_parallel",
+    "--dp": "deployment_parallel",
+    "--dp-size": "deployment_parallel",
+    "--nnodes": "deployment_topology",
+    "--node-rank": "deployment_topology",
+    "--distributed-executor-backend": "deployment_topology",
+}
 # What is never all usable: fragments, communication buffers. A layout with less to spare fails sooner or later.
 MINIMUM_MARGIN = 1_000_000_000
 
@@ -94,9 +115,11 @@ def extra_arguments_are_taken(setting: Setting, parallel: Parallel) -> Violation
     """Arguments of the operator's own are not ones that the engine refuses, warns of, or chokes on."""
     bad = []
     for argument in setting.deployment.extra_arguments:
-        change = setting.engine.flags.get(argument.partition("=")[0])
-        if change:
+        flag = argument.partition("=")[0]
+        if change := setting.engine.flags.get(flag):
             bad.append(f"{argument} ({change.status}: {change.instead})")
+        elif flag in OWN_VARIABLES:
+            bad.append(f"{argument} (set {OWN_VARIABLES[flag]} instead, so that the plan reckons with it)")
     if not bad:
         return None
     return Violation("deployment_extra_arguments", "; ".join(bad), "Change them as the brackets say.")

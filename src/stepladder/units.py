@@ -47,14 +47,22 @@ def planned_ports(processes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]
     ]
 
 
-def release_processes(processes: Sequence[Mapping[str, Any]], launcher: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """The processes with what `stepladder.core.release` writes for them.
+def release_processes(node: Mapping[str, Any], launcher: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """A node's processes with what `stepladder.core.release` writes for them.
 
     Args:
-        processes: `processes` of a node's slice of the plan.
+        node: the node's part of its slice of the plan.
         launcher: what runs each command; none where the process manager starts it itself.
+
+    A process is to be started again when its weights were mended or its environment was made anew: both have a file
+    that changes then.
     """
-    return [{key: process[key] for key in ("name", "argv", "env")} | {"launcher": [*launcher]} for process in processes]
+    started_from = [f"{node['weights']['path']}/.stepladder/manifest.json"] if node.get("weights") else []
+    started_from += [f"{node['venv']['path']}/.stepladder.json"] if node.get("venv") else []
+    return [
+        {key: process[key] for key in ("name", "argv", "env")} | {"launcher": [*launcher], "started_from": started_from}
+        for process in node["processes"]
+    ]
 
 
 def watched_units(units: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

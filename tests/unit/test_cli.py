@@ -104,7 +104,6 @@ def test_the_environments_programs_come_first(path: str, expected: str) -> None:
         "KEPT": "1",
         "VIRTUAL_ENV": "/clone/.venv",
         "ANSIBLE_CONFIG": "/clone/ansible.cfg",
-        "PYTHONUNBUFFERED": "1",
     }
 
 
