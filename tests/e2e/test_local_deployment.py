@@ -186,9 +186,11 @@ def test_flipped_byte_in_the_weights_is_found_and_fetched_again(local: Local) ->
     with local.weights.open("r+b") as file:
         file.write(flipped)
     os.utime(local.weights, ns=(stamps.st_atime_ns, stamps.st_mtime_ns))
+    before = local.engine_pid()
     done = local.run("deploy")
     assert changed_tasks(done.stdout) >= 1
     assert local.weights.read_bytes() == content
+    assert local.engine_pid() != before, "an engine that may have read the damaged weights is still running"
 
 
 def test_port_taken_by_another_process_is_named(local: Local) -> None:
