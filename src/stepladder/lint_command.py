@@ -318,10 +318,9 @@ def _environment(found: FoundCommand, meant: Meant) -> Iterator[Finding]:
         severity: Severity = "error" if meant.variant == "fp8" else "warning"
         mend = "Set VLLM_ROCM_USE_AITER_MOE=0 beside it."
         yield Finding(severity, "VLLM_ROCM_USE_AITER=1", why, mend, "vllm issue 36193")
-    blackwell = meant.gpu.architecture in {"sm_100", "sm_103"} and meant.variant == "fp8" and _clipped(meant)
-    if blackwell and env.get("VLLM_USE_FLASHINFER_MOE_FP8") != "0":
-        why, mend = "FlashInfer's FP8 experts fail on Blackwell", "Set VLLM_USE_FLASHINFER_MOE_FP8=0."
-        yield Finding("warning", "VLLM_USE_FLASHINFER_MOE_FP8", why, mend, "vLLM recipes, Step-3.5-Flash.yaml")
+    if "VLLM_USE_FLASHINFER_MOE_FP8" in env:
+        why = "vLLM 0.33.0 does not know it any more and warns"
+        yield Finding("note", "VLLM_USE_FLASHINFER_MOE_FP8", why, "Leave it out.", "vLLM 0.33.0, envs.py")
     if env.get("VLLM_SERVER_DEV_MODE") == "1":
         why = "anyone who reaches the port can put the engine to sleep and call into its workers"
         yield Finding("warning", "VLLM_SERVER_DEV_MODE=1", why, "Unset it.", "vLLM 0.33.0, envs.py")

@@ -78,6 +78,8 @@ def flags_of(words: list[str]) -> Flags:
     flags: Flags = {}
     for word in words:
         if word.startswith("--"):
+            # The generators' --tp is a prefix that the parser completes.
+            word = "--tp-size" if word == "--tp" else word  # noqa: PLW2901
             flags[word] = ""
         else:
             flags[list(flags)[-1]] += word
@@ -108,7 +110,7 @@ def differences(page: Page) -> Counter[str]:
     found: Counter[str] = Counter()
     for choice in offered(page.file):
         values, theirs = choice["values"], generated(choice["command"])
-        parallel = f"TP{theirs['--tp']}" + ("+EP" if "--ep" in theirs else "")
+        parallel = f"TP{theirs['--tp-size']}" + ("+EP" if "--ep" in theirs else "")
         for gpu in GPUS.get(values["hardware"], [values["hardware"]]):
             try:
                 ours = planned(plan_for(page.model, gpu, values, parallel))
@@ -151,6 +153,6 @@ def test_auto_never_takes_more_gpus_than_the_generator() -> None:
                 continue
             for gpu in GPUS.get(values["hardware"], [values["hardware"]]):
                 parallel = plan_for(page.model, gpu, values, "auto").deployment.parallel
-                assert parallel.world_size <= int(theirs["--tp"]), (values, gpu, str(parallel))
+                assert parallel.world_size <= int(theirs["--tp-size"]), (values, gpu, str(parallel))
                 if "--ep" in theirs and gpu.startswith("mi"):
                     assert parallel.expert or parallel.world_size == 1

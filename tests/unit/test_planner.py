@@ -67,7 +67,7 @@ COMMANDS = [
     ),
     pytest.param(
         {"engine": "sglang"}, 1, 0,
-        f"sglang serve --model-path {STEP3} --served-model-name step3 --tp 16 --nnodes 2 --node-rank 1 "
+        f"sglang serve --model-path {STEP3} --served-model-name step3 --tp-size 16 --nnodes 2 --node-rank 1 "
         "--dist-init-addr 198.18.0.1:5000 --dist-timeout 3600 --host 0.0.0.0 --port 30000 --trust-remote-code "
         "--tool-call-parser step3 --reasoning-parser step3 --enable-metrics --watchdog-timeout 900",
         id="step3-bf16-sglang-dist-init-rank-1",

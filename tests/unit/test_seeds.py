@@ -72,6 +72,10 @@ def download(node: NodePlan, state_directory: str) -> str:
     return shlex.join(weights.client_argv(wanted, [])).replace(f"{state_directory}/", "")
 
 
+# A prefix that SGLang's parser completes: the same flag.
+SPELLED_OUT = {"--tp": "--tp-size"}
+
+
 def split(command: str) -> tuple[list[str], Flags]:
     """Words that are no flags, and flags with all their values, as they are typed."""
     lines = [line for line in command.splitlines() if not line.startswith("#")]
@@ -86,6 +90,7 @@ def split(command: str) -> tuple[list[str], Flags]:
         name, equals, value = token.partition("=")
         if not equals and tokens and not tokens[0].startswith("-"):
             value = tokens.pop(0)
+        name = SPELLED_OUT.get(name, name)
         flags[name] = (*flags.get(name, ()), value)
     return words, flags
 

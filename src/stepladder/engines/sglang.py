@@ -60,9 +60,9 @@ def _server(setting: Setting, replica: Replica, rank: int) -> Process:
 
 def _parallel_flags(replica: Replica) -> list[str]:
     parallel = replica.parallel
-    flags = ["--tp", str(parallel.tensor)]
+    flags = ["--tp-size", str(parallel.tensor)]
     flags += ["--pp-size", str(parallel.pipeline)] if parallel.pipeline > 1 else []
-    flags += ["--dp", str(parallel.data)] if parallel.data > 1 else []
+    flags += ["--dp-size", str(parallel.data)] if parallel.data > 1 else []
     flags += ["--ep", str(parallel.tensor)] if parallel.expert else []
     return flags
 

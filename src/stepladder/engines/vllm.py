@@ -32,6 +32,9 @@ RAY_PORTS = {
     "--dashboard-agent-listen-port": 6384,
     "--metrics-export-port": 6385,
 }
+RAY_HEAD_PORTS = {
+    "--ray-client-server-port": 6386,
+}
 RAY_WORKER_PORTS = (20002, 20999)
 
 
@@ -128,10 +131,11 @@ def _ray_node(setting: Setting, replica: Replica, rank: int) -> Process:
     else:
         arguments += ["--address", f"{replica.head.address}:{RAY_PORT}"]
     arguments += ["--num-gpus", str(setting.gpus_per_node), "--disable-usage-stats"]
-    for flag, number in RAY_PORTS.items():
+    pinned = RAY_PORTS | (RAY_HEAD_PORTS if rank == 0 else {})
+    for flag, number in pinned.items():
         arguments += [flag, str(number)]
     arguments += ["--min-worker-port", str(RAY_WORKER_PORTS[0]), "--max-worker-port", str(RAY_WORKER_PORTS[1])]
-    numbers = [RAY_PORT, *RAY_PORTS.values()] if rank == 0 else list(RAY_PORTS.values())
+    numbers = [*([RAY_PORT] if rank == 0 else []), *pinned.values()]
     watched = RAY_PORT if rank == 0 else RAY_PORTS["--node-manager-port"]
     return launched(
         setting,
@@ -210,12 +214,10 @@ def _environment(setting: Setting, replica: Replica, rank: int) -> dict[str, str
 
 
 def _kernel_choices(setting: Setting) -> dict[str, str]:
-    """Kernels that fail on these models: AITER's experts on AMD, FlashInfer's FP8 experts on Blackwell."""
-    clipped = setting.model.clipped_activation
+    """Kernels that fail on these models: AITER's experts on AMD."""
     if setting.gpu.vendor == "amd":
+        clipped = setting.model.clipped_activation
         return {"VLLM_ROCM_USE_AITER": "1"} | ({"VLLM_ROCM_USE_AITER_MOE": "0"} if clipped else {})
-    if clipped and setting.gpu.architecture in BLACKWELL and setting.variant.quantisation.format == "fp8":
-        return {"VLLM_USE_FLASHINFER_MOE_FP8": "0"}
     return {}
 
 
