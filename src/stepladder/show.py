@@ -8,10 +8,10 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from stepladder.memory import GIGA
 from stepladder.plan import Candidate, MemoryTable, NodePlan, Note, Plan, Process
 
 WIDTH = 110
-GIGA = 1e9
 
 
 def human(plan: Plan) -> str:
