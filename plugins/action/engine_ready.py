@@ -3,11 +3,15 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from ansible.errors import AnsibleActionFail
+from ansible import constants as C  # noqa: N812 - Ansible's own name for it
+from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
 from ansible_collections.stepladder.core.plugins.plugin_utils.progress import intervals
+from ansible_collections.stepladder.core.plugins.plugin_utils.ranks import Together
 from ansible_collections.stepladder.core.plugins.plugin_utils.readiness import Readiness
 from ansible_collections.stepladder.core.plugins.plugin_utils.showing import show
+
+UNREACHABLE_FOR = 60.0
 
 
 class ActionModule(ActionBase):
@@ -25,21 +29,37 @@ class ActionModule(ActionBase):
             deadline=_number(arguments.pop("deadline", None), "deadline", smallest=1),
             allowed_restarts=_number(arguments.pop("allowed_restarts", 1), "allowed_restarts", smallest=0),
         )
-        started = time.monotonic()
+        together = Together(C.DEFAULT_LOCAL_TMP, arguments.pop("ranks", None) or [], host)
+        started = reached = time.monotonic()
         try:
             for interval in intervals(first=2.0):
-                looked = self._look(arguments, wait, variables)
+                try:
+                    looked = self._look(arguments, wait, variables)
+                    reached = time.monotonic()
+                except AnsibleConnectionFailure:
+                    if time.monotonic() - reached > UNREACHABLE_FOR:
+                        together.fail()
+                        raise
+                    show(f"  {host} | cannot be reached, trying again for {UNREACHABLE_FOR:.0f} s")
+                    time.sleep(interval)
+                    continue
                 elapsed = time.monotonic() - started
                 answer = {**result, "changed": False, "seconds": round(elapsed, 1), "states": looked.get("states", [])}
                 if looked.get("failed"):
+                    together.fail()
                     return {**answer, **looked}
                 if self._task.check_mode:
                     return answer
                 for line in wait.lines(answer["states"], elapsed):
                     show(f"  {host} | {line}")
                 verdict = wait.verdict(answer["states"], elapsed)
-                if verdict is not None:
-                    return {**answer, "failed": True, "msg": verdict} if verdict else answer
+                if verdict == "":
+                    return answer
+                if verdict:
+                    together.fail()
+                    return {**answer, "failed": True, "msg": verdict}
+                if culprit := together.to_blame():
+                    return {**answer, "failed": True, "msg": f"ended the wait because {culprit} failed, see there"}
                 time.sleep(min(interval, max(0.1, wait.deadline - elapsed)))
         finally:
             self._remove_tmp_path(self._connection._shell.tmpdir)

@@ -1,4 +1,4 @@
-"""Works out the plan on the controller, from inventory variables alone."""
+"""Works out the plan on the controller, from the inventory alone or with what the nodes told of their network."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from ansible.plugins.action import ActionBase
 from stepladder.catalogue import Catalogue
 from stepladder.difference import difference
 from stepladder.errors import PlanRefusedError, StepladderError, Violation, unknown_name
+from stepladder.network import Seen, settle
 from stepladder.plan import Plan
 from stepladder.planner import make_plan
-from stepladder.request import Deployment, parse_request
+from stepladder.request import Deployment, PlanRequest, parse_request
 
 # Variables of the role that are not fields of a deployment: of nodes, of the run, and what the role itself sets.
 KNOWN_BESIDE = {
     *("deployment_gpu", "deployment_gpus", "deployment_interface", "deployment_address", "deployment_hosts"),
     *("deployment_state_directory", "deployment_plan_file", "deployment_plan", "deployment_slice"),
+    "deployment_seen",
 }
 MAKE = "Make it anew with the verb 'plan' and -e plan_out=FILE, and look at it again."
 NODE_VARIABLES = {"gpu": "deployment_gpu", "gpus": "deployment_gpus", "interface": "deployment_interface"}
@@ -37,6 +39,7 @@ class ActionModule(ActionBase):
                 "hosts": {"type": "list", "elements": "str", "required": True},
                 "state_directory": {"type": "path", "required": True},
                 "plan_file": {"type": "path"},
+                "seen": {"type": "dict"},
             }
         )
         try:
@@ -53,6 +56,8 @@ class ActionModule(ActionBase):
             plan = make_plan(request, Catalogue())
             if arguments["plan_file"]:
                 _refuse_another_plan(plan, Path(arguments["plan_file"]))
+            if arguments["seen"]:
+                plan = make_plan(_with_networks(request, plan, arguments["seen"]), Catalogue())
             _refuse_half_replicas(plan, variables.get("ansible_play_hosts_all", []))
         except StepladderError as error:
             return result | {"failed": True, "msg": str(error)}
@@ -76,11 +81,26 @@ def _refuse_unknown_variables(variables: dict[str, Any]) -> None:
 def _node(host: str, variables: Any) -> dict[str, Any]:
     """What the inventory says of one host; the planner names what is missing."""
     node = {key: variables.get(name) for key, name in NODE_VARIABLES.items() if variables.get(name) is not None}
-    address = variables.get("deployment_address") or variables.get("ansible_host") or host
+    wished = variables.get("deployment_address")
+    address = wished or variables.get("ansible_host") or host
     if "gpu" not in node:
         mend = "Put the host into the group of its GPU type, or set deployment_gpu."
         raise PlanRefusedError([Violation("variable deployment_gpu", f"not set for {host}", mend)])
-    return {"name": host, "address": address, **node}
+    return {"name": host, "address": address, "address_declared": bool(wished), **node}
+
+
+def _with_networks(request: PlanRequest, plan: Plan, told: dict[str, Any]) -> PlanRequest:
+    """The request with the network that the nodes of each replica found to meet over.
+
+    Args:
+        plan: of the request as it stands; it says which nodes belong together.
+        told: by host `interfaces` and `reached` of `stepladder.core.peer_network`.
+    """
+    seen = {host: Seen(facts["interfaces"], facts["reached"]) for host, facts in told.items()}
+    nodes = {node.name: node for node in request.nodes}
+    for ranks in {tuple(rank.node for rank in node.ranks) for node in plan.nodes if node.ranks}:
+        nodes |= {node.name: node for node in settle([nodes[name] for name in ranks], seen)}
+    return request.model_copy(update={"nodes": tuple(nodes.values())})
 
 
 def _refuse_another_plan(plan: Plan, path: Path) -> None:

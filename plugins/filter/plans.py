@@ -8,7 +8,7 @@ from typing import Any
 
 from ansible.errors import AnsibleFilterError
 
-from stepladder import difference, show, status, units
+from stepladder import difference, replica, show, status, units
 from stepladder.plan import Plan
 
 FORMATS: dict[str, Callable[[Plan], str]] = {
@@ -75,5 +75,12 @@ class FilterModule:
             "watched_units": units.watched_units,
         }
         plain = {name: _on_plain_data(function) for name, function in named.items()}
-        # These two read single variables of many hosts; copying all of every host's would cost minutes.
-        return plain | {"removal_text": show.removal, "status_report": status.report}
+        # These read single variables of many hosts; copying all of every host's would cost minutes.
+        return plain | {
+            "network_seen": replica.seen,
+            "peer_addresses": replica.peer_addresses,
+            "removal_text": show.removal,
+            "replica_fault": replica.fault_of,
+            "status_report": status.report,
+            "unlike": replica.unlike,
+        }

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.stepladder.core.plugins.module_utils.one_token import ask
 from ansible_collections.stepladder.core.plugins.module_utils.release import START_MARK
 
 MASK = "********"
@@ -483,6 +484,27 @@ def probe(health: Mapping[str, Any], timeout: float) -> Probe:
         connection.close()
 
 
+def head_state(health: Mapping[str, Any], timeout: float) -> dict[str, Any]:
+    """The rank that answers clients, as a node that follows it sees it: ready or loading, and why.
+
+    A follower says nothing of itself but that it runs; whether the ranks have met, only the head knows.
+    """
+    answer = probe(health, timeout)
+    where = f"{health['host']}:{health['port']}"
+    words = {"refused": "refuses connections", "unreachable": "cannot be reached", "timeout": "does not answer in time"}
+    said = f"answers {answer.status}" if answer.status is not None else words.get(answer.result, answer.result)
+    ready = answer.status is not None and 200 <= answer.status < 300
+    return {
+        "name": "head",
+        "unit": "",
+        "phase": "ready" if ready else "loading",
+        "detail": f"{where} {said}",
+        "pid": 0,
+        "running": True,
+        "orphans": [],
+    }
+
+
 @dataclass(frozen=True)
 class Process:
     """One line of the process table. started: seconds after boot. rss: bytes."""
@@ -603,8 +625,13 @@ def look(
     processes: Sequence[Mapping[str, Any]],
     log_lines: int,
     http_timeout: float,
+    *,
+    ask_timeout: float = 0,
 ) -> list[dict[str, Any]]:
-    """The state of each process, in the order given."""
+    """The state of each process, in the order given.
+
+    ask_timeout: seconds for a token of an engine that answers as healthy; 0 does not ask.
+    """
     table = process_table()
     current = Path(deployment_path, "current")
     release = current.readlink().name if current.is_symlink() else None
@@ -630,6 +657,8 @@ def look(
         )
         written = tail(process["log"], SEARCHED_LINES) if process.get("log") else []
         decided, sentence = decide(facts, alive, health["kind"])
+        if decided == "ready" and ask_timeout > 0 and health.get("model") and (fault := ask(health, ask_timeout)):
+            decided, sentence = "unhealthy", f"{sentence}, but {fault}"
         states.append(
             {
                 "name": process["name"],

@@ -14,7 +14,14 @@ description:
   - The message names the process to blame, its phase, last exit, log and the log's last lines.
   - Shows a line when a phase changes and every 15 seconds.
   - In check mode it looks once and does not wait.
+  - Where several nodes wait together (O(ranks)), the failure of one ends the wait of all, so that the message names the
+    node to blame and nobody waits in vain for it. A node that cannot be reached for 60 seconds counts as failed.
 options:
+  ranks:
+    description: Inventory names of the nodes of a replica that wait together; none where a node waits alone.
+    type: list
+    elements: str
+    default: []
   deadline:
     description: Seconds until all have to be ready.
     type: int
@@ -75,6 +82,9 @@ options:
             description: Path to get.
             type: str
             default: /health
+          model:
+            description: Served name to ask for a token, see O(ask_timeout).
+            type: str
       log:
         description: The process's log file.
         type: path
@@ -93,6 +103,24 @@ options:
     description: Seconds to wait for an answer of a port.
     type: float
     default: 3
+  ask_timeout:
+    description:
+      - Seconds to wait for one token from a process that answers as healthy and has O(processes[].health.model).
+      - An engine that lost a rank goes on calling itself healthy. V(0) does not ask.
+      - One that gives none is unhealthy, unless its token counters move meanwhile.
+    type: float
+    default: 0
+  follows:
+    description:
+      - Health of the rank that answers clients, asked for from a node that does not.
+      - Adds a state C(head) to RV(states), ready or loading.
+    type: dict
+    suboptions:
+      kind: {description: As for a process., type: str, choices: [vllm, sglang, tcp, http, none], default: none}
+      host: {description: Address to ask., type: str, default: 127.0.0.1}
+      port: {description: TCP port., type: int}
+      path: {description: Path to get., type: str, default: /health}
+      model: {description: Not used here., type: str}
 attributes:
   check_mode:
     support: full

@@ -65,6 +65,9 @@ options:
             description: Path to get.
             type: str
             default: /health
+          model:
+            description: Served name to ask for a token, see O(ask_timeout).
+            type: str
       log:
         description: The process's log file.
         type: path
@@ -85,6 +88,24 @@ options:
     description: Seconds to wait for an answer of a port.
     type: float
     default: 3
+  ask_timeout:
+    description:
+      - Seconds to wait for one token from a process that answers as healthy and has O(processes[].health.model).
+      - An engine that lost a rank goes on calling itself healthy. V(0) does not ask.
+      - One that gives none is unhealthy, unless its token counters move meanwhile.
+    type: float
+    default: 0
+  follows:
+    description:
+      - Health of the rank that answers clients, asked for from a node that does not.
+      - Adds a state C(head) to RV(states), ready or loading.
+    type: dict
+    suboptions:
+      kind: {description: As for a process., type: str, choices: [vllm, sglang, tcp, http, none], default: none}
+      host: {description: Address to ask., type: str, default: 127.0.0.1}
+      port: {description: TCP port., type: int}
+      path: {description: Path to get., type: str, default: /health}
+      model: {description: Not used here., type: str}
 attributes:
   check_mode:
     support: full
@@ -172,6 +193,7 @@ HEALTH_SPEC = {
     "host": {"type": "str", "default": "127.0.0.1"},
     "port": {"type": "int"},
     "path": {"type": "str", "default": "/health"},
+    "model": {"type": "str"},
 }
 PROCESS_SPEC = {
     "name": {"type": "str", "required": True},
@@ -193,6 +215,8 @@ def main() -> None:
             "processes": {"type": "list", "elements": "dict", "required": True, "options": PROCESS_SPEC},
             "log_lines": {"type": "int", "default": 20},
             "http_timeout": {"type": "float", "default": 3.0},
+            "ask_timeout": {"type": "float", "default": 0.0},
+            "follows": {"type": "dict", "options": HEALTH_SPEC},
         },
         supports_check_mode=True,
     )
@@ -203,8 +227,15 @@ def main() -> None:
     units = [process["unit"] for process in given["processes"]]
     managers = engine_state.read_managers(given["manager"], given["supervisorctl"], units, os.environ)
     states = engine_state.look(
-        given["deployment_path"], managers, given["processes"], given["log_lines"], given["http_timeout"]
+        given["deployment_path"],
+        managers,
+        given["processes"],
+        given["log_lines"],
+        given["http_timeout"],
+        ask_timeout=given["ask_timeout"],
     )
+    if given["follows"]:
+        states.append(engine_state.head_state(given["follows"], given["http_timeout"]))
     module.exit_json(changed=False, states=states)
 
 

@@ -41,22 +41,29 @@ class Port(Part):
 
 
 class Health(Part):
-    """How readiness is asked for; followers that answer nothing have kind 'none'."""
+    """How readiness is asked for; followers that answer nothing have kind 'none'.
+
+    `model` is the served name to ask for a token, where the process is one that answers clients.
+    """
 
     kind: Literal["vllm", "sglang", "tcp", "none"]
     host: str
     port: int
     path: str
+    model: str | None = None
 
 
 class Process(Part):
     """One process of one node: exactly what is executed, in which environment.
 
-    `image` is what its container is made of; without one it runs in the node's environment.
+    `image` is what its container is made of; without one it runs in the node's environment. Ray's processes start
+    before the engine's; `stop_step` orders the stop over all nodes of a replica, the lowest first.
     """
 
     name: str
     purpose: str
+    part: Literal["ray", "engine"] = "engine"
+    stop_step: int = 0
     image: str | None = None
     argv: tuple[str, ...]
     env: dict[str, str]
@@ -121,8 +128,19 @@ class Requirements(Part):
     space: tuple[SpaceNeeded, ...]
 
 
+class Rank(Part):
+    """A node of a replica, as its peers know it."""
+
+    node: str
+    address: str
+
+
 class NodePlan(Part):
-    """What one node has to be and to run."""
+    """What one node has to be and to run.
+
+    `ranks` are the nodes of its replica in rank order where there are several; `follows` is how a node that does not
+    answer clients asks whether the one that does is ready.
+    """
 
     name: str
     address: str
@@ -131,6 +149,8 @@ class NodePlan(Part):
     gpus: int
     replica: int
     rank: int
+    ranks: tuple[Rank, ...] = ()
+    follows: Health | None = None
     installer: Installer
     tools: Venv
     venv: Venv | None

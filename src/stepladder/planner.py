@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from stepladder.catalogue import Catalogue, Engine, EngineRelease, Gpu, Model, Variant, Verified
 from stepladder.engines import sglang, tensorrt_llm, transformers, vllm
-from stepladder.engines.common import Rendered, Replica
+from stepladder.engines.common import EVERYWHERE, Rendered, Replica
 from stepladder.errors import PlanRefusedError, Violation, unknown_name
 from stepladder.layout import Weighed, choose_layout
 from stepladder.memory import MIB
@@ -21,6 +21,7 @@ from stepladder.plan import (
     NodePlan,
     Note,
     Plan,
+    Rank,
     Requirements,
     SpaceNeeded,
     Venv,
@@ -38,7 +39,6 @@ RENDERERS = {
 }
 MINIMUM_PYTHON = "3.11"
 CONTAINER_STORE = "/var/lib/docker"
-EVERYWHERE = "0.0.0.0"  # noqa: S104 - an endpoint for clients on other machines is the purpose
 
 EXPLANATIONS = {
     Verified.NO: "never run and never parsed",
@@ -82,7 +82,7 @@ def make_plan(request: PlanRequest, catalogue: Catalogue) -> Plan:
         format_version=FORMAT_VERSION,
         state_directory=request.state_directory,
         deployment=_chosen(request.deployment, setting, parallel, topology, replicas),
-        not_deployable=_not_deployable(setting, topology),
+        not_deployable=_not_deployable(setting),
         nodes=tuple(node_plans),
         memory=_memory_table(setting, parallel),
         candidates=tuple(_candidate(candidate, parallel) for candidate in weighed),
@@ -318,6 +318,8 @@ def _render(setting: Setting, replicas: Sequence[Replica], supplies: Supplies) -
                 gpus=setting.gpus_per_node,
                 replica=replica.index,
                 rank=rank,
+                ranks=_ranks(replica),
+                follows=replica.seen_by_peers(rendered.head_health) if rank else None,
                 installer=supplies.installer,
                 tools=supplies.tools,
                 venv=supplies.venv,
@@ -328,6 +330,12 @@ def _render(setting: Setting, replicas: Sequence[Replica], supplies: Supplies) -
                 load_deadline_seconds=setting.engine.defaults.load_deadline_seconds,
             )
     return list(slices.values()), notes
+
+
+def _ranks(replica: Replica) -> tuple[Rank, ...]:
+    if len(replica.nodes) == 1:
+        return ()
+    return tuple(Rank(node=node.name, address=node.address) for node in replica.nodes)
 
 
 def _requirements(setting: Setting, supplies: Supplies) -> Requirements:
@@ -418,14 +426,12 @@ def _verification(setting: Setting) -> Verification:
     )
 
 
-def _not_deployable(setting: Setting, topology: str) -> str | None:
+def _not_deployable(setting: Setting) -> str | None:
     """Roles grow after the planner: what can be planned and not yet be carried out is said before anything is done."""
     if setting.engine.not_deployable:
         return setting.engine.not_deployable
     if setting.in_container:
         return f"{setting.release_name} in a container can be planned; the role for that is not part of this version."
-    if topology != "single":
-        return f"Topology '{topology}' can be planned; the role that carries it out is not part of this version."
     return None
 
 
@@ -447,6 +453,6 @@ def _general_notes(setting: Setting, parallel: Parallel, topology: str) -> list[
         notes.append(
             Note(kind="warning", topic=setting.gpu.title, text=text, source=f"catalog/models/{setting.model.name}.yml")
         )
-    if reason := _not_deployable(setting, topology):
+    if reason := _not_deployable(setting):
         notes.append(Note(kind="warning", topic="deploy", text=reason))
     return notes

@@ -114,13 +114,21 @@ class Deployment(Wish):
 
 
 class Node(Wish):
-    """A machine as the inventory declares it; `address` is where its peers reach it."""
+    """A machine as the inventory declares it.
+
+    `address` is where its peers reach it, `client_address` where clients do, if not there too. `address_declared` says
+    that the address was given for the peers and is more than the one that Ansible connects to; `interface_reason`
+    tells why the interface was chosen, where nobody declared it.
+    """
 
     name: str
     address: Address
+    address_declared: bool = False
+    client_address: Address | None = None
     gpu: str
     gpus: PositiveInt | None = None
     interface: str | None = None
+    interface_reason: str | None = None
 
     @property
     def on_loopback(self) -> bool:

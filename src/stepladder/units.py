@@ -31,7 +31,9 @@ def service_units(
             "command": f"{deployment_path}/current/{process['name']}/run",
             "log": f"{deployment_path}/logs/{process['name']}.log",
             "stop_seconds": process["stop_seconds"],
-            "health": dict(process["health"]),
+            "part": process.get("part", "engine"),
+            "stop_step": process.get("stop_step", 0),
+            "health": {key: value for key, value in process["health"].items() if value is not None},
             "wanted_fingerprint": wanted.get(process["name"]),
         }
         for process in processes
@@ -65,15 +67,27 @@ def release_processes(node: Mapping[str, Any], launcher: Sequence[str] = ()) -> 
     ]
 
 
-def watched_units(units: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The same units with only what `stepladder.core.engine_state` takes."""
+def watched_units(units: Sequence[Mapping[str, Any]], part: str = "all") -> list[dict[str, Any]]:
+    """The same units with only what `stepladder.core.engine_state` takes.
+
+    Args:
+        part: `ray` leaves out what is started after Ray; with `engine` Ray is still watched.
+    """
     keys = ("name", "unit", "health", "log", "wanted_fingerprint")
-    return [{key: unit[key] for key in keys if unit[key] is not None} for unit in units]
+    watched = [unit for unit in units if part != "ray" or unit["part"] == "ray"]
+    return [{key: unit[key] for key in keys if unit[key] is not None} for unit in watched]
 
 
-def units_to_restart(states: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Units that do not run, or run another command than the wanted one."""
-    return [state["unit"] for state in states if not state["running"] or state["outdated"]]
+def units_to_restart(
+    states: Sequence[Mapping[str, Any]], units: Sequence[Mapping[str, Any]], part: str = "all"
+) -> list[str]:
+    """Units of a part that do not run, or run another command than the wanted one."""
+    of_part = {unit["unit"] for unit in units if part in ("all", unit["part"])}
+    return [state["unit"] for state in states if state["unit"] in of_part and _not_as_planned(state)]
+
+
+def _not_as_planned(state: Mapping[str, Any]) -> bool:
+    return not state["running"] or bool(state["outdated"])
 
 
 def orphan_pids(states: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -91,9 +105,20 @@ def used_elsewhere(deployments: Mapping[str, Mapping[str, Any]], name: str) -> l
     return sorted(paths)
 
 
-def units_to_stop(states: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Units that run, or that their manager is about to start again."""
-    return [state["unit"] for state in states if state["running"] or state["phase"] == "crash_looping"]
+def units_to_stop(states: Sequence[Mapping[str, Any]], units: Sequence[Mapping[str, Any]], step: int) -> list[str]:
+    """Units that run, or that their manager is about to start again.
+
+    Args:
+        states: as `stepladder.core.engine_state` returned them.
+        units: the same processes with their `stop_step`.
+        step: only those of this step; where nothing has a step, all belong to step 0.
+    """
+    of_step = {unit["unit"] for unit in units if unit["stop_step"] == step}
+    return [state["unit"] for state in states if state["unit"] in of_step and _is_there(state)]
+
+
+def _is_there(state: Mapping[str, Any]) -> bool:
+    return bool(state["running"]) or state["phase"] == "crash_looping"
 
 
 def standalone_slice(name: str, process: Mapping[str, Any], tools_path: str, fingerprint: str) -> dict[str, Any]:

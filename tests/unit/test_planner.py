@@ -225,7 +225,8 @@ def test_same_input_gives_the_same_bytes_and_another_input_another_id() -> None:
 
 
 def test_what_cannot_be_carried_out_yet_is_said_in_the_plan() -> None:
-    assert "'ray' can be planned" in str(plan_for().not_deployable)
+    assert plan_for().not_deployable is None
+    assert "in a container can be planned" in str(plan_for(install="container", topology="mp").not_deployable)
     assert "SGLang can be planned" in str(plan_for(engine="sglang").not_deployable)
 
 

@@ -72,13 +72,18 @@ def test_units_to_restart_are_those_that_do_not_run_as_wanted() -> None:
         state(unit="c", outdated=True),
         state(unit="d", outdated=None),
     ]
-    assert units.units_to_restart(states) == ["b", "c"]
+    parts = {"a": "engine", "b": "ray", "c": "engine", "d": "engine"}
+    described = [{"unit": unit, "part": part, "stop_step": 0} for unit, part in parts.items()]
+    assert units.units_to_restart(states, described) == ["b", "c"]
+    assert units.units_to_restart(states, described, "ray") == ["b"]
+    assert units.units_to_restart(states, described, "engine") == ["c"]
 
 
 def test_units_to_stop_include_one_that_is_about_to_start_again() -> None:
     states = [state(unit="a"), state(unit="b", running=False, phase="stopped")]
     states.append(state(unit="c", running=False, phase="crash_looping"))
-    assert units.units_to_stop(states) == ["a", "c"]
+    described = [{"unit": unit, "part": "engine", "stop_step": step} for unit, step in (("a", 0), ("b", 0), ("c", 2))]
+    assert [units.units_to_stop(states, described, step) for step in range(3)] == [["a"], [], ["c"]]
 
 
 def test_orphans_of_all_processes_are_ended() -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from stepladder.plan import Health, Note, Port, Process
 from stepladder.request import Node, Parallel
 from stepladder.setting import Setting
+
+EVERYWHERE = "0.0.0.0"  # noqa: S104 - an endpoint for clients on other machines is the purpose
 
 
 @dataclass(frozen=True)
@@ -36,11 +39,18 @@ class Replica:
     @property
     def probe_host(self) -> str:
         """Where the head's own node reaches the endpoint."""
-        return "127.0.0.1" if self.bind_address == "0.0.0.0" else self.bind_address  # noqa: S104 - compared, not bound
+        return "127.0.0.1" if self.bind_address == EVERYWHERE else self.bind_address
+
+    def seen_by_peers(self, health: Health) -> Health | None:
+        """The head's health as the other nodes ask for it; none where it listens on an address they cannot reach."""
+        if self.bind_address not in (EVERYWHERE, self.head.address):
+            return None
+        return health.model_copy(update={"host": self.head.address, "model": None})
 
     def client_url(self) -> str:
         """Base URL for OpenAI clients."""
-        host = self.head.address if self.bind_address == "0.0.0.0" else self.bind_address  # noqa: S104 - compared
+        clients = self.head.client_address or self.head.address
+        host = clients if self.bind_address == EVERYWHERE else self.bind_address
         return f"http://{host}:{self.port}/v1"
 
 
@@ -51,7 +61,16 @@ class Rendered:
     processes: tuple[tuple[Process, ...], ...]
     notes: tuple[Note, ...]
 
+    @property
+    def head_health(self) -> Health:
+        """How the process that answers clients says that it is ready: the head's last one."""
+        return self.processes[0][-1].health
 
+
+# Over the nodes of a replica: who answers clients stops first and lets requests end, Ray's head last.
+STOP_HEAD, STOP_FOLLOWERS, STOP_RAY_WORKERS, STOP_RAY_HEAD = range(4)
+# A follower has no request of its own to finish once the head is gone.
+FOLLOWER_STOP_SECONDS = 15
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # Ranks share memory beyond Docker's 64 MB, and pin what the network reads (vllm 1710, 19613).
 CONTAINER_LIMITS = ("--ipc=host", "--shm-size=32g", "--ulimit", "memlock=-1", "--ulimit", "stack=67108864")
@@ -74,6 +93,8 @@ def launched(
     ports: Sequence[Port],
     health: Health,
     stop_seconds: int,
+    part: Literal["ray", "engine"] = "engine",
+    stop_step: int = 0,
 ) -> Process:
     """A process in the node's environment, or in a container of the engine's image.
 
@@ -82,6 +103,8 @@ def launched(
         arguments: what follows it.
         env: environment variables beside the search path; a container gets them by name, so that none of their values
             stands in a command line.
+        part: what it belongs to; Ray's processes start before the engine's.
+        stop_step: order of the stop over all nodes of the replica.
     """
     if setting.in_container:
         argv = [*_container(setting, replica, name, env), setting.image, *arguments]
@@ -93,6 +116,8 @@ def launched(
     return Process(
         name=name,
         purpose=purpose,
+        part=part,
+        stop_step=stop_step,
         image=setting.image if setting.in_container else None,
         argv=tuple(argv),
         env=environment,
@@ -132,13 +157,19 @@ def visible_gpus(setting: Setting, replica: Replica) -> dict[str, str]:
     return {name: ",".join(str(gpu) for gpu in range(replica.first_gpu, replica.first_gpu + on_node))}
 
 
-def missing_interface_notes(replica: Replica) -> list[Note]:
-    """A warning for the nodes of a multi-node replica whose interface nobody declared."""
+def interface_notes(replica: Replica) -> list[Note]:
+    """What a replica's nodes meet over and why, or that nobody has said so yet."""
     silent = [node.name for node in replica.nodes if not node.interface]
-    if len(replica.nodes) == 1 or not silent:
+    if len(replica.nodes) == 1:
         return []
-    text = (
-        f"deployment_interface is not declared for {', '.join(silent)}: NCCL and Gloo will choose an interface "
-        "themselves, and a wrong choice is the commonest reason for a hang at start."
-    )
-    return [Note(kind="warning", topic="network interface", text=text, source="sglang 3226, vllm 15537")]
+    chosen = [
+        f"{n.name}: {n.interface} {n.address} ({n.interface_reason})" for n in replica.nodes if n.interface_reason
+    ]
+    notes = [Note(kind="note", topic="network between the nodes", text="; ".join(chosen))] if chosen else []
+    if silent:
+        text = (
+            f"deployment_interface is not declared for {', '.join(silent)}: 'deploy' asks the nodes which network "
+            "joins them and says what it chose. A wrong choice is the commonest reason for a hang at start."
+        )
+        notes.append(Note(kind="note", topic="network interface", text=text, source="sglang 3226, vllm 15537"))
+    return notes

@@ -7,8 +7,8 @@ from typing import Literal
 from stepladder.engines.common import (
     Rendered,
     Replica,
+    interface_notes,
     launched,
-    missing_interface_notes,
     network_environment,
     visible_gpus,
 )
@@ -33,7 +33,7 @@ NVFP4_FLAGS = (
 def render(setting: Setting, replica: Replica) -> Rendered:
     """Render a replica; every rank runs the same command but for its rank."""
     ranks = tuple((_server(setting, replica, rank),) for rank in range(len(replica.nodes)))
-    return Rendered(ranks, tuple(_notes(replica) + missing_interface_notes(replica)))
+    return Rendered(ranks, tuple(_notes(replica) + interface_notes(replica)))
 
 
 def _server(setting: Setting, replica: Replica, rank: int) -> Process:

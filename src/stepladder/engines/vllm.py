@@ -5,10 +5,15 @@ from __future__ import annotations
 from typing import Literal
 
 from stepladder.engines.common import (
+    FOLLOWER_STOP_SECONDS,
+    STOP_FOLLOWERS,
+    STOP_HEAD,
+    STOP_RAY_HEAD,
+    STOP_RAY_WORKERS,
     Rendered,
     Replica,
+    interface_notes,
     launched,
-    missing_interface_notes,
     network_environment,
     visible_gpus,
 )
@@ -36,6 +41,8 @@ RAY_HEAD_PORTS = {
     "--ray-client-server-port": 6386,
 }
 RAY_WORKER_PORTS = (20002, 20999)
+# Left alone Ray takes a third of the memory for objects that an engine hardly uses.
+CPU_OBJECT_STORE_BYTES = 100_000_000
 
 
 def render(setting: Setting, replica: Replica) -> Rendered:
@@ -46,7 +53,7 @@ def render(setting: Setting, replica: Replica) -> Rendered:
     """
     topologies = {"single": _render_single, "ray": _render_ray, "mp": _render_mp}
     processes = topologies[replica.topology](setting, replica)
-    return Rendered(processes, tuple(_notes(setting, replica) + missing_interface_notes(replica)))
+    return Rendered(processes, tuple(_notes(setting, replica) + interface_notes(replica)))
 
 
 def _render_single(setting: Setting, replica: Replica) -> tuple[tuple[Process, ...], ...]:
@@ -82,6 +89,16 @@ def _join_nodes(setting: Setting, replica: Replica, rank: int) -> list[str]:
     return [*flags, "--master-addr", replica.head.address, "--master-port", str(port)]
 
 
+def _meeting_ports(setting: Setting, replica: Replica) -> tuple[Port, ...]:
+    """Where the head of vLLM's own multi-node waits for the other ranks."""
+    if replica.topology != "mp":
+        return ()
+    data = replica.parallel.data > 1
+    number = DATA_PARALLEL_PORT if data else setting.engine.defaults.rendezvous_port
+    address = replica.head.address
+    return (Port(port=number + replica.index, host=address, purpose="meeting of the ranks", scope="peers"),)
+
+
 def _join_data_parallel(setting: Setting, replica: Replica, rank: int) -> list[str]:
     """Each node runs whole data parallel ranks; only what follows the head's own is numbered and headless."""
     local = replica.parallel.data // len(replica.nodes)
@@ -108,6 +125,7 @@ def _server(
     arguments += [] if headless else ["--shutdown-timeout", str(SHUTDOWN_TIMEOUT_SECONDS)]
     arguments += setting.deployment.extra_arguments
     port = Port(port=replica.port, host=replica.bind_address, purpose="OpenAI-compatible API", scope="clients")
+    ports = () if headless else (port, *_meeting_ports(setting, replica))
     kind: Literal["none", "vllm"] = "none" if headless else "vllm"
     return launched(
         setting,
@@ -117,9 +135,16 @@ def _server(
         program="vllm",
         arguments=arguments,
         env=_environment(setting, replica, rank) | (environment or {}),
-        ports=() if headless else (port,),
-        health=Health(kind=kind, host=replica.probe_host, port=replica.port, path="/health"),
-        stop_seconds=setting.engine.defaults.stop_seconds,
+        ports=ports,
+        health=Health(
+            kind=kind,
+            host=replica.probe_host,
+            port=replica.port,
+            path="/health",
+            model=None if headless else replica.served_name,
+        ),
+        stop_seconds=FOLLOWER_STOP_SECONDS if headless else setting.engine.defaults.stop_seconds,
+        stop_step=STOP_FOLLOWERS if headless else STOP_HEAD,
     )
 
 
@@ -131,6 +156,8 @@ def _ray_node(setting: Setting, replica: Replica, rank: int) -> Process:
     else:
         arguments += ["--address", f"{replica.head.address}:{RAY_PORT}"]
     arguments += ["--num-gpus", str(setting.gpus_per_node), "--disable-usage-stats"]
+    if setting.gpu.platform == "cpu":
+        arguments += ["--object-store-memory", str(CPU_OBJECT_STORE_BYTES)]
     pinned = RAY_PORTS | (RAY_HEAD_PORTS if rank == 0 else {})
     for flag, number in pinned.items():
         arguments += [flag, str(number)]
@@ -148,6 +175,8 @@ def _ray_node(setting: Setting, replica: Replica, rank: int) -> Process:
         ports=[Port(port=number, host=node.address, purpose="Ray", scope="peers") for number in numbers],
         health=Health(kind="tcp", host=node.address, port=watched, path=""),
         stop_seconds=30,
+        part="ray",
+        stop_step=STOP_RAY_WORKERS if rank else STOP_RAY_HEAD,
     )
 
 
@@ -200,12 +229,17 @@ def _environment(setting: Setting, replica: Replica, rank: int) -> dict[str, str
     }
     if setting.gpu.platform == "cpu":
         environment["VLLM_CPU_KVCACHE_SPACE"] = str(CPU_KV_CACHE_GIB)
+        # Even with --enforce-eager a few functions are compiled, which takes a C++ compiler that a node need not have.
+        environment["TORCHDYNAMO_DISABLE"] = "1"
     environment |= _kernel_choices(setting)
     if setting.gpu.platform == "cpu" and not several:
         # The ranks of one machine speak over loopback; left alone they listen on the machine's address.
         environment |= {"VLLM_HOST_IP": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
     if several:
         environment |= {"VLLM_HOST_IP": node.address, "PYTHONHASHSEED": "0"}
+    if replica.topology == "ray" and setting.gpu.platform == "cpu":
+        # The stand-in platform that Ray needs here; Ray's workers may run on any core.
+        environment |= {"STEPLADDER_CPU_RAY": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     if replica.topology == "ray":
         token = f"{replica.deployment_path}/secrets/ray-token"
         environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": token, "RAY_USAGE_STATS_ENABLED": "0"}
