@@ -8,7 +8,8 @@ from typing import Any
 
 from ansible.errors import AnsibleFilterError
 
-from stepladder import difference, replica, show, status, units
+from stepladder import contents, difference, replica, show, status, units
+from stepladder.errors import StepladderError
 from stepladder.plan import Plan
 
 FORMATS: dict[str, Callable[[Plan], str]] = {
@@ -48,7 +49,7 @@ def _on_plain_data(function: Callable[..., Any]) -> Callable[..., Any]:
     def filtered(*arguments: Any) -> Any:
         try:
             return function(*(_plain(argument) for argument in arguments))
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, StepladderError) as error:
             raise AnsibleFilterError(str(error)) from error
 
     return filtered
@@ -72,6 +73,8 @@ class FilterModule:
             "units_to_restart": units.units_to_restart,
             "units_to_stop": units.units_to_stop,
             "used_elsewhere": units.used_elsewhere,
+            "venv_requirements": contents.venv_requirements,
+            "venv_stand_ins": contents.venv_stand_ins,
             "watched_units": units.watched_units,
         }
         plain = {name: _on_plain_data(function) for name, function in named.items()}

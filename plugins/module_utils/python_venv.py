@@ -5,6 +5,7 @@ Python 3.9 and the standard library only.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import dataclasses
 import hashlib
@@ -15,7 +16,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from ansible_collections.stepladder.core.plugins.module_utils import pip_config, watched
@@ -23,6 +24,8 @@ from ansible_collections.stepladder.core.plugins.module_utils import pip_config,
 MARKER = ".stepladder.json"
 _MARKER_FORMAT = 1
 _GIB = 1024**3
+SITE_PACKAGES = "lib/python*/site-packages"
+ENTRY_POINTS = "entry_points.txt"
 _UNITS = {"KiB": 1024, "MiB": 1024**2, "GiB": _GIB, "B": 1}
 
 
@@ -43,6 +46,21 @@ class Shim:
 
     name: str
     version: str
+
+
+@dataclasses.dataclass(frozen=True)
+class StandIn:
+    """Files of our own, put into the environment as a distribution.
+
+    Args:
+        name: of the distribution.
+        version: of the distribution.
+        files: text by path below site-packages; `entry_points.txt` goes to the distribution's metadata.
+    """
+
+    name: str
+    version: str
+    files: Mapping[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +85,7 @@ class Wanted:
         requirements: lock in pip's format, every entry with a hash.
         extra_packages: requirement strings installed beside the lock, without hashes.
         shims: distributions of metadata only.
+        stand_ins: distributions made of our own files.
         forbidden: prefixes of distribution names that must not be installed.
         minimum_free_bytes: free space that has to be there before anything is written.
     """
@@ -75,6 +94,7 @@ class Wanted:
     requirements: str
     extra_packages: tuple[str, ...] = ()
     shims: tuple[Shim, ...] = ()
+    stand_ins: tuple[StandIn, ...] = ()
     forbidden: tuple[str, ...] = ()
     minimum_free_bytes: int = 0
 
@@ -86,17 +106,20 @@ class Wanted:
         """
         locked = sorted(re.sub(r"[\s\\]+", " ", entry.text) for entry in pip_config.lock_entries(self.requirements))
         shims = sorted((shim.name, shim.version) for shim in self.shims)
-        content = [_MARKER_FORMAT, series, locked, sorted(self.extra_packages), shims]
+        content: list[Any] = [_MARKER_FORMAT, series, locked, sorted(self.extra_packages), shims]
+        if self.stand_ins:  # environments without any keep the digest that they had before there were any
+            content.append(sorted((each.name, each.version, sorted(each.files.items())) for each in self.stand_ins))
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
 class Current:
-    """What is there: whether the directory is, what its marker says, whether its Python still starts."""
+    """What is there: whether the directory is, what its marker says, whether its Python and our own files are."""
 
     exists: bool
     marker: Mapping[str, Any] | None
     python_there: bool
+    damaged: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +170,9 @@ def problems(wanted: Wanted) -> list[str]:
             found.append(f"extra_packages has '{package}', which is not pinned with ==")
         if name in locked:
             found.append(f"'{name}' is in extra_packages and in the lock; keep it in one of them")
+    for stand_in in wanted.stand_ins:
+        outside = [path for path in stand_in.files if PurePosixPath(path).is_absolute() or ".." in path.split("/")]
+        found += [f"stand_ins: {stand_in.name} has the file '{path}', outside the environment" for path in outside]
     banned = forbidden_packages({entry.name: entry.version for entry in entries}, wanted.forbidden)
     found += [f"the lock has '{package}', which forbidden excludes" for package in banned]
     return found
@@ -169,31 +195,55 @@ def plan(current: Current, wanted_digest: str | None) -> list[str]:
         return ["remove the environment"] if current.exists else []
     if not current.exists:
         return ["make the environment"]
+    reason = _reason_to_remake(current, wanted_digest)
+    return [f"remake the environment: {reason}"] if reason else []
+
+
+def _reason_to_remake(current: Current, wanted_digest: str) -> str | None:
     if current.marker is None:
-        return ["remake the environment: an earlier run did not finish it"]
+        return "an earlier run did not finish it"
     if not current.python_there:
-        return [f"remake the environment: its Python {current.marker.get('python', '')} is gone"]
+        return f"its Python {current.marker.get('python', '')} is gone"
     if current.marker.get("digest") != wanted_digest:
-        return ["remake the environment: other packages or another Python are wanted"]
-    return []
+        return "other packages or another Python are wanted"
+    if current.damaged:
+        return f"changed or gone: {', '.join(current.damaged)}"
+    return None
 
 
 def shim_files(shim: Shim) -> dict[str, str]:
-    """The files of a metadata-only distribution, by name inside its .dist-info directory."""
-    files = {
-        "METADATA": f"Metadata-Version: 2.1\nName: {shim.name}\nVersion: {shim.version}\n"
-        "Summary: Metadata only, added by stepladder; the module comes from another distribution.\n",
-        "WHEEL": "Wheel-Version: 1.0\nGenerator: stepladder\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        "INSTALLER": "stepladder\n",
+    """The files of a metadata-only distribution, text by path below site-packages."""
+    summary = "Metadata only, added by stepladder; the module comes from another distribution."
+    return _distribution(shim.name, shim.version, summary, {})
+
+
+def stand_in_files(stand_in: StandIn) -> dict[str, str]:
+    """The files of a stand-in with its metadata, text by path below site-packages."""
+    summary = "A stand-in for rehearsals, added by stepladder."
+    return _distribution(stand_in.name, stand_in.version, summary, stand_in.files)
+
+
+def _distribution(name: str, version: str, summary: str, files: Mapping[str, str]) -> dict[str, str]:
+    """A distribution as installers leave it, with a RECORD of every file's hash and size (packaging: RECORD)."""
+    folder = _metadata_directory(name, version)
+    whole = {f"{folder}/{path}" if path == ENTRY_POINTS else path: text for path, text in files.items()}
+    whole |= {
+        f"{folder}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\nSummary: {summary}\n",
+        f"{folder}/WHEEL": "Wheel-Version: 1.0\nGenerator: stepladder\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{folder}/INSTALLER": "stepladder\n",
     }
-    folder = shim_directory(shim)
-    files["RECORD"] = "".join(f"{folder}/{name},,\n" for name in (*files, "RECORD"))
-    return files
+    record = [f"{path},sha256={_record_hash(text)},{len(text.encode())}\n" for path, text in whole.items()]
+    return {**whole, f"{folder}/RECORD": "".join([*record, f"{folder}/RECORD,,\n"])}
 
 
-def shim_directory(shim: Shim) -> str:
+def _record_hash(text: str) -> str:
+    digest = hashlib.sha256(text.encode()).digest()
+    return base64.urlsafe_b64encode(digest).decode().rstrip("=")
+
+
+def _metadata_directory(name: str, version: str) -> str:
     """The directory's name as the packaging rules spell it: runs of other characters become one underscore."""
-    return f"{re.sub(r'[-_.]+', '_', shim.name)}-{shim.version}.dist-info"
+    return f"{re.sub(r'[-_.]+', '_', name)}-{version}.dist-info"
 
 
 class UvProgress:
@@ -266,18 +316,33 @@ def space_problem(path: Path, free: int, needed: int) -> str | None:
     )
 
 
-def read_current(path: Path) -> Current:
-    """What is at a path now; a marker that cannot be read counts as none."""
+def read_current(path: Path, stand_ins: Sequence[StandIn] = ()) -> Current:
+    """What is at a path now; a marker that cannot be read counts as none.
+
+    Args:
+        path: the environment's directory.
+        stand_ins: those that shall be in it, whose files are compared.
+    """
     marker = None
     with contextlib.suppress(OSError, ValueError):
         found = json.loads((path / MARKER).read_text())
         marker = found if isinstance(found, dict) and found.get("format") == _MARKER_FORMAT else None
-    return Current(path.exists(), marker, (path / "bin" / "python").exists())
+    sites = [*path.glob(SITE_PACKAGES)] if marker else []
+    wanted = {name: text for each in stand_ins for name, text in stand_in_files(each).items()}
+    damaged = tuple(name for site in sites for name, text in wanted.items() if not _holds(site / name, text))
+    return Current(path.exists(), marker, (path / "bin" / "python").exists(), damaged)
+
+
+def _holds(path: Path, text: str) -> bool:
+    try:
+        return path.read_bytes() == text.encode()
+    except OSError:
+        return False
 
 
 def installed_packages(path: Path) -> dict[str, str]:
     """Distributions in an environment, normalised name to version, from the names of their metadata directories."""
-    names = (entry.name[: -len(".dist-info")] for entry in path.glob("lib/python*/site-packages/*.dist-info"))
+    names = (entry.name[: -len(".dist-info")] for entry in path.glob(f"{SITE_PACKAGES}/*.dist-info"))
     return {pip_config.normalised(name): version for name, _, version in (n.rpartition("-") for n in names)}
 
 
@@ -315,6 +380,12 @@ def remove(path: Path) -> None:
         raise VenvError(f"{path} is there and is no Python environment; move it away, or name another path")
     (path / MARKER).unlink(missing_ok=True)
     shutil.rmtree(path)
+
+
+def _add(site: Path, files: Mapping[str, str]) -> None:
+    for name, text in files.items():
+        (site / name).parent.mkdir(parents=True, exist_ok=True)
+        (site / name).write_bytes(text.encode())
 
 
 class Builder:
@@ -368,12 +439,15 @@ class Builder:
         self._call("Installing the lock", [*install, "--require-hashes", "-r", lock], self._options)
         if wanted.extra_packages:
             self._install_extras(install, wanted.extra_packages)
-        (site,) = wanted.path.glob("lib/python*/site-packages")
+        (site,) = wanted.path.glob(SITE_PACKAGES)
         for shim in wanted.shims:
-            folder = site / shim_directory(shim)
-            folder.mkdir(exist_ok=True)
-            for name, content in shim_files(shim).items():
-                (folder / name).write_text(content)
+            _add(site, shim_files(shim))
+        for stand_in in wanted.stand_ins:
+            taken = [name for name in stand_in.files if name != ENTRY_POINTS and (site / name).exists()]
+            if taken:
+                found = f"{site} has {', '.join(taken)} already"
+                raise VenvError(f"{found}; take the stand-in {stand_in.name} or the real package out of the catalogue")
+            _add(site, stand_in_files(stand_in))
         installed = installed_packages(wanted.path)
         banned = forbidden_packages(installed, wanted.forbidden)
         if banned:

@@ -66,6 +66,27 @@ options:
         description: Version that it shall say.
         type: str
         required: true
+  stand_ins:
+    description:
+      - Distributions made of files of our own, for what a rehearsal's machine cannot have.
+      - An environment whose stand-ins were changed or are gone is made anew. One that would take the place of a file
+        of the lock is refused.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      name:
+        description: Name of the distribution.
+        type: str
+        required: true
+      version:
+        description: Version that it shall say.
+        type: str
+        required: true
+      files:
+        description: Text by path below site-packages; C(entry_points.txt) goes to the distribution's metadata.
+        type: dict
+        required: true
   forbidden:
     description: Prefixes of distribution names that must not be installed, such as V(nvidia-).
     type: list
@@ -120,6 +141,11 @@ EXAMPLES = r"""
     metadata_shims:
       - name: vllm
         version: 0.32.0+cpu
+    stand_ins:
+      - name: sgl_kernel
+        version: 0.4.10
+        files:
+          sgl_kernel/__init__.py: "{{ lookup('ansible.builtin.file', 'stand_ins/sgl_kernel/sgl_kernel/__init__.py') }}"
     forbidden: [nvidia-, triton]
     uv_version: 0.13.8
     uv_requirement: "uv==0.13.8 --hash=sha256:..."
@@ -182,6 +208,16 @@ ARGUMENTS: dict[str, Any] = {
         "default": [],
         "options": {"name": {"type": "str", "required": True}, "version": {"type": "str", "required": True}},
     },
+    "stand_ins": {
+        "type": "list",
+        "elements": "dict",
+        "default": [],
+        "options": {
+            "name": {"type": "str", "required": True},
+            "version": {"type": "str", "required": True},
+            "files": {"type": "dict", "required": True},
+        },
+    },
     "forbidden": {"type": "list", "elements": "str", "default": []},
     "uv_version": {"type": "str"},
     "uv_requirement": {"type": "str"},
@@ -206,6 +242,7 @@ def wanted_from(params: dict[str, Any]) -> python_venv.Wanted:
         requirements=params["requirements"] or "",
         extra_packages=tuple(params["extra_packages"]),
         shims=tuple(python_venv.Shim(shim["name"], shim["version"]) for shim in params["metadata_shims"]),
+        stand_ins=tuple(python_venv.StandIn(**each) for each in params["stand_ins"]),
         forbidden=tuple(params["forbidden"]),
         minimum_free_bytes=params["minimum_free_bytes"],
     )
@@ -247,7 +284,7 @@ def converge(
     held: int | None,
 ) -> dict[str, Any]:
     """Compare, and make equal unless in check mode, where no lock is held; returns the module's answer."""
-    current = python_venv.read_current(wanted.path)
+    current = python_venv.read_current(wanted.path, wanted.stand_ins if interpreter else ())
     digest = wanted.digest(interpreter.series) if interpreter else None
     actions = python_venv.plan(current, digest)
     result: dict[str, Any] = {"changed": bool(actions), "actions": actions}

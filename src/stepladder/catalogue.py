@@ -6,6 +6,8 @@ A new model, GPU or engine release is a new entry in a file and no code. Every g
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Mapping
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
@@ -231,6 +233,18 @@ class Shim(Entry):
     version: str
 
 
+class StandIn(Entry):
+    """Our own Python files in place of something that a rehearsal's machine cannot have: `stand_ins/<name>/`.
+
+    `topologies`: those that it is put in for; empty for all. `reason`: what it stands for and what it can not do.
+    """
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    version: str
+    topologies: tuple[str, ...] = ()
+    reason: str
+
+
 class Library(Entry):
     """A shared library that the engine links, and the package of Debian and Ubuntu that brings it."""
 
@@ -241,6 +255,7 @@ class Library(Entry):
 class EngineRelease(Entry):
     """One release of an engine on one platform, and what it is installed from: a lock, an image, or either.
 
+    `extra_locks` by topology: what only that topology needs, installed beside `lock`.
     `images` by what they are built for: a GPU architecture (`gfx950`), a machine (`aarch64`), or `default`.
     `minimum_driver` is the oldest NVIDIA driver branch or ROCm release that it runs on.
     """
@@ -250,7 +265,9 @@ class EngineRelease(Entry):
     lock: str | None = None
     packages: tuple[str, ...] = ()
     package_index: str | None = None
+    extra_locks: dict[str, str] = {}
     metadata_shims: tuple[Shim, ...] = ()
+    stand_ins: tuple[StandIn, ...] = ()
     forbidden_packages: tuple[str, ...] = ()
     images: dict[str, str] = {}
     minimum_driver: str | None = None
@@ -271,6 +288,24 @@ class EngineRelease(Entry):
         """
         fallback = None if gpu.machine == "aarch64" else self.images.get("default")
         return self.images.get(gpu.architecture) or self.images.get(gpu.machine) or fallback
+
+    def locks_for(self, topology: str) -> tuple[str, ...]:
+        """The locks that are installed together for a topology; none where the release has no lock."""
+        locks = (self.lock, self.extra_locks.get(topology))
+        return tuple(lock for lock in locks if lock)
+
+    def stand_ins_for(self, topology: str) -> tuple[StandIn, ...]:
+        """The stand-ins that a topology's environment gets."""
+        return tuple(each for each in self.stand_ins if not each.topologies or topology in each.topologies)
+
+    @model_validator(mode="after")
+    def _stand_ins_are_for_rehearsals(self) -> EngineRelease:
+        if self.stand_ins and self.platform != "cpu":
+            names = ", ".join(each.name for each in self.stand_ins)
+            raise ValueError(f"stand_ins ({names}) are for rehearsals on platform cpu, not for {self.platform}")
+        if self.extra_locks and not self.lock:
+            raise ValueError("extra_locks come beside a lock, and there is none")
+        return self
 
 
 class Tools(Entry):
@@ -329,6 +364,15 @@ class Engine(Entry):
     not_deployable: str | None = None
     source: str
 
+    @model_validator(mode="after")
+    def _topologies_exist(self) -> Engine:
+        for release in self.releases:
+            named = {*release.extra_locks, *(name for each in release.stand_ins for name in each.topologies)}
+            if unknown := sorted(named - set(self.topologies)):
+                place = f"release {release.version} for {release.platform}"
+                raise ValueError(f"{place} names topologies that the engine has not: {', '.join(unknown)}")
+        return self
+
 
 EntryType = TypeVar("EntryType", bound=Entry)
 
@@ -337,7 +381,7 @@ class Catalogue:
     """All entries of a catalogue directory, read when first asked for.
 
     Args:
-        directory: holds `models/*.yml`, `engines/*.yml`, `gpus.yml`, `tools.yml` and `locks/`.
+        directory: holds `models/*.yml`, `engines/*.yml`, `gpus.yml`, `tools.yml`, `locks/` and `stand_ins/`.
 
     Raises:
         CatalogueError: from any property, naming file, key and what was expected.
@@ -388,6 +432,21 @@ class Catalogue:
         text = self.lock_path(lock).read_text() if lock else ""
         return hashlib.sha256("\0".join([text, *others]).encode()).hexdigest()[:8]
 
+    def stand_in_files(self, name: str) -> dict[str, str]:
+        """A stand-in's files by path, sorted: what goes into site-packages, and its `entry_points.txt`.
+
+        Raises:
+            CatalogueError: if an entry names one that is not there, or whose files are no text.
+        """
+        folder = self.directory / "stand_ins" / name
+        paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.parent.name != "__pycache__")
+        if not paths:
+            raise CatalogueError(f"{folder}: an entry names it in its 'stand_ins', but there are no files")
+        try:
+            return {path.relative_to(folder).as_posix(): path.read_text(encoding="utf-8") for path in paths}
+        except UnicodeDecodeError as error:
+            raise CatalogueError(f"{folder}: a stand-in is made of text files: {error}") from error
+
     def _each_file(self, folder: str, kind: type[EntryType]) -> dict[str, EntryType]:
         paths = sorted((self.directory / folder).glob("*.yml"))
         if not paths:
@@ -400,6 +459,11 @@ class Catalogue:
                 raise CatalogueError(f"{path}: name: expected '{path.stem}' (as the file is called), found '{name}'")
             entries[name] = entry
         return entries
+
+
+def content_sha256(files: Mapping[str, str]) -> str:
+    """One SHA-256 over files given as text by path."""
+    return hashlib.sha256(json.dumps(sorted(files.items())).encode()).hexdigest()
 
 
 def _read_yaml(path: Path) -> Any:

@@ -72,16 +72,29 @@ class Process(Part):
     stop_seconds: int
 
 
+class PlannedStandIn(Part):
+    """A stand-in of the catalogue that goes into an environment, with the SHA-256 of its files."""
+
+    name: str
+    version: str
+    sha256: str
+
+
 class Venv(Part):
-    """A Python environment that a node needs; the digest in its path changes with its contents."""
+    """A Python environment that a node needs; the digest in its path changes with its contents.
+
+    `extra_locks` are installed together with `lock`. `stand_ins` are only ever in a rehearsal's environment.
+    """
 
     name: str
     path: str
     python: str
     lock: str | None
+    extra_locks: tuple[str, ...] = ()
     packages: tuple[str, ...]
     package_index: str | None
     metadata_shims: tuple[Shim, ...]
+    stand_ins: tuple[PlannedStandIn, ...] = ()
     forbidden_packages: tuple[str, ...]
     download_bytes: int
     installed_bytes: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from stepladder.catalogue import Catalogue, Engine, EngineRelease, Gpu, Model, Variant, Verified
+from stepladder.catalogue import Catalogue, Engine, EngineRelease, Gpu, Model, Variant, Verified, content_sha256
 from stepladder.engines import sglang, tensorrt_llm, transformers, vllm
 from stepladder.engines.common import EVERYWHERE, Rendered, Replica
 from stepladder.errors import PlanRefusedError, Violation, unknown_name
@@ -21,6 +21,7 @@ from stepladder.plan import (
     NodePlan,
     Note,
     Plan,
+    PlannedStandIn,
     Rank,
     Requirements,
     SpaceNeeded,
@@ -75,7 +76,7 @@ def make_plan(request: PlanRequest, catalogue: Catalogue) -> Plan:
     if parallel is None:
         raise PlanRefusedError(broken)
     topology = _choose_topology(setting, parallel)
-    supplies = _supplies(request, setting, catalogue)
+    supplies = _supplies(request, setting, catalogue, topology)
     replicas = _place(request, setting, parallel, topology, supplies)
     node_plans, notes = _render(setting, replicas, supplies)
     return Plan(
@@ -198,7 +199,7 @@ def _choose_topology(setting: Setting, parallel: Parallel) -> str:
     return wished if several else "single"
 
 
-def _supplies(request: PlanRequest, setting: Setting, catalogue: Catalogue) -> Supplies:
+def _supplies(request: PlanRequest, setting: Setting, catalogue: Catalogue, topology: str) -> Supplies:
     tools = catalogue.tools
     return Supplies(
         installer=Installer(
@@ -208,27 +209,44 @@ def _supplies(request: PlanRequest, setting: Setting, catalogue: Catalogue) -> S
             cache=f"{request.state_directory}/cache/uv",
         ),
         tools=_tools(request, catalogue),
-        venv=None if setting.in_container else _venv(request, setting, catalogue),
+        venv=None if setting.in_container else _venv(request, setting, catalogue, topology),
         image=setting.image if setting.in_container else None,
         weights=_weights(request, setting),
     )
 
 
-def _venv(request: PlanRequest, setting: Setting, catalogue: Catalogue) -> Venv:
+def _venv(request: PlanRequest, setting: Setting, catalogue: Catalogue, topology: str) -> Venv:
     install = setting.release
     name = f"{setting.engine.name}-{install.version}-{setting.gpu.platform}"
-    shims = [f"{shim.name}={shim.version}" for shim in install.metadata_shims]
+    name += f"-{topology}" if topology in install.extra_locks else ""
+    extra_locks = install.locks_for(topology)[1:]
+    stand_ins = _stand_ins(install, catalogue, topology)
+    parts = [
+        *install.packages,
+        *(f"{shim.name}={shim.version}" for shim in install.metadata_shims),
+        *(catalogue.lock_path(lock).read_text() for lock in extra_locks),
+        *(f"{each.name}={each.version} {each.sha256}" for each in stand_ins),
+    ]
     return Venv(
         name=name,
-        path=f"{request.state_directory}/venvs/{name}-{catalogue.digest(install.lock, *install.packages, *shims)}",
+        path=f"{request.state_directory}/venvs/{name}-{catalogue.digest(install.lock, *parts)}",
         python=install.python,
         lock=install.lock,
+        extra_locks=extra_locks,
         packages=install.packages,
         package_index=install.package_index,
         metadata_shims=install.metadata_shims,
+        stand_ins=stand_ins,
         forbidden_packages=install.forbidden_packages,
         download_bytes=install.download_bytes,
         installed_bytes=install.installed_bytes,
+    )
+
+
+def _stand_ins(install: EngineRelease, catalogue: Catalogue, topology: str) -> tuple[PlannedStandIn, ...]:
+    return tuple(
+        PlannedStandIn(name=each.name, version=each.version, sha256=content_sha256(catalogue.stand_in_files(each.name)))
+        for each in install.stand_ins_for(topology)
     )
 
 
@@ -440,6 +458,9 @@ def _general_notes(setting: Setting, parallel: Parallel, topology: str) -> list[
     if setting.deployment.parallel == "auto":
         text = f"{parallel} is the smallest layout that keeps every rule and holds the wanted KV cache."
         notes.append(Note(kind="note", topic="deployment_parallel: auto", text=text))
+    for each in () if setting.in_container else setting.release.stand_ins_for(topology):
+        text = f"{each.name} {each.version}, rehearsal only: {each.reason}"
+        notes.append(Note(kind="note", topic="stand-in", text=text, source=f"catalog/stand_ins/{each.name}"))
     if setting.gpu.platform != "cpu":
         text = (
             "The endpoint asks for no key and answers anyone who reaches its port: keep it on a private network or "

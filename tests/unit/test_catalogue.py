@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
-from stepladder.catalogue import DEFAULT_DIRECTORY, Catalogue
+from stepladder.catalogue import DEFAULT_DIRECTORY, Catalogue, content_sha256
+from stepladder.contents import venv_requirements, venv_stand_ins
 from stepladder.errors import CatalogueError
 from stepladder.memory import checkpoint_bytes
 
@@ -30,6 +32,25 @@ BROKEN = [
         "defaults.memory_fraction: Input should be less",
     ),
     ("engines/vllm.yml", "verified: cpu", "verified: maybe", "releases.2.verified: Input should be"),
+    (
+        "engines/vllm.yml",
+        '    minimum_driver: "580"\n',
+        '    minimum_driver: "580"\n    stand_ins: [{name: kernel, version: "1", reason: none}]\n',
+        "releases.0: Value error, stand_ins (kernel) are for rehearsals on platform cpu, not for cuda",
+    ),
+    ("engines/vllm.yml", "    lock: vllm-0.32.0-cpu.txt\n", "", "extra_locks come beside a lock, and there is none"),
+    (
+        "engines/vllm.yml",
+        "topologies: [ray]",
+        "topologies: [rey]",
+        "release 0.32.0 for cpu names topologies that the engine has not: rey",
+    ),
+    (
+        "engines/vllm.yml",
+        "extra_locks: {ray:",
+        "extra_locks: {rey:",
+        "release 0.32.0 for cpu names topologies that the engine has not: rey",
+    ),
     ("gpus.yml", "gpus_per_node: 8", "gpus_per_node: 0", "[0].gpus_per_node: Input should be greater than 0"),
     ("tools.yml", "lock: tools.txt", "lock: 7", "lock: Input should be a valid string; found 7"),
 ]
@@ -69,7 +90,8 @@ def test_empty_folder_is_an_error(copied: Path) -> None:
 
 def test_every_lock_that_an_engine_names_is_there() -> None:
     catalogue = Catalogue()
-    locks = [release.lock for engine in catalogue.engines.values() for release in engine.releases]
+    releases = [release for engine in catalogue.engines.values() for release in engine.releases]
+    locks = [lock for release in releases for lock in (release.lock, *release.extra_locks.values())]
     named = [lock for lock in [*locks, catalogue.tools.lock, catalogue.tools.uv_lock] if lock]
     assert len(named) >= 4
     assert all(catalogue.lock_path(lock).stat().st_size for lock in named)
@@ -95,3 +117,59 @@ def test_sizes_calculated_from_dimensions_agree_with_the_published_ones() -> Non
             assert checkpoint_bytes(model, variant.bits) == pytest.approx(variant.bytes_on_disk, rel=0.02)
             compared += 1
     assert compared >= 5
+
+
+def test_locks_that_are_installed_together_have_nothing_twice() -> None:
+    catalogue = Catalogue()
+    together = [
+        release.locks_for(topology)
+        for engine in catalogue.engines.values()
+        for release in engine.releases
+        for topology in release.extra_locks
+    ]
+    assert together
+    for locks in together:
+        names = [re.findall(r"(?m)^([\w.-]+)==", catalogue.lock_path(lock).read_text()) for lock in locks]
+        assert all(names)
+        assert set.intersection(*map(set, names)) == set(), locks
+
+
+def test_every_stand_in_is_there_and_none_is_left_over() -> None:
+    catalogue = Catalogue()
+    releases = [release for engine in catalogue.engines.values() for release in engine.releases]
+    named = {each.name for release in releases for each in release.stand_ins}
+    assert named == {path.name for path in (catalogue.directory / "stand_ins").iterdir()}
+    for name in named:
+        files = catalogue.stand_in_files(name)
+        assert files
+        for path, text in files.items():
+            compile(text, path, "exec") if path.endswith(".py") else None
+
+
+def test_files_of_a_stand_in(copied: Path) -> None:
+    folder = copied / "stand_ins" / "vllm_cpu_ray"
+    before = Catalogue(copied).stand_in_files("vllm_cpu_ray")
+    assert list(before) == ["entry_points.txt", "vllm_cpu_ray/__init__.py", "vllm_cpu_ray/platform.py"]
+    (folder / "vllm_cpu_ray/__pycache__").mkdir()
+    (folder / "vllm_cpu_ray/__pycache__/platform.pyc").write_bytes(b"\xff")
+    assert Catalogue(copied).stand_in_files("vllm_cpu_ray") == before
+    (folder / "kernel.so").write_bytes(b"\xff")
+    with pytest.raises(CatalogueError, match=r"stand_ins/vllm_cpu_ray: a stand-in is made of text files"):
+        Catalogue(copied).stand_in_files("vllm_cpu_ray")
+    with pytest.raises(CatalogueError, match=r"stand_ins/other: an entry names it .* but there are no files"):
+        Catalogue(copied).stand_in_files("other")
+
+
+def test_contents_of_a_planned_environment_are_read_and_held_against_the_plan(copied: Path) -> None:
+    files = Catalogue(copied).stand_in_files("vllm_cpu_ray")
+    planned = {"name": "vllm_cpu_ray", "version": "1", "sha256": content_sha256(files)}
+    venv = {"lock": "tools.txt", "extra_locks": ["ray-2.60.0-cpu.txt"], "stand_ins": [planned]}
+    assert venv_stand_ins(venv, str(copied)) == [{"name": "vllm_cpu_ray", "version": "1", "files": files}]
+    assert venv_requirements(venv, str(copied)) == "".join(
+        (copied / "locks" / lock).read_text() for lock in ("tools.txt", "ray-2.60.0-cpu.txt")
+    )
+    (copied / "stand_ins/vllm_cpu_ray/vllm_cpu_ray/platform.py").write_text("")
+    with pytest.raises(
+        CatalogueError, match=r"stand_ins/vllm_cpu_ray was changed since the plan was made\. Plan again"
+    ):
+        venv_stand_ins(venv, str(copied))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from stepladder.errors import PlanRefusedError
 from stepladder.plan import Plan
 from stepladder.planner import make_plan
 from stepladder.request import parse_request
+from stepladder.show import human
 
 CATALOGUE = Catalogue()
 VLLM = "/var/lib/stepladder/venvs/vllm-0.33.0-cuda-"
@@ -122,6 +125,39 @@ def test_memory_of_step3_bf16_on_two_nodes_of_h20() -> None:
     memory = plan_for().memory
     assert (round(memory.weights / 1e9, 1), round((memory.limit or 0) / 1e9, 1)) == (40.2, 92.4)
     assert (memory.kv_bytes_per_token, memory.full_sequences) == (62_464, 10)
+
+
+def tiny_plan(**deployment: Any) -> Plan:
+    return plan_for(2, "cpu", model="tiny-step3p5", parallel="TP2", **deployment)
+
+
+def test_what_only_ray_needs_is_in_rays_environment_alone() -> None:
+    ray, mp = (tiny_plan(topology=topology).nodes[0].venv for topology in ("ray", "mp"))
+    assert ray
+    assert mp
+    assert (mp.name, mp.extra_locks, mp.stand_ins) == ("vllm-0.32.0-cpu", (), ())
+    assert (ray.name, ray.extra_locks) == ("vllm-0.32.0-cpu-ray", ("ray-2.60.0-cpu.txt",))
+    assert [(each.name, each.version) for each in ray.stand_ins] == [("vllm_cpu_ray", "1")]
+    text = human(tiny_plan(topology="ray"))
+    assert "stand-in: vllm_cpu_ray 1, rehearsal only: vLLM's CPU platform asks Ray for no device;" in text
+    assert "stand-in" not in human(tiny_plan(topology="mp"))
+
+
+@pytest.mark.parametrize("changed", ["stand_ins/vllm_cpu_ray/vllm_cpu_ray/platform.py", "locks/ray-2.60.0-cpu.txt"])
+def test_an_environments_path_follows_its_stand_ins_and_further_locks(tmp_path: Path, changed: str) -> None:
+    directory = Path(shutil.copytree(CATALOGUE.directory, tmp_path / "catalog"))
+    wish = {"model": "tiny-step3p5", "engine": "vllm", "parallel": "TP2", "topology": "ray"}
+    request = parse_request({"deployment": wish, "nodes": nodes(2, "cpu")})
+
+    def path() -> str:
+        venv = make_plan(request, Catalogue(directory)).nodes[0].venv
+        assert venv
+        return venv.path
+
+    before = path()
+    assert path() == before
+    (directory / changed).write_text((directory / changed).read_text() + "# changed\n")
+    assert path() != before
 
 
 AUTO = [

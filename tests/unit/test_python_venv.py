@@ -51,10 +51,34 @@ def test_plan(
         ({"requirements": LOCK.replace("aa", "ab")}, False),
         ({"extra_packages": ("torch==1",)}, False),
         ({"shims": (python_venv.Shim("vllm", "1"),)}, False),
+        ({"stand_ins": (python_venv.StandIn("kernel", "1", {"kernel.py": "A = 1"}),)}, False),
     ],
 )
 def test_digest_is_of_the_contents(changes: dict[str, Any], same: bool) -> None:
     assert (wanted(**changes).digest("3.11") == wanted().digest("3.11")) is same
+
+
+def test_digest_follows_a_stand_ins_version_and_text() -> None:
+    def digest(version: str, text: str) -> str:
+        stand_in = python_venv.StandIn("kernel", version, {"kernel.py": text})
+        return wanted(stand_ins=(stand_in,)).digest("3.11")
+
+    assert digest("1", "A = 1") == digest("1", "A = 1")
+    assert len({digest("1", "A = 1"), digest("2", "A = 1"), digest("1", "A = 2")}) == 3
+
+
+def test_digest_of_an_environment_without_stand_ins_is_the_one_it_always_had() -> None:
+    """Environments on nodes were made with it, and another one would make them anew and start engines again."""
+    digest = wanted(shims=(python_venv.Shim("vllm", "1"),), extra_packages=("torch==1",)).digest("3.11")
+    assert digest == "b7673be6e91186a7de6890d0b38cf8d899767a35443134282ae5bdf06de06ab3"
+
+
+def test_a_damaged_stand_in_is_a_reason() -> None:
+    current = python_venv.Current(True, FITTING, True, ("kernel.py", "k-1.dist-info/RECORD"))
+    assert python_venv.plan(current, DIGEST) == [
+        "remake the environment: changed or gone: kernel.py, k-1.dist-info/RECORD"
+    ]
+    assert python_venv.plan(current, None) == ["remove the environment"]
 
 
 def test_digest_differs_by_python() -> None:
@@ -65,6 +89,7 @@ def test_all_problems_are_told_at_once() -> None:
     found = python_venv.problems(
         wanted(
             requirements="six==1.17\nnvidia-nccl==2 --hash=sha256:aa\ntorch==1 --hash=sha256:bb\n",
+            stand_ins=(python_venv.StandIn("k", "1", {"../k.py": "", "/k.py": "", "k/__init__.py": ""}),),
             extra_packages=("torch==2.13.0+cpu", "numpy>=2"),
             forbidden=("nvidia_",),
         )
@@ -73,6 +98,8 @@ def test_all_problems_are_told_at_once() -> None:
         "the lock's entry 'six==1.17' carries no hash",
         "'torch' is in extra_packages and in the lock; keep it in one of them",
         "extra_packages has 'numpy>=2', which is not pinned with ==",
+        "stand_ins: k has the file '../k.py', outside the environment",
+        "stand_ins: k has the file '/k.py', outside the environment",
         "the lock has 'nvidia-nccl 2', which forbidden excludes",
     ]
     assert python_venv.problems(wanted()) == []
@@ -195,7 +222,8 @@ def test_documentation_agrees_with_the_arguments() -> None:
         for name, option in module.ARGUMENTS.items()
     }
     assert stripped == accepted
-    assert list(documented["metadata_shims"]["suboptions"]) == list(module.ARGUMENTS["metadata_shims"]["options"])
+    for name in ("metadata_shims", "stand_ins"):
+        assert list(documented[name]["suboptions"]) == list(module.ARGUMENTS[name]["options"])
 
 
 @pytest.fixture
@@ -232,9 +260,61 @@ def test_an_environment_made_for_real(tmp_path: Path, builder: python_venv.Build
     assert not target.path.exists()
 
 
+STAND_IN = python_venv.StandIn(
+    "some_kernel",
+    "0.1",
+    {
+        "entry_points.txt": "[console_scripts]\nsome-kernel = some_kernel.more:main\n",
+        "some_kernel.pth": "import some_kernel\n",
+        "some_kernel/__init__.py": "import sys\nsys.some_kernel = 'imported at start'\n",
+        "some_kernel/more.py": "def main() -> None: ...\n",
+    },
+)
+
+
+def test_a_stand_in_is_a_distribution_that_is_found_whole_and_made_again(
+    tmp_path: Path, builder: python_venv.Builder
+) -> None:
+    target = tiny(tmp_path / "venv", stand_ins=(STAND_IN,))
+    interpreter = python_venv.find_interpreter(sys.executable)
+    digest = target.digest(interpreter.series)
+    assert builder.build(target, interpreter)["packages"] == 2
+    code = """import importlib.metadata as m, hashlib, base64, json, sys
+found = m.distribution("some-kernel")
+def whole(file):
+    digest = base64.urlsafe_b64encode(hashlib.sha256(file.read_binary()).digest()).decode().rstrip("=")
+    return file.name == "RECORD" or (file.hash.value, file.size) == (digest, len(file.read_binary()))
+print(json.dumps([found.version, sys.some_kernel, found.read_text("INSTALLER"), [e.value for e in found.entry_points],
+    all(map(whole, found.files)), sorted(map(str, found.files))]))"""
+    python = target.path / "bin/python"
+    result = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
+    assert result.stderr == ""
+    info = "some_kernel-0.1.dist-info"
+    assert json.loads(result.stdout) == [
+        "0.1", "imported at start", "stepladder\n", ["some_kernel.more:main"], True,
+        [
+            *(f"{info}/{name}" for name in ("INSTALLER", "METADATA", "RECORD", "WHEEL", "entry_points.txt")),
+            "some_kernel.pth", "some_kernel/__init__.py", "some_kernel/more.py",
+        ],
+    ]  # fmt: skip
+    assert python_venv.plan(python_venv.read_current(target.path, target.stand_ins), digest) == []
+    (site,) = target.path.glob("lib/python*/site-packages")
+    (site / "some_kernel/more.py").write_text("def main() -> None: pass\n")
+    (site / info / "METADATA").unlink()
+    assert python_venv.plan(python_venv.read_current(target.path, target.stand_ins), digest) == [
+        f"remake the environment: changed or gone: some_kernel/more.py, {info}/METADATA"
+    ]
+    builder.build(target, interpreter)
+    assert python_venv.plan(python_venv.read_current(target.path, target.stand_ins), digest) == []
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        (
+            {"stand_ins": (python_venv.StandIn("s", "1", {"iniconfig/__init__.py": "", "new.py": ""}),)},
+            "has iniconfig/__init__.py already; take the stand-in s or the real package out of the catalogue",
+        ),
         ({"forbidden": ("ini",)}, "has what must not be installed here: iniconfig"),
         ({"minimum_free_bytes": 10**18}, "931322574.6 GiB are needed"),
         ({"extra_packages": ("no-such-stepladder-package==1",)}, "set engine_venv_torch_index"),
