@@ -308,7 +308,7 @@ _SECRETS = (
 
 SEARCHED_LINES = 2000
 _ERROR = re.compile(r"\b\w*(?:Error|Exception)\b.{0,3}[:(]|\b(?:FATAL|CRITICAL)\b|[Oo]ut of memory|Killed")
-_CONSEQUENCE = re.compile(r"[Ss]ee (?:root cause|stack trace) above")
+_CONSEQUENCE = re.compile(r"[Ss]ee (?:root cause|stack trace) above|\bWARNING\b")
 
 
 def clean_line(line: str) -> str:
@@ -677,7 +677,7 @@ def look(
                 "http_status": answer.status,
                 "orphans": list(facts.orphans),
                 "log": process.get("log"),
-                "log_tail": since_start(written)[-log_lines:] if alive else written[-log_lines:],
+                "log_tail": ((since_start(written) if alive else []) or written)[-log_lines:],
                 "first_errors": first_errors(written),
                 "rss_bytes": sum(table[pid].rss for pid in family),
             }

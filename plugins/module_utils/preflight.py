@@ -22,6 +22,7 @@ from typing import Any
 
 SHARED_MEMORY = "/dev/shm"  # noqa: S108 - its size is asked for, nothing is written
 DEPLOYMENT_VARIABLE = "STEPLADDER_DEPLOYMENT"
+LONGEST_LINE_OF_DESCENT = 32
 LISTEN = "0A"  # TCP_LISTEN, include/net/tcp_states.h
 COMMAND_CHARACTERS = 160
 ADMIN_PATHS = ("/usr/local/sbin", "/usr/sbin", "/sbin")  # not on the PATH of an ssh login without root
@@ -473,11 +474,21 @@ def processes(proc: Path) -> Iterator[Path]:
 
 
 def deployment_of(process: Path) -> str:
-    """Whose process it is, by its environment; '' for others, and where that cannot be read."""
-    try:
-        return parse_environ((process / "environ").read_bytes()).get(DEPLOYMENT_VARIABLE, "")
-    except OSError:
-        return ""
+    """Whose process it is, by its environment or that of the nearest ancestor that says so; '' for others.
+
+    Workers of vLLM and Ray write their title over their environment.
+    """
+    for _ in range(LONGEST_LINE_OF_DESCENT):
+        try:
+            named = parse_environ((process / "environ").read_bytes()).get(DEPLOYMENT_VARIABLE, "")
+        except OSError:
+            named = ""
+        fields = read_text(process / "stat").rpartition(")")[2].split()
+        parent = int(fields[1]) if len(fields) > 1 else 0
+        if named or parent <= 1:
+            return named
+        process = process.with_name(str(parent))
+    return ""
 
 
 def open_sockets(process: Path) -> set[int]:

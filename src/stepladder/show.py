@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stepladder.memory import GIGA
+from stepladder.engines.common import NETWORK_TOPIC
 from stepladder.plan import Candidate, MemoryTable, NodePlan, Note, Plan, Process
 
 WIDTH = 110
@@ -56,12 +57,16 @@ def markdown(plan: Plan) -> str:
 
 
 def summary(plan: Plan) -> str:
-    """The plan in a line."""
+    """The plan in a line, and in another one how the nodes meet, once that is known."""
     chosen = plan.deployment
     where = ", ".join(node.name for node in plan.nodes)
-    return (
-        f"plan {plan.id}: {chosen.model_title} ({chosen.variant}) on {chosen.engine} {chosen.engine_version}, "
-        f"{chosen.topology} {chosen.parallel}, {chosen.replicas} replica(s) on {where}"
+    networks = [f"network: {note.text}" for note in plan.notes if note.topic == NETWORK_TOPIC]
+    return "\n".join(
+        [
+            f"plan {plan.id}: {chosen.model_title} ({chosen.variant}) on {chosen.engine} {chosen.engine_version}, "
+            f"{chosen.topology} {chosen.parallel}, {chosen.replicas} replica(s) on {where}",
+            *networks,
+        ]
     )
 
 

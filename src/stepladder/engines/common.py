@@ -10,6 +10,7 @@ from stepladder.plan import Health, Note, Port, Process
 from stepladder.request import Node, Parallel
 from stepladder.setting import Setting
 
+NETWORK_TOPIC = "network between the nodes"
 EVERYWHERE = "0.0.0.0"  # noqa: S104 - an endpoint for clients on other machines is the purpose
 
 
@@ -162,10 +163,10 @@ def interface_notes(replica: Replica) -> list[Note]:
     silent = [node.name for node in replica.nodes if not node.interface]
     if len(replica.nodes) == 1:
         return []
-    chosen = [
-        f"{n.name}: {n.interface} {n.address} ({n.interface_reason})" for n in replica.nodes if n.interface_reason
-    ]
-    notes = [Note(kind="note", topic="network between the nodes", text="; ".join(chosen))] if chosen else []
+    notes = []
+    for reason in dict.fromkeys(node.interface_reason for node in replica.nodes if node.interface_reason):
+        met = ", ".join(f"{n.name} {n.interface} {n.address}" for n in replica.nodes if n.interface_reason == reason)
+        notes.append(Note(kind="note", topic=NETWORK_TOPIC, text=f"{met}: {reason}"))
     if silent:
         text = (
             f"deployment_interface is not declared for {', '.join(silent)}: 'deploy' asks the nodes which network "

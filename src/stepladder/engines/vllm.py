@@ -239,7 +239,7 @@ def _environment(setting: Setting, replica: Replica, rank: int) -> dict[str, str
         environment |= {"VLLM_HOST_IP": node.address, "PYTHONHASHSEED": "0"}
     if replica.topology == "ray" and setting.gpu.platform == "cpu":
         # The stand-in platform that Ray needs here; Ray's workers may run on any core.
-        environment |= {"STEPLADDER_CPU_RAY": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+        environment |= {"CPU_OVER_RAY": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     if replica.topology == "ray":
         token = f"{replica.deployment_path}/secrets/ray-token"
         environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": token, "RAY_USAGE_STATS_ENABLED": "0"}

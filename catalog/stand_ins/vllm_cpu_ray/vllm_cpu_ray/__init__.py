@@ -6,9 +6,9 @@ number that `ray start --num-gpus` gives each node; no GPU is looked for and non
 
 import os
 
-SWITCH = "STEPLADDER_CPU_RAY"
+SWITCH = "CPU_OVER_RAY"
 
 
 def platform() -> str | None:
-    """Answer vLLM's question for a platform: none unless `STEPLADDER_CPU_RAY=1`."""
+    """Answer vLLM's question for a platform: none unless `CPU_OVER_RAY=1`."""
     return "vllm_cpu_ray.platform.CpuRayPlatform" if os.environ.get(SWITCH) == "1" else None
