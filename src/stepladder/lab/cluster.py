@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stepladder.lab import addresses, disk, engine, image, inventory, machine, record
+from stepladder.lab import addresses, disk, engine, image, inventory, machine, record, stand_ins
 from stepladder.lab.engine import Engine, Say, run
 from stepladder.lab.machine import Packages
 from stepladder.lab.places import REPOSITORY, LabError, Places
@@ -24,7 +24,6 @@ BOOT = "/sbin/stepladder-lab-boot"
 BOOT_SECONDS = 90.0
 SSH_SECONDS = 30.0
 SHARED_MEMORY = "1g"
-ALL_CAPABILITIES = 41
 
 
 @dataclass(frozen=True)
@@ -40,24 +39,6 @@ class Wish:
     memory: str | None = None
 
 
-def missing_capabilities(status: str) -> list[str]:
-    """The capabilities that a process lacks, by name, from the text of its `/proc/<pid>/status`.
-
-    Docker refuses `--cap-add ALL` where it has not all of them itself.
-    """
-    bits = next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("CapBnd:"))
-    return [CAPABILITIES[bit] for bit in range(len(CAPABILITIES)) if not bits >> bit & 1]
-
-
-# By number, from linux/capability.h.
-CAPABILITIES = (
-    "CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP",
-    "LINUX_IMMUTABLE", "NET_BIND_SERVICE", "NET_BROADCAST", "NET_ADMIN", "NET_RAW", "IPC_LOCK", "IPC_OWNER",
-    "SYS_MODULE", "SYS_RAWIO", "SYS_CHROOT", "SYS_PTRACE", "SYS_PACCT", "SYS_ADMIN", "SYS_BOOT", "SYS_NICE",
-    "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "MKNOD", "LEASE", "AUDIT_WRITE", "AUDIT_CONTROL", "SETFCAP",
-    "MAC_OVERRIDE", "MAC_ADMIN", "SYSLOG", "WAKE_ALARM", "BLOCK_SUSPEND", "AUDIT_READ", "PERFMON", "BPF",
-    "CHECKPOINT_RESTORE",
-)  # fmt: skip
 # A node has no business with the machine's modules, clock and memory.
 WITHHELD = ("SYS_MODULE", "SYS_RAWIO", "SYS_TIME")
 
@@ -184,13 +165,13 @@ class Cluster:
         """Make a node's container, switched off."""
         if node.disk and not Path(node.disk).exists():
             disk.make(Path(node.disk), archive)
-        lacking = missing_capabilities(Path("/proc/self/status").read_text())
+        lacking = machine.missing_capabilities(Path("/proc/self/status").read_text())
         container = self.lab.container(node.name)
         self.docker.call(*create_command(self.lab, node, lacking, found.folders))
         if node.storage_address:
             self.docker.call("network", "connect", "--ip", node.storage_address, self.lab.network(True), container)
         key = (self.folder / "key.pub").read_text()
-        files = {**machine.node_files(found), **settings_files(node, key)}
+        files = {**machine.node_files(found), **settings_files(node, key), **stand_ins.files(self.lab.gpu, node.name)}
         self.docker.call("cp", "-", f"{container}:/", data=machine.archive(files))
 
     def start(self, names: list[str]) -> None:
@@ -471,9 +452,6 @@ def facts(cluster: Cluster) -> list[dict[str, Any]]:
             )
             systemd, load, memory = cluster.inside(node.name, "sh", "-c", script).split()
             row |= {"systemd": systemd, "load": float(load), "memory_bytes": int(memory)}
-        row["faults"] = [
-            {"kind": f.kind, "peer": f.peer, **f.settings} for f in cluster.lab.faults if f.node == node.name
-        ]
         rows.append(row)
     return rows
 

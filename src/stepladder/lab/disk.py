@@ -60,7 +60,7 @@ def mount(disk: Path) -> None:
     """Mount a disk, if it is not."""
     mount_point(disk).mkdir(mode=0o755, parents=True, exist_ok=True)
     if not is_mounted(disk):
-        run(["mount", "-o", "loop", str(disk), str(mount_point(disk))], seconds=MOUNT_SECONDS)
+        run(["mount", "-o", "loop,discard", str(disk), str(mount_point(disk))], seconds=MOUNT_SECONDS)
 
 
 def remove(disk: Path) -> None:

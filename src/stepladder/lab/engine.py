@@ -7,12 +7,12 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from stepladder.lab.places import LabError, Places
 
-MACHINES_OWN = "unix:///var/run/docker.sock"
+USUAL_HOST = "unix:///var/run/docker.sock"
 START_SECONDS = 60.0
 END_SECONDS = 30.0
 CALL_SECONDS = 120.0
@@ -75,9 +75,15 @@ def run(argv: Sequence[str], data: bytes = b"", seconds: float = CALL_SECONDS) -
     return done.stdout.decode(errors="replace").strip()
 
 
+def machines_own(environ: Mapping[str, str]) -> Engine:
+    """The engine that `docker` on this machine talks to; one on another machine cannot make a lab here."""
+    named = environ.get("DOCKER_HOST", "")
+    return Engine(named if named.startswith("unix://") else USUAL_HOST, own=False)
+
+
 def find(places: Places) -> Engine | None:
     """The engine that answers: the machine's own, or the labs' where that one runs already."""
-    for engine in (Engine(MACHINES_OWN, own=False), own(places)):
+    for engine in (machines_own(os.environ), own(places)):
         if Path(engine.host.removeprefix("unix://")).exists() and engine.answers():
             return engine
     return None

@@ -30,6 +30,17 @@ PROGRAMS = {
     "ssh": "openssh-client",
     "ssh-keygen": "openssh-client",
 }
+# By number, from linux/capability.h.
+CAPABILITIES = (
+    "CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP",
+    "LINUX_IMMUTABLE", "NET_BIND_SERVICE", "NET_BROADCAST", "NET_ADMIN", "NET_RAW", "IPC_LOCK", "IPC_OWNER",
+    "SYS_MODULE", "SYS_RAWIO", "SYS_CHROOT", "SYS_PTRACE", "SYS_PACCT", "SYS_ADMIN", "SYS_BOOT", "SYS_NICE",
+    "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "MKNOD", "LEASE", "AUDIT_WRITE", "AUDIT_CONTROL", "SETFCAP",
+    "MAC_OVERRIDE", "MAC_ADMIN", "SYSLOG", "WAKE_ALARM", "BLOCK_SUSPEND", "AUDIT_READ", "PERFMON", "BPF",
+    "CHECKPOINT_RESTORE",
+)  # fmt: skip
+# What containers of containers often have not been given: no engine runs without them.
+NEEDED_CAPABILITIES = ("NET_ADMIN", "SYS_ADMIN", "SYS_CHROOT", "MKNOD")
 # A root file system, its image, and nodes that get packages and an engine's environment.
 NEEDED_BYTES = 4 * 1024**3
 # Of apt's settings those that say how archives are reached; the rest is the machine's own business.
@@ -37,9 +48,19 @@ APT_SETTING = re.compile(r"Acquire::(https?|ftp|Check-Valid-Until|Check-Date|Ret
 PROXIES = ("http_proxy", "https_proxy", "no_proxy")
 
 
+def missing_capabilities(status: str) -> list[str]:
+    """The capabilities that a process lacks, by name, from the text of its `/proc/<pid>/status`.
+
+    Docker refuses `--cap-add ALL` where it has not all of them itself.
+    """
+    bits = next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("CapBnd:"))
+    return [CAPABILITIES[bit] for bit in range(len(CAPABILITIES)) if not bits >> bit & 1]
+
+
 def missing(
     *,
     root: bool,
+    capabilities: Iterable[str],
     found: Callable[[str], object],
     free_bytes: int,
     sources: bool,
@@ -50,6 +71,7 @@ def missing(
 
     Args:
         root: whether this is root.
+        capabilities: that the machine has not.
         found: tells whether a program is there.
         free_bytes: on the disk that holds the state.
         sources: whether apt has a source for the machine's own release.
@@ -59,6 +81,8 @@ def missing(
     Returns: a line for each lack, and the packages that would mend some of them.
     """
     lacks = [] if root else ["root: nodes are containers with capabilities, networks and mounts of their own"]
+    if withheld := [name for name in NEEDED_CAPABILITIES if name in set(capabilities)]:
+        lacks.append(f"the capabilities {', '.join(withheld)}, which this container was not given")
     programs = [
         name for name in PROGRAMS if not found(name) and not (engine_answers and name == "dockerd")
     ]  # fmt: skip
@@ -250,28 +274,29 @@ def archive(files: Mapping[str, tuple[bytes, int]]) -> bytes:
     return packed.getvalue()
 
 
+def look(places: Places, found: Packages, engine_answers: bool) -> tuple[list[str], list[str]]:
+    """Hold this machine against what a lab needs; as `missing`."""
+    return missing(
+        root=os.geteuid() == 0,
+        capabilities=missing_capabilities(Path("/proc/self/status").read_text()),
+        found=shutil.which,
+        free_bytes=free_bytes(places.state),
+        sources=bool(found.release and (found.lines or found.stanzas)),
+        state=places.state,
+        engine_answers=engine_answers,
+    )
+
+
 def require(places: Places, found: Packages, engine_answers: bool, may_install: bool) -> None:
     """Hold the machine against what a lab needs, and install what is missing where that is allowed.
 
     Raises:
         LabError: with everything that is missing.
     """
-
-    def look() -> tuple[list[str], list[str]]:
-        sources = bool(found.release and (found.lines or found.stanzas))
-        return missing(
-            root=os.geteuid() == 0,
-            found=shutil.which,
-            free_bytes=free_bytes(places.state),
-            sources=sources,
-            state=places.state,
-            engine_answers=engine_answers,
-        )
-
-    lacks, needed = look()
+    lacks, needed = look(places, found, engine_answers)
     if needed and may_install and os.geteuid() == 0:
         install(needed)
-        lacks, needed = look()
+        lacks, needed = look(places, found, engine_answers)
     if lacks:
         raise LabError(missing_text(lacks, needed))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stepladder.environment import node_helper
-from stepladder.lab import cluster, engine, machine, record
+from stepladder.lab import cluster, engine, faults, machine, record, stand_ins
 from stepladder.lab.addresses import MOST_NODES
 from stepladder.lab.cluster import Cluster, Wish
 from stepladder.lab.places import (
@@ -56,6 +57,30 @@ def parser() -> argparse.ArgumentParser:
     verb("down", "remove everything that the lab made")
     status = verb("status", "what every node is and does, and which faults are in force")
     status.add_argument("--json", action="store_true")
+    cut = verb("cut", "drop all traffic between two nodes, or between one and all others")
+    cut.add_argument("node")
+    cut.add_argument("peer", nargs="?", default="")
+    reach = cut.add_mutually_exclusive_group()
+    reach.add_argument(
+        "--peers-only", action="store_false", dest="all", default=False, help="the controller keeps its SSH (default)"
+    )
+    reach.add_argument("--all", action="store_true", help="the controller cannot reach the node either")
+    heal = verb("heal", "end faults: all, those of a node, or the cut between two")
+    heal.add_argument("node", nargs="?", default="")
+    heal.add_argument("peer", nargs="?", default="")
+    slow = verb("slow", "make a node's links slow, in both directions")
+    slow.add_argument("node")
+    slow.add_argument("--rate", default="", help="such as 250mbit")
+    slow.add_argument("--delay", default="", help="such as 20ms, each way; needs the kernel's netem")
+    fill = verb("fill", "fill the file system that holds a path; `heal` frees it")
+    fill.add_argument("node")
+    fill.add_argument("path")
+    for name, text in (
+        ("kill", "switch a node off without warning"),
+        ("start", "switch a node on"),
+        ("reboot", "let systemd restart a node, and wait for it"),
+    ):
+        verb(name, text).add_argument("node")
     ssh = verb("ssh", "a shell on a node, or a command there")
     ssh.add_argument("node")
     ssh.add_argument("command", nargs=argparse.REMAINDER)
@@ -89,12 +114,36 @@ def run(arguments: Sequence[str]) -> int:
     found = _existing(options.name, where)
     if options.verb == "status":
         return _status(found, options.json)
-    cluster.exec_ssh(found, options.node, options.command)
+    if options.verb == "ssh":
+        cluster.exec_ssh(found, options.node, options.command)
+    with node_helper("watched").exclusive(where.state / "lock", LOCK_SECONDS, _waiting):
+        print(_break(_existing(options.name, where), options))
     return 0
+
+
+def _break(found: Cluster, options: argparse.Namespace) -> str:
+    """Bring about what a verb about faults asks for; what happened, in words."""
+    node = options.node
+    if options.verb in {"cut", "slow"}:
+        if options.verb == "cut":
+            faults.cut(found, node, options.peer, options.all)
+        else:
+            faults.slow(found, node, options.rate, options.delay)
+        return f"{node} is {faults.told(found.lab.faults[-1])}"
+    if options.verb == "fill":
+        return faults.fill(found, node, options.path)
+    if options.verb == "heal":
+        return "\n".join(f"healed: {line}" for line in faults.heal(found, node, options.peer)) or "nothing to heal"
+    if options.verb == "start":
+        return f"{node} is on" if faults.start(found, node) else f"{node} was on already"
+    {"kill": faults.kill, "reboot": faults.reboot}[options.verb](found, node)
+    return f"{node} is off" if options.verb == "kill" else f"{node} has rebooted"
 
 
 def _up(options: argparse.Namespace, where: Places) -> int:
     started = time.monotonic()
+    if options.gpu:
+        stand_ins.entry(options.gpu)
     found = machine.read_packages(sys.executable)
     machine.require(where, found, engine.find(where) is not None, options.install)
     known = record.load(where.lab(options.name))
@@ -110,6 +159,7 @@ def _up(options: argparse.Namespace, where: Places) -> int:
     )
     with node_helper("watched").exclusive(where.state / "lock", LOCK_SECONDS, _waiting):
         made, count = cluster.up(options.name, wish, where, found, say)
+        faults.apply(made, [node.name for node in made.lab.nodes if made.lab.faults])
     total = len(made.lab.nodes)
     if not count:
         print(f"lab '{options.name}': nothing to do, {total} node(s) are on")
@@ -135,8 +185,24 @@ def _down(name: str, where: Places) -> int:
 def _status(found: Cluster, as_json: bool) -> int:
     rows = cluster.facts(found)
     lab = found.lab
+    for row in rows:
+        in_force = [fault for fault in lab.faults if fault.node == row["name"]]
+        row["faults"] = [dataclasses.asdict(fault) for fault in in_force]
+        row["faults_lost"] = row["state"] == "on" and faults.lost(found, row["name"])
     if as_json:
-        print(json.dumps({"name": lab.name, "subnet": lab.subnet, "gpu": lab.gpu, "nodes": rows}, indent=2))
+        print(
+            json.dumps(
+                {
+                    "name": lab.name,
+                    "subnet": lab.subnet,
+                    "gpu": lab.gpu,
+                    "inventory": lab.inventory,
+                    "stand_ins": stand_ins.tools(lab.gpu),
+                    "nodes": rows,
+                },
+                indent=2,
+            )
+        )
         return 0
     print(f"lab '{lab.name}', network {lab.subnet}, engine {lab.host}")
     for row in rows:
@@ -144,6 +210,12 @@ def _status(found: Cluster, as_json: bool) -> int:
         if row["state"] == "on":
             parts += [row["systemd"], f"load {row['load']:.2f}", f"{row['memory_bytes'] / 1e6:.0f} MB"]
         print("  " + "  ".join(parts))
+        for fault in (fault for fault in lab.faults if fault.node == row["name"]):
+            print(f"      fault: {faults.told(fault)}")
+        if row["faults_lost"]:
+            print("      not in force since the node restarted; `lab up` brings it about again")
+    if tools := stand_ins.tools(lab.gpu):
+        print(f"stand-ins: {', '.join(tools)} replay what {lab.gpu} reports; there is no GPU here")
     return 0
 
 
