@@ -257,10 +257,21 @@ def node_files(found: Packages, root: Path = Path("/")) -> dict[str, tuple[bytes
     if found.pip:
         options = "".join(f"{name} = {_entries(value)}\n" for name, value in sorted(found.pip.items()))
         files["/etc/pip.conf"] = (f"[global]\n{options}".encode(), 0o644)
+    for resolver in ("etc/resolv.conf", "run/systemd/resolve/resolv.conf"):
+        if (root / resolver).is_file() and (lines := nameservers((root / resolver).read_text())):
+            files["/etc/stepladder-lab/resolv.conf"] = ("".join(f"{line}\n" for line in lines).encode(), 0o644)
+            break
     if found.environ:
         lines = "".join(f"{n}={v}\n{n.upper()}={v}\n" for n, v in sorted(found.environ.items()))
         files["/etc/environment"] = (lines.encode(), 0o644)
     return files
+
+
+def nameservers(text: str) -> list[str]:
+    """The lines of a resolv.conf that hold on a node too: nothing that names this machine's own loopback."""
+    lines = [line.strip() for line in text.splitlines() if re.match(r"\s*(nameserver|search|domain|options)\s", line)]
+    kept = [line for line in lines if not re.match(r"nameserver\s+(127\.|::1)", line)]
+    return kept if any(line.startswith("nameserver") for line in kept) else []
 
 
 def archive(files: Mapping[str, tuple[bytes, int]]) -> bytes:
