@@ -32,15 +32,23 @@ class Verb(NamedTuple):
         entry: `module:function` for a Python verb, called with the arguments, its result the exit status;
             empty for a playbook.
         lock: the requirements that it needs.
+        makes_inventories: whether an inventory named need not be there yet.
     """
 
     name: str
     summary: str
     entry: str = ""
     lock: str = CONTROLLER
+    makes_inventories: bool = False
 
 
 PYTHON_VERBS = (
+    Verb(
+        "lab",
+        "a cluster of real nodes on this machine, and faults for it: `lab up`, `lab cut node2`, `lab down`",
+        "stepladder.lab:main",
+        makes_inventories=True,
+    ),
     Verb(
         "lint-command",
         "say what is wrong with a serving command found somewhere, and what to run today",
@@ -211,7 +219,8 @@ def run(arguments: Sequence[str], repository: Path) -> None:
     if verb.lock == TEST:
         command = pytest_command(repository, rest, cwd)
     else:
-        rest = resolve_inventories(rest, cwd, repository)
+        if not verb.makes_inventories:
+            rest = resolve_inventories(rest, cwd, repository)
         command = playbook_command(repository, name, rest)
         if verb.entry:
             command = entry_command(repository, verb.entry, rest)
