@@ -196,8 +196,9 @@ def phase(manager_state: str, alive: bool, kind: str, probe: Probe, ever_ready: 
 
     manager_state: one of this file's constants. alive: whether its process is there. kind: the health contract.
     ever_ready: whether this same process answered as ready before; tells an engine that loads from one that broke.
-    Source of the rules: vLLM refuses connections while it loads and answers 503 when its engine is dead; SGLang answers
-    503 while it starts.
+    Source of the rules: vLLM refuses connections while it loads and answers 503 when its engine is dead. SGLang 0.5.23,
+    seen on the CPU in 2026-11: refuses while it loads, answers 503 while it warms up and while it stops, and does not
+    answer /health in time while a rank hangs; when a rank is dead it ends itself.
     """
     if manager_state in (ABSENT, STOPPED, STOPPING, FAILED):
         return STOPPED if manager_state == STOPPING else manager_state

@@ -8,8 +8,8 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stepladder.memory import GIGA
 from stepladder.engines.common import NETWORK_TOPIC
+from stepladder.memory import GIGA
 from stepladder.plan import Candidate, MemoryTable, NodePlan, Note, Plan, Process
 
 WIDTH = 110

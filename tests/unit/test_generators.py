@@ -57,6 +57,7 @@ INTENDED = {
     "--served-model-name": "without it clients must ask for the model by its path (SGLang 0.5.23, /v1/models)",
     "--host": "SGLang listens on 127.0.0.1 alone by default (SGLang 0.5.23, server_args.py)",
     "--port": "written out, so that what is probed is what is served (SGLang 0.5.23, server_args.py)",
+    "--mem-fraction-static": "weights and KV cache as the memory table promises them (SGLang 0.5.23, memory_hook.py)",
     "--enable-metrics": "without it /metrics is not there (SGLang 0.5.23, http_server.py)",
     "--watchdog-timeout": "kernels are compiled at a first start for longer than 300 s (SGLang 0.5.23, server_args.py)",
     "REFUSED multi-token prediction": "the page itself marks it 'Not supported with NVFP4' (SGLang cookbook, Step-3.7)",

@@ -72,7 +72,8 @@ COMMANDS = [
         {"engine": "sglang"}, 1, 0,
         f"sglang serve --model-path {STEP3} --served-model-name step3 --tp-size 16 --nnodes 2 --node-rank 1 "
         "--dist-init-addr 198.18.0.1:5000 --dist-timeout 3600 --host 0.0.0.0 --port 30000 --trust-remote-code "
-        "--tool-call-parser step3 --reasoning-parser step3 --enable-metrics --watchdog-timeout 900",
+        "--tool-call-parser step3 --reasoning-parser step3 --mem-fraction-static 0.783 --enable-metrics "
+        "--watchdog-timeout 900",
         id="step3-bf16-sglang-dist-init-rank-1",
     ),
 ]  # fmt: skip
@@ -141,6 +142,55 @@ def test_what_only_ray_needs_is_in_rays_environment_alone() -> None:
     text = human(tiny_plan(topology="ray"))
     assert "stand-in: vllm_cpu_ray 1, rehearsal only: vLLM's CPU platform asks Ray for no device;" in text
     assert "stand-in" not in human(tiny_plan(topology="mp"))
+
+
+TINY = "/var/lib/stepladder/models/stepladder--tiny-step3p5/master"
+
+
+def test_sglang_on_the_cpu() -> None:
+    plan = plan_for(1, "cpu", model="tiny-step3p5", engine="sglang", context_length=1024, concurrency=8)
+    assert command(plan, 0, 0) == (
+        f"sglang serve --model-path {TINY} --served-model-name tiny-step3p5 --tp-size 1 --host 0.0.0.0 --port 30000 "
+        "--trust-remote-code --tool-call-parser step3p5 --reasoning-parser step3p5 --context-length 1024 --device cpu "
+        "--attention-backend torch_native --sampling-backend pytorch --disable-overlap-schedule --disable-radix-cache "
+        "--max-total-tokens 8192 --enable-metrics --watchdog-timeout 900"
+    )
+    environment = plan.nodes[0].processes[0].env
+    assert "SGLANG_CPU_OMP_THREADS_BIND" not in environment
+    assert environment.items() >= {
+        "SGLANG_USE_CPU_ENGINE": "1", "TORCH_COMPILE_DISABLE": "1",
+        "SGLANG_HOST_IP": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo",
+    }.items()  # fmt: skip
+    venv = plan.nodes[0].venv
+    assert venv
+    assert [each.name for each in venv.stand_ins] == [
+        "sglang_cpu_kernels", "sglang_cpu_triton", "sglang_cpu_torchvision",
+    ]  # fmt: skip
+    assert human(plan).count("rehearsal only: ") == 3
+
+
+def test_sglang_on_the_cpus_of_two_nodes() -> None:
+    plan = plan_for(2, "cpu", model="tiny-step3p5", engine="sglang", parallel="TP2")
+    head, follower = (node.processes[0] for node in plan.nodes)
+    joining = "--tp-size 2 --nnodes 2 --node-rank {} --dist-init-addr 198.18.0.1:5000"
+    assert joining.format(0) in " ".join(head.argv)
+    assert joining.format(1) in " ".join(follower.argv)
+    names = ("SGLANG_HOST_IP", "GLOO_SOCKET_IFNAME", "SGLANG_CPU_OMP_THREADS_BIND")
+    assert [head.env[name] for name in names] == ["198.18.0.1", "eth1", "0"]
+    assert [follower.env[name] for name in names] == ["198.18.0.2", "eth1", "0"]
+    assert (head.health.kind, follower.health.kind) == ("sglang", "none")
+
+
+@pytest.mark.parametrize(
+    ("gpu", "model"), [("h100", "step-3.5-flash"), ("h200", "step3"), ("mi355x", "step-3.5-flash")]
+)
+def test_sglang_gets_what_the_memory_table_gives_weights_and_kv_cache(gpu: str, model: str) -> None:
+    plan = plan_for(1, gpu, model=model, engine="sglang", variant="fp8")
+    argv, memory = plan.nodes[0].processes[0].argv, plan.memory
+    assert memory.limit
+    assert memory.gpu_bytes
+    given = float(argv[argv.index("--mem-fraction-static") + 1]) * memory.gpu_bytes
+    assert 0 <= given - (memory.limit - memory.runtime) < memory.gpu_bytes / 1000
 
 
 @pytest.mark.parametrize("changed", ["stand_ins/vllm_cpu_ray/vllm_cpu_ray/platform.py", "locks/ray-2.60.0-cpu.txt"])
@@ -263,7 +313,7 @@ def test_same_input_gives_the_same_bytes_and_another_input_another_id() -> None:
 def test_what_cannot_be_carried_out_yet_is_said_in_the_plan() -> None:
     assert plan_for().not_deployable is None
     assert "in a container can be planned" in str(plan_for(install="container", topology="mp").not_deployable)
-    assert "SGLang can be planned" in str(plan_for(engine="sglang").not_deployable)
+    assert plan_for(engine="sglang").not_deployable is None
 
 
 def test_differences_from_the_published_commands_are_explained() -> None:
