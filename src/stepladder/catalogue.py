@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from stepladder.errors import CatalogueError
+from stepladder.request import FEATURES
 
 DEFAULT_DIRECTORY = Path(__file__).resolve().parents[2] / "catalog"
 
@@ -316,13 +317,14 @@ class SecurityFloor(Entry):
 
 
 class Engine(Entry):
-    """An inference engine: its releases, newest first, and which topologies it has."""
+    """An inference engine: its releases, newest first, which topologies it has, and which features it offers."""
 
     name: str = Field(pattern=r"^[a-z][a-z_]*$")
     title: str
     releases: tuple[EngineRelease, ...] = Field(min_length=1)
     security_floor: SecurityFloor | None = None
     flags: dict[str, FlagChange] = {}
+    features: tuple[str, ...] = tuple(FEATURES)
     topologies: tuple[str, ...]
     default_multi_node: str | None = None
     defaults: EngineDefaults

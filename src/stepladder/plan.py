@@ -122,7 +122,7 @@ class Requirements(Part):
 
 
 class NodePlan(Part):
-    """What one node has to be and to run."""
+    """What one node has to be and to run; `programs` are the toolkit's own that processes run, by path."""
 
     name: str
     address: str
@@ -136,6 +136,7 @@ class NodePlan(Part):
     venv: Venv | None
     images: tuple[str, ...]
     weights: Weights
+    programs: tuple[str, ...] = ()
     processes: tuple[Process, ...]
     requirements: Requirements
     load_deadline_seconds: int

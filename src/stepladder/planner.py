@@ -27,7 +27,7 @@ from stepladder.plan import (
     Verification,
     Weights,
 )
-from stepladder.request import FEATURES, Deployment, Node, Parallel, PlanRequest
+from stepladder.request import DEFAULT_FEATURES, FEATURES, Deployment, Node, Parallel, PlanRequest
 from stepladder.setting import Setting, memory_budget
 
 RENDERERS = {
@@ -92,7 +92,7 @@ def make_plan(request: PlanRequest, catalogue: Catalogue) -> Plan:
         ),
         bytes_from_hub=setting.variant.bytes_on_disk * len({node.name for r in replicas for node in r.nodes}),
         verification=_verification(setting),
-        notes=tuple(_general_notes(setting, parallel, topology) + notes),
+        notes=tuple(_general_notes(request, setting, parallel, topology) + notes),
     )
 
 
@@ -118,7 +118,13 @@ def settle(request: PlanRequest, catalogue: Catalogue) -> Setting:
         )
     if broken or not (model and variant and engine and gpu and release):
         raise PlanRefusedError(broken)
+    deployment = deployment.model_copy(update={"features": _offered(deployment, engine)})
     return Setting(deployment, model, variant, engine, release, gpu, gpus_per_node, len(request.nodes))
+
+
+def _offered(deployment: Deployment, engine: Engine) -> tuple[str, ...]:
+    """The wished features without those default ones that the engine has not; the rest is for the rules to judge."""
+    return tuple(name for name in deployment.features if name in engine.features or name not in DEFAULT_FEATURES)
 
 
 def _variant(model: Model, deployment: Deployment, broken: list[Violation]) -> Variant | None:
@@ -292,6 +298,7 @@ def _place(
                 venv_path=supplies.venv.path if supplies.venv else None,
                 deployment=deployment.name,
                 deployment_path=f"{request.state_directory}/deployments/{deployment.name}",
+                programs_path=f"{request.state_directory}/programs/{deployment.name}",
                 cache_path=f"{request.state_directory}/cache",
             )
         )
@@ -323,6 +330,7 @@ def _render(setting: Setting, replicas: Sequence[Replica], supplies: Supplies) -
                 venv=supplies.venv,
                 images=(supplies.image,) if supplies.image else (),
                 weights=supplies.weights,
+                programs=rendered.programs,
                 processes=processes,
                 requirements=_requirements(setting, supplies),
                 load_deadline_seconds=setting.engine.defaults.load_deadline_seconds,
@@ -371,7 +379,7 @@ def _chosen(
         topology=topology,
         parallel=parallel,
         replicas=deployment.replicas,
-        features=tuple(sorted(deployment.features)),
+        features=tuple(sorted(setting.deployment.features)),
         context_length=setting.context_length,
         concurrency=deployment.concurrency,
         served_name=replicas[0].served_name,
@@ -429,8 +437,11 @@ def _not_deployable(setting: Setting, topology: str) -> str | None:
     return None
 
 
-def _general_notes(setting: Setting, parallel: Parallel, topology: str) -> list[Note]:
+def _general_notes(request: PlanRequest, setting: Setting, parallel: Parallel, topology: str) -> list[Note]:
     notes = []
+    if left_out := sorted({*request.deployment.features} - {*setting.deployment.features}):
+        text = f"{setting.engine.title} parses nothing out of an answer: what belongs to it stands in its text."
+        notes.append(Note(kind="note", topic=f"without {' and '.join(left_out)}", text=text))
     if setting.deployment.parallel == "auto":
         text = f"{parallel} is the smallest layout that keeps every rule and holds the wanted KV cache."
         notes.append(Note(kind="note", topic="deployment_parallel: auto", text=text))

@@ -79,7 +79,7 @@ def mtp_supported(setting: Setting, parallel: Parallel) -> Violation | None:
     rule, mend = "multi-token prediction", "Leave the feature mtp out."
     if not setting.model.mtp_layers:
         return Violation(rule, f"{setting.model.title} has no such layers", mend)
-    if setting.engine.name not in {"vllm", "sglang"}:
+    if "mtp" not in setting.engine.features:
         return Violation(rule, f"not offered with {setting.engine.title}", mend)
     if setting.engine.name == "vllm" and older(setting.release.version, MTP_SINCE):
         return Violation(rule, f"vLLM {setting.release.version} fails on it at load", f"{mend} It needs {MTP_SINCE}.")
@@ -89,9 +89,14 @@ def mtp_supported(setting: Setting, parallel: Parallel) -> Violation | None:
 
 
 def features_apply(setting: Setting, parallel: Parallel) -> Violation | None:
-    """`text_only` is for models that see; Transformers and TensorRT-LLM have no parsers of ours."""
-    if "text_only" in setting.deployment.features and setting.model.modality != "vision":
+    """`text_only` is for models that see, with engines that can leave the vision tower out."""
+    if "text_only" not in setting.deployment.features:
+        return None
+    if setting.model.modality != "vision":
         return Violation("text_only", f"{setting.model.title} is text only", "Leave the feature text_only out.")
+    if "text_only" not in setting.engine.features:
+        found = f"not offered with {setting.engine.title}"
+        return Violation("text_only", found, "Leave the feature text_only out.")
     return None
 
 

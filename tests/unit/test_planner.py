@@ -112,6 +112,15 @@ def test_two_replicas_share_a_node() -> None:
     assert [endpoint.base_url[-7:] for endpoint in plan.endpoints] == ["8000/v1", "8001/v1"]
 
 
+def test_the_reference_server_parses_nothing_and_the_plan_says_so() -> None:
+    plan = plan_for(1, "cpu", model="tiny-step3p5", engine="transformers")
+    node = plan.nodes[0]
+    assert plan.deployment.features == ()
+    assert "without reasoning and tool_calls" in {note.topic for note in plan.notes}
+    assert (plan.not_deployable, plan.verification.level) == (None, "cpu")
+    assert node.processes[0].argv[1] == node.programs[0] == "/var/lib/stepladder/programs/default/reference_server.py"
+
+
 def test_multi_token_prediction_uses_todays_method() -> None:
     plan = plan_for(1, "h200", model="step-3.5-flash", features=["mtp"])
     argv = plan.nodes[0].processes[0].argv
@@ -183,6 +192,11 @@ REFUSALS = [
     pytest.param({"topology": "single"}, ["'single', but TP16 takes 16 GPUs and a node has 8"], id="single-too-big"),
     pytest.param({"replicas": 2}, ["2 replicas of TP16; 2 x 8 GPUs hold 1"], id="replicas"),
     pytest.param({"engine": "sglang", "parallel": "TP8xDP2"}, ["Use deployment_replicas instead"], id="sglang-dp"),
+    pytest.param(
+        {"model": "step-3.7-flash", "engine": "transformers", "features": ["mtp", "text_only"]},
+        ["multi-token prediction: not offered with Transformers", "text_only: not offered with Transformers. Leave"],
+        id="features-of-another-engine",
+    ),
     pytest.param(
         {"parallel": "foo", "port": 99999},
         ["variable deployment_parallel: found 'foo'. Value error, expected auto, a text such as TP8xPP2xDP2+EP",
