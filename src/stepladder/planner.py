@@ -119,7 +119,8 @@ def settle(request: PlanRequest, catalogue: Catalogue) -> Setting:
     if broken or not (model and variant and engine and gpu and release):
         raise PlanRefusedError(broken)
     deployment = deployment.model_copy(update={"features": _offered(deployment, engine)})
-    return Setting(deployment, model, variant, engine, release, gpu, gpus_per_node, len(request.nodes))
+    drivers = tuple((node.name, node.driver) for node in request.nodes if node.driver)
+    return Setting(deployment, model, variant, engine, release, gpu, gpus_per_node, len(request.nodes), drivers)
 
 
 def _offered(deployment: Deployment, engine: Engine) -> tuple[str, ...]:
@@ -186,22 +187,13 @@ def _release(engine: Engine, gpu: Gpu, deployment: Deployment, broken: list[Viol
 
 def _choose_topology(setting: Setting, parallel: Parallel) -> str:
     wished, engine = setting.deployment.topology, setting.engine
-    several = parallel.world_size > setting.gpus_per_node
-    if wished == "auto":
-        multi_node = "mp" if setting.in_container and engine.name == "vllm" else engine.default_multi_node
-        return (multi_node or "single") if several else "single"
-    if wished == "ray" and several and setting.in_container:
-        found = "vLLM's image has no Ray in it since 0.19 (lws 835)"
-        mend = "Set deployment_topology to mp, or deployment_install to venv."
-        raise PlanRefusedError([Violation("topology ray in a container", found, mend)])
-    if several and wished == "single":
-        violation = Violation(
-            "topology",
-            f"'single', but {parallel} takes {parallel.world_size} GPUs and a node has {setting.gpus_per_node}",
-            f"Set deployment_topology to auto or {engine.default_multi_node}.",
-        )
-        raise PlanRefusedError([violation])
-    return wished if several else "single"
+    if parallel.world_size <= setting.gpus_per_node:
+        return "single"
+    if wished != "auto":
+        return wished
+    multi_node = "mp" if setting.in_container and engine.name == "vllm" else engine.default_multi_node
+    assert multi_node is not None, engine.name  # noqa: S101 - `rules.nodes_can_join` refuses that
+    return multi_node
 
 
 def _supplies(request: PlanRequest, setting: Setting, catalogue: Catalogue) -> Supplies:
@@ -273,10 +265,6 @@ def _place(
     deployment, size = request.deployment, setting.gpus_per_node
     per_node = max(1, size // parallel.world_size)
     nodes_each = max(1, parallel.world_size // size)
-    capacity = len(request.nodes) * per_node if nodes_each == 1 else len(request.nodes) // nodes_each
-    if deployment.replicas > capacity:
-        found = f"{deployment.replicas} replicas of {parallel}; {len(request.nodes)} x {size} GPUs hold {capacity}"
-        raise PlanRefusedError([Violation("replicas", found, f"Set deployment_replicas to at most {capacity}.")])
     first_port = deployment.port or setting.engine.defaults.http_port
     replicas = []
     for index in range(deployment.replicas):

@@ -114,13 +114,17 @@ class Deployment(Wish):
 
 
 class Node(Wish):
-    """A machine as the inventory declares it; `address` is where its peers reach it."""
+    """A machine as the inventory declares it; `address` is where its peers reach it.
+
+    `driver` is the version of NVIDIA's driver or of ROCm, where it is declared.
+    """
 
     name: str
     address: Address
     gpu: str
     gpus: PositiveInt | None = None
     interface: str | None = None
+    driver: Annotated[str | None, Field(pattern=r"^\d+(\.\d+)*$")] = None
 
     @property
     def on_loopback(self) -> bool:
