@@ -18,12 +18,18 @@ from stepladder.request import Deployment, PlanRequest, parse_request
 
 # Variables of the role that are not fields of a deployment: of nodes, of the run, and what the role itself sets.
 KNOWN_BESIDE = {
-    *("deployment_gpu", "deployment_gpus", "deployment_interface", "deployment_address", "deployment_hosts"),
+    *("deployment_gpu", "deployment_gpus", "deployment_driver", "deployment_interface", "deployment_address"),
+    "deployment_hosts",
     *("deployment_state_directory", "deployment_plan_file", "deployment_plan", "deployment_slice"),
     "deployment_seen",
 }
 MAKE = "Make it anew with the verb 'plan' and -e plan_out=FILE, and look at it again."
-NODE_VARIABLES = {"gpu": "deployment_gpu", "gpus": "deployment_gpus", "interface": "deployment_interface"}
+NODE_VARIABLES = {
+    "gpu": "deployment_gpu",
+    "gpus": "deployment_gpus",
+    "driver": "deployment_driver",
+    "interface": "deployment_interface",
+}
 
 
 class ActionModule(ActionBase):

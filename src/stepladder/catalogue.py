@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from stepladder.errors import CatalogueError
+from stepladder.request import FEATURES
 
 DEFAULT_DIRECTORY = Path(__file__).resolve().parents[2] / "catalog"
 
@@ -351,13 +352,14 @@ class SecurityFloor(Entry):
 
 
 class Engine(Entry):
-    """An inference engine: its releases, newest first, and which topologies it has."""
+    """An inference engine: its releases, newest first, which topologies it has, and which features it offers."""
 
     name: str = Field(pattern=r"^[a-z][a-z_]*$")
     title: str
     releases: tuple[EngineRelease, ...] = Field(min_length=1)
     security_floor: SecurityFloor | None = None
     flags: dict[str, FlagChange] = {}
+    features: tuple[str, ...] = tuple(FEATURES)
     topologies: tuple[str, ...]
     default_multi_node: str | None = None
     defaults: EngineDefaults
@@ -365,16 +367,28 @@ class Engine(Entry):
     source: str
 
     @model_validator(mode="after")
-    def _topologies_exist(self) -> Engine:
+    def _names_are_known(self) -> Engine:
         for release in self.releases:
             named = {*release.extra_locks, *(name for each in release.stand_ins for name in each.topologies)}
             if unknown := sorted(named - set(self.topologies)):
                 place = f"release {release.version} for {release.platform}"
                 raise ValueError(f"{place} names topologies that the engine has not: {', '.join(unknown)}")
+        multi = self.default_multi_node
+        if multi is not None and multi not in self.topologies:
+            raise ValueError(f"default_multi_node '{multi}' is not among the topologies {list(self.topologies)}")
+        if unknown := sorted({*self.features} - FEATURES.keys()):
+            raise ValueError(f"features {unknown} are unknown; known are {sorted(FEATURES)}")
+        released = [(release.version, release.platform) for release in self.releases]
+        if repeated := sorted(
+            {f"{version} for {platform}" for version, platform in released if released.count((version, platform)) > 1}
+        ):
+            raise ValueError(f"releases: listed more than once: {', '.join(repeated)}")
         return self
 
 
 EntryType = TypeVar("EntryType", bound=Entry)
+# A name that refers to another part of the catalogue: key, name, names known there, what they are called.
+Reference = tuple[str, str, Collection[str], str]
 
 
 class Catalogue:
@@ -389,16 +403,33 @@ class Catalogue:
 
     def __init__(self, directory: Path = DEFAULT_DIRECTORY) -> None:
         self.directory = directory
+        self._digests: dict[tuple[str | None, ...], str] = {}
 
     @cached_property
     def models(self) -> dict[str, Model]:
-        """Models by name."""
-        return self._each_file("models", Model)
+        """Models by name; the engines and GPU types that they name are known."""
+        models = self._each_file("models", Model)
+        for name, model in models.items():
+            named: list[Reference] = [("published_on", gpu, self.gpus, "GPU types") for gpu in model.published_on]
+            named += [("engine_support", engine, self.engines, "engines") for engine in model.engine_support]
+            for variant, entry in model.variants.items():
+                named += [(f"variants.{variant}.engines", engine, self.engines, "engines") for engine in entry.engines]
+            _refuse_unknown(self.directory / "models" / f"{name}.yml", named)
+        return models
 
     @cached_property
     def engines(self) -> dict[str, Engine]:
-        """Engines by name."""
-        return self._each_file("engines", Engine)
+        """Engines by name; their locks are there, and what their images are built for is known."""
+        engines = self._each_file("engines", Engine)
+        kinds = {"default", *(gpu.architecture for gpu in self.gpus.values()), *(g.machine for g in self.gpus.values())}
+        locks = {path.name for path in (self.directory / "locks").glob("*.txt")}
+        for name, engine in engines.items():
+            named: list[Reference] = []
+            for place, release in enumerate(engine.releases):
+                named += [(f"releases.{place}.images", image, kinds, "kinds of images") for image in release.images]
+                named += [(f"releases.{place}.lock", release.lock, locks, "files in locks/")] if release.lock else []
+            _refuse_unknown(self.directory / "engines" / f"{name}.yml", named)
+        return engines
 
     @cached_property
     def gpus(self) -> dict[str, Gpu]:
@@ -408,13 +439,19 @@ class Catalogue:
         if not isinstance(entries, list):
             raise CatalogueError(f"{path}: expected a list of GPU types, found {type(entries).__name__}")
         gpus = [_validate(path, Gpu, entry, f"[{position}].") for position, entry in enumerate(entries)]
+        _refuse_repeated(path, "name", [gpu.name for gpu in gpus])
+        _refuse_repeated(path, "title", [gpu.title for gpu in gpus])
         return {gpu.name: gpu for gpu in gpus}
 
     @cached_property
     def tools(self) -> Tools:
-        """The toolkit's own tools."""
+        """The toolkit's own tools; their locks are there."""
         path = self.directory / "tools.yml"
-        return _validate(path, Tools, _read_yaml(path))
+        tools = _validate(path, Tools, _read_yaml(path))
+        locks = {lock.name for lock in (self.directory / "locks").glob("*.txt")}
+        places = [("lock", tools.lock, locks, "files in locks/"), ("uv_lock", tools.uv_lock, locks, "files in locks/")]
+        _refuse_unknown(path, places)
+        return tools
 
     def lock_path(self, lock: str) -> Path:
         """Where a lock file lies.
@@ -428,9 +465,12 @@ class Catalogue:
         return path
 
     def digest(self, lock: str | None, *others: str) -> str:
-        """Eight hexadecimal digits that change whenever a lock's text or one of the other parts does."""
-        text = self.lock_path(lock).read_text() if lock else ""
-        return hashlib.sha256("\0".join([text, *others]).encode()).hexdigest()[:8]
+        """Eight hexadecimal digits that differ with a lock's text and with each of the other parts."""
+        parts = (lock, *others)
+        if parts not in self._digests:
+            text = self.lock_path(lock).read_text() if lock else ""
+            self._digests[parts] = hashlib.sha256("\0".join([text, *others]).encode()).hexdigest()[:8]
+        return self._digests[parts]
 
     def stand_in_files(self, name: str) -> dict[str, str]:
         """A stand-in's files by path, sorted: what goes into site-packages, and its `entry_points.txt`.
@@ -464,6 +504,29 @@ class Catalogue:
 def content_sha256(files: Mapping[str, str]) -> str:
     """One SHA-256 over files given as text by path."""
     return hashlib.sha256(json.dumps(sorted(files.items())).encode()).hexdigest()
+
+
+def _refuse_unknown(path: Path, named: Sequence[Reference]) -> None:
+    """Refuse names that another part of the catalogue does not have."""
+    wrong = [
+        f"  {key}: expected one of the {kind} ({', '.join(sorted(known))}); found '{name}'"
+        for key, name, known, kind in named
+        if name not in known
+    ]
+    if wrong:
+        raise CatalogueError("\n".join([f"{path}: {len(wrong)} wrong:", *wrong]))
+
+
+def _refuse_repeated(path: Path, key: str, values: Sequence[str]) -> None:
+    """Refuse entries of a list that cannot be told apart."""
+    first: dict[str, int] = {}
+    wrong = []
+    for place, value in enumerate(values):
+        if value in first:
+            wrong.append(f"  [{place}].{key}: expected one of its own; found '{value}', which is [{first[value]}]'s")
+        first.setdefault(value, place)
+    if wrong:
+        raise CatalogueError("\n".join([f"{path}: {len(wrong)} wrong:", *wrong]))
 
 
 def _read_yaml(path: Path) -> Any:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
+from math import log2
 
 from stepladder.errors import Violation
 from stepladder.memory import MemoryBudget
 from stepladder.request import Parallel
-from stepladder.rules import LAYOUT_RULES, SETTING_RULES, violations
+from stepladder.rules import LAYOUT_RULES, SETTING_RULES
 from stepladder.setting import Setting, memory_budget
+
+# Numbers of nodes that are tried where those of the inventory are too few.
+MORE_NODES = (2, 3, 4, 8, 16)
 
 
 @dataclass(frozen=True)
@@ -25,25 +30,38 @@ def choose_layout(setting: Setting) -> tuple[Parallel | None, list[Violation], l
     """The layout as wished, or for `auto` the smallest that keeps all rules.
 
     Returns:
-        The layout or none; the violations if there is none, with a layout that works where there is one; and for
-        `auto` the candidates that were weighed, in the order of preference.
+        The layout or none; the violations if there is none, with a layout that works, or with what none works on; and
+        for `auto` the candidates that were weighed, in the order of preference.
     """
     wished = setting.deployment.parallel
-    if isinstance(wished, Parallel):
-        broken = violations(setting, wished)
-        return (wished, [], []) if not broken else (None, [*broken, _nearest(setting, wished)], [])
     hopeless = [found for rule in SETTING_RULES if (found := rule(setting, Parallel()))]
+    if isinstance(wished, Parallel):
+        broken = layout_violations(setting, wished)
+        if not broken:
+            return (None, hopeless, []) if hopeless else (wished, [], [])
+        return None, [*hopeless, *broken, _instead(setting, wished, hopeless)], []
     if hopeless:
         return None, hopeless, []
-    weighed = [weigh(setting, candidate) for candidate in candidates(setting)]
-    chosen = next((candidate.parallel for candidate in weighed if not candidate.broken), None)
-    return chosen, [] if chosen else list(_closest(weighed).broken), weighed
+    weighed: list[Weighed] = []
+    chosen: Parallel | None = None
+    for candidate in candidates(setting):
+        if chosen and candidate.world_size > chosen.world_size:
+            break
+        weighed.append(weigh(setting, candidate))
+        chosen = chosen or (None if weighed[-1].broken else candidate)
+    if chosen:
+        return chosen, [], weighed
+    return None, [*_closest(weighed).broken, _none_works(setting, "auto")], weighed
+
+
+def layout_violations(setting: Setting, parallel: Parallel) -> list[Violation]:
+    """The rules about layouts that one breaks."""
+    return [found for rule in LAYOUT_RULES if (found := rule(setting, parallel))]
 
 
 def weigh(setting: Setting, parallel: Parallel) -> Weighed:
     """A candidate's memory, and the rules about layouts that it breaks."""
-    broken = tuple(found for rule in LAYOUT_RULES if (found := rule(setting, parallel)))
-    return Weighed(parallel, memory_budget(setting, parallel), broken)
+    return Weighed(parallel, memory_budget(setting, parallel), tuple(layout_violations(setting, parallel)))
 
 
 def candidates(setting: Setting) -> Iterator[Parallel]:
@@ -73,13 +91,49 @@ def _powers_of_two(limit: int) -> list[int]:
     return [2**power for power in range(limit.bit_length()) if 2**power <= limit]
 
 
-def _nearest(setting: Setting, wished: Parallel) -> Violation:
-    """What to take instead of a layout that does not work: the nearest in size that does."""
-    working = [candidate for candidate in candidates(setting) if not violations(setting, candidate)]
-    if not working:
-        return Violation("nearest layout", f"instead of {wished}", "No layout of this works on these nodes.")
-    nearest = min(working, key=lambda candidate: abs(candidate.world_size - wished.world_size))
-    return Violation("nearest layout", f"instead of {wished}", f"{nearest} works here.")
+def _instead(setting: Setting, wished: Parallel, hopeless: list[Violation]) -> Violation:
+    """What to take instead of a layout that does not work: the one that is most like it and does."""
+    for candidate in sorted(_like(setting, wished), key=lambda candidate: _unlikeness(candidate, wished)):
+        if not layout_violations(setting, candidate):
+            condition = ", once the above is mended" if hopeless else ""
+            return Violation("nearest layout", f"instead of {wished}", f"{candidate} works here{condition}.")
+    return _none_works(setting, str(wished))
+
+
+def _like(setting: Setting, wished: Parallel) -> set[Parallel]:
+    """Every way to cut a model into powers of two, into what was wished and into the number of nodes."""
+    total = setting.nodes * setting.gpus_per_node
+    powers = _powers_of_two(total)
+    sizes = [sorted({*powers, setting.nodes, min(own, total)}) for own in (wished.tensor, wished.pipeline, wished.data)]
+    found = set(candidates(setting))
+    for tensor, pipeline, data in product(*sizes):
+        if tensor * pipeline * data <= total:
+            for expert in (False, True):
+                found.add(Parallel(tensor=tensor, pipeline=pipeline, data=data, expert=expert))
+    return found
+
+
+def _unlikeness(candidate: Parallel, wished: Parallel) -> tuple[float, ...]:
+    """How far a layout is from a wished one: kinds of ranks that it adds or lacks, then GPUs, ranks, experts."""
+    pairs = [(getattr(candidate, kind), getattr(wished, kind)) for kind in ("data", "pipeline", "tensor")]
+    kinds = sum((mine > 1) != (theirs > 1) for mine, theirs in pairs[:2])
+    ranks = sum(abs(log2(mine / theirs)) for mine, theirs in pairs)
+    gpus = abs(log2(candidate.world_size / wished.world_size))
+    return (kinds, gpus, ranks, candidate.expert != wished.expert, *(mine for mine, _ in pairs))
+
+
+def _none_works(setting: Setting, wished: str) -> Violation:
+    """That no layout works here, and on how many nodes of the kind one would."""
+    for count in (count for count in MORE_NODES if count > setting.nodes):
+        larger = replace(setting, nodes=count)
+        for candidate in candidates(larger):
+            if not layout_violations(larger, candidate):
+                here = f"No layout works on {setting.nodes} x {setting.gpus_per_node} GPUs"
+                return Violation(
+                    "nearest layout", f"instead of {wished}", f"{here}; on {count} nodes {candidate} does."
+                )
+    mend = f"No layout works on nodes of {setting.gpus_per_node} x {setting.gpu.title}."
+    return Violation("nearest layout", f"instead of {wished}", mend)
 
 
 def _closest(weighed: list[Weighed]) -> Weighed:

@@ -504,7 +504,10 @@ def _unknown_flags(found: FoundCommand, meant: Meant, catalogue: Catalogue) -> I
     told = meant.engine.flags.keys()
     for flag in found.flags:
         spellings = {flag.typed, flag.typed.partition(".")[0], flag.typed.partition(".")[0].replace("_", "-")}
-        if spellings & valid or {flag.typed, flag.name} & told:
+        plain = min(spellings, key=len)
+        # argparse takes the beginning of a single flag for that flag.
+        begun = [name for name in valid if plain.startswith("--") and name.startswith(plain)]
+        if spellings & valid or {flag.typed, flag.name} & told or len(begun) == 1:
             continue
         nearest = difflib.get_close_matches(flag.typed.replace("_", "-"), sorted(valid), n=1, cutoff=0.6)
         mend = f"Did you mean {nearest[0]}?" if nearest else "Leave it out."

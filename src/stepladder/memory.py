@@ -6,6 +6,7 @@ The counts follow from a model's dimensions alone; for Step3 they give the publi
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 from stepladder.catalogue import Attention, Bits, Model, Variant
 from stepladder.request import Parallel
@@ -100,14 +101,36 @@ def weight_bytes_per_gpu(model: Model, variant: Variant, parallel: Parallel, *, 
 
     Routed experts are split over tensor times data parallel ranks, with or without expert parallelism; everything else
     is split over tensor parallel ranks and repeated in each data parallel one (vLLM: `flatten_tp_across_dp`).
+    Pipeline stages hold whole layers: those without experts come first, the last stage has the output head, and the
+    first one the vision tower and the embeddings.
     """
     counts, bits = count_parameters(model), variant.bits
-    everywhere = counts.linear * bits.linear + counts.embeddings * bits.embeddings
-    everywhere += counts.vision * bits.vision if vision else 0
-    everywhere += counts.mtp * bits.mtp if mtp else 0
-    split = parallel.tensor * parallel.pipeline
-    total_bits = everywhere / split + counts.experts * bits.experts / (split * parallel.data)
-    return round(total_bits / 8)
+    moe_layers = model.shape.moe.layers if model.shape.moe else 0
+    first_moe = model.shape.layers - moe_layers
+    # More stages than layers are refused; a number that somebody mistyped must not fill the memory before that.
+    stages = stage_layers(model.shape.layers, min(parallel.pipeline, model.shape.layers))
+    fullest = 0.0
+    for start, end in stages:
+        everywhere = counts.linear * bits.linear * (end - start) / model.shape.layers
+        ends = (start == 0) + (end == model.shape.layers)
+        everywhere += counts.embeddings * bits.embeddings * ends / 2
+        everywhere += counts.vision * bits.vision if vision and start == 0 else 0
+        everywhere += counts.mtp * bits.mtp if mtp and end == model.shape.layers else 0
+        with_experts = max(0, end - max(start, first_moe))
+        experts = counts.experts * bits.experts * with_experts / moe_layers if moe_layers else 0
+        fullest = max(fullest, everywhere / parallel.tensor + experts / (parallel.tensor * parallel.data))
+    return round(fullest / 8)
+
+
+def stage_layers(layers: int, stages: int) -> list[tuple[int, int]]:
+    """First layer of each pipeline stage, and the one after its last; what is over goes to the stages before the last
+    one (vLLM 0.32.0, distributed/utils.py `get_pp_indices`).
+    """
+    each, over = divmod(layers, stages)
+    sizes = [each] * stages
+    for place in range(2, over + 2):
+        sizes[-place] += 1
+    return list(pairwise(accumulate(sizes, initial=0)))
 
 
 def kv_cache_bytes(model: Model, parallel: Parallel, element_bytes: int = KV_ELEMENT_BYTES) -> tuple[int, int]:

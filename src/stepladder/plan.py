@@ -152,7 +152,8 @@ class NodePlan(Part):
     """What one node has to be and to run.
 
     `ranks` are the nodes of its replica in rank order where there are several; `follows` is how a node that does not
-    answer clients asks whether the one that does is ready.
+    answer clients asks whether the one that does is ready. `programs`
+    are the toolkit's own that processes run, by path.
     """
 
     name: str
@@ -169,6 +170,7 @@ class NodePlan(Part):
     venv: Venv | None
     images: tuple[str, ...]
     weights: Weights
+    programs: tuple[str, ...] = ()
     processes: tuple[Process, ...]
     requirements: Requirements
     load_deadline_seconds: int

@@ -29,7 +29,7 @@ from stepladder.plan import (
     Verification,
     Weights,
 )
-from stepladder.request import FEATURES, Deployment, Node, Parallel, PlanRequest
+from stepladder.request import DEFAULT_FEATURES, FEATURES, Deployment, Node, Parallel, PlanRequest
 from stepladder.setting import Setting, memory_budget
 
 RENDERERS = {
@@ -93,7 +93,7 @@ def make_plan(request: PlanRequest, catalogue: Catalogue) -> Plan:
         ),
         bytes_from_hub=setting.variant.bytes_on_disk * len({node.name for r in replicas for node in r.nodes}),
         verification=_verification(setting),
-        notes=tuple(_general_notes(setting, parallel, topology) + notes),
+        notes=tuple(_general_notes(request, setting, parallel, topology) + notes),
     )
 
 
@@ -119,7 +119,14 @@ def settle(request: PlanRequest, catalogue: Catalogue) -> Setting:
         )
     if broken or not (model and variant and engine and gpu and release):
         raise PlanRefusedError(broken)
-    return Setting(deployment, model, variant, engine, release, gpu, gpus_per_node, len(request.nodes))
+    deployment = deployment.model_copy(update={"features": _offered(deployment, engine)})
+    drivers = tuple((node.name, node.driver) for node in request.nodes if node.driver)
+    return Setting(deployment, model, variant, engine, release, gpu, gpus_per_node, len(request.nodes), drivers)
+
+
+def _offered(deployment: Deployment, engine: Engine) -> tuple[str, ...]:
+    """The wished features without those default ones that the engine has not; the rest is for the rules to judge."""
+    return tuple(name for name in deployment.features if name in engine.features or name not in DEFAULT_FEATURES)
 
 
 def _variant(model: Model, deployment: Deployment, broken: list[Violation]) -> Variant | None:
@@ -181,22 +188,13 @@ def _release(engine: Engine, gpu: Gpu, deployment: Deployment, broken: list[Viol
 
 def _choose_topology(setting: Setting, parallel: Parallel) -> str:
     wished, engine = setting.deployment.topology, setting.engine
-    several = parallel.world_size > setting.gpus_per_node
-    if wished == "auto":
-        multi_node = "mp" if setting.in_container and engine.name == "vllm" else engine.default_multi_node
-        return (multi_node or "single") if several else "single"
-    if wished == "ray" and several and setting.in_container:
-        found = "vLLM's image has no Ray in it since 0.19 (lws 835)"
-        mend = "Set deployment_topology to mp, or deployment_install to venv."
-        raise PlanRefusedError([Violation("topology ray in a container", found, mend)])
-    if several and wished == "single":
-        violation = Violation(
-            "topology",
-            f"'single', but {parallel} takes {parallel.world_size} GPUs and a node has {setting.gpus_per_node}",
-            f"Set deployment_topology to auto or {engine.default_multi_node}.",
-        )
-        raise PlanRefusedError([violation])
-    return wished if several else "single"
+    if parallel.world_size <= setting.gpus_per_node:
+        return "single"
+    if wished != "auto":
+        return wished
+    multi_node = "mp" if setting.in_container and engine.name == "vllm" else engine.default_multi_node
+    assert multi_node is not None, engine.name  # noqa: S101 - `rules.nodes_can_join` refuses that
+    return multi_node
 
 
 def _supplies(request: PlanRequest, setting: Setting, catalogue: Catalogue, topology: str) -> Supplies:
@@ -285,10 +283,6 @@ def _place(
     deployment, size = request.deployment, setting.gpus_per_node
     per_node = max(1, size // parallel.world_size)
     nodes_each = max(1, parallel.world_size // size)
-    capacity = len(request.nodes) * per_node if nodes_each == 1 else len(request.nodes) // nodes_each
-    if deployment.replicas > capacity:
-        found = f"{deployment.replicas} replicas of {parallel}; {len(request.nodes)} x {size} GPUs hold {capacity}"
-        raise PlanRefusedError([Violation("replicas", found, f"Set deployment_replicas to at most {capacity}.")])
     first_port = deployment.port or setting.engine.defaults.http_port
     replicas = []
     for index in range(deployment.replicas):
@@ -310,6 +304,7 @@ def _place(
                 venv_path=supplies.venv.path if supplies.venv else None,
                 deployment=deployment.name,
                 deployment_path=f"{request.state_directory}/deployments/{deployment.name}",
+                programs_path=f"{request.state_directory}/programs/{deployment.name}",
                 cache_path=f"{request.state_directory}/cache",
             )
         )
@@ -343,6 +338,7 @@ def _render(setting: Setting, replicas: Sequence[Replica], supplies: Supplies) -
                 venv=supplies.venv,
                 images=(supplies.image,) if supplies.image else (),
                 weights=supplies.weights,
+                programs=rendered.programs,
                 processes=processes,
                 requirements=_requirements(setting, supplies),
                 load_deadline_seconds=setting.engine.defaults.load_deadline_seconds,
@@ -397,7 +393,7 @@ def _chosen(
         topology=topology,
         parallel=parallel,
         replicas=deployment.replicas,
-        features=tuple(sorted(deployment.features)),
+        features=tuple(sorted(setting.deployment.features)),
         context_length=setting.context_length,
         concurrency=deployment.concurrency,
         served_name=replicas[0].served_name,
@@ -453,8 +449,11 @@ def _not_deployable(setting: Setting) -> str | None:
     return None
 
 
-def _general_notes(setting: Setting, parallel: Parallel, topology: str) -> list[Note]:
+def _general_notes(request: PlanRequest, setting: Setting, parallel: Parallel, topology: str) -> list[Note]:
     notes = []
+    if left_out := sorted({*request.deployment.features} - {*setting.deployment.features}):
+        text = f"{setting.engine.title} parses nothing out of an answer: what belongs to it stands in its text."
+        notes.append(Note(kind="note", topic=f"without {' and '.join(left_out)}", text=text))
     if setting.deployment.parallel == "auto":
         text = f"{parallel} is the smallest layout that keeps every rule and holds the wanted KV cache."
         notes.append(Note(kind="note", topic="deployment_parallel: auto", text=text))

@@ -118,7 +118,8 @@ class Node(Wish):
 
     `address` is where its peers reach it, `client_address` where clients do, if not there too. `address_declared` says
     that the address was given for the peers and is more than the one that Ansible connects to; `interface_reason`
-    tells why the interface was chosen, where nobody declared it.
+    tells why the interface was chosen, where nobody declared it. `driver` is the version of NVIDIA's
+    driver or of ROCm, where it is declared.
     """
 
     name: str
@@ -129,6 +130,7 @@ class Node(Wish):
     gpus: PositiveInt | None = None
     interface: str | None = None
     interface_reason: str | None = None
+    driver: Annotated[str | None, Field(pattern=r"^\d+(\.\d+)*$")] = None
 
     @property
     def on_loopback(self) -> bool:

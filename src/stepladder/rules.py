@@ -11,7 +11,7 @@ from collections.abc import Callable
 from stepladder.errors import Violation
 from stepladder.memory import GIGA
 from stepladder.request import Parallel
-from stepladder.setting import Setting, memory_budget, older
+from stepladder.setting import Setting, memory_budget, older, version_key
 
 Rule = Callable[[Setting, Parallel], Violation | None]
 MTP_SINCE = "0.33.0"
@@ -79,7 +79,7 @@ def mtp_supported(setting: Setting, parallel: Parallel) -> Violation | None:
     rule, mend = "multi-token prediction", "Leave the feature mtp out."
     if not setting.model.mtp_layers:
         return Violation(rule, f"{setting.model.title} has no such layers", mend)
-    if setting.engine.name not in {"vllm", "sglang"}:
+    if "mtp" not in setting.engine.features:
         return Violation(rule, f"not offered with {setting.engine.title}", mend)
     if setting.engine.name == "vllm" and older(setting.release.version, MTP_SINCE):
         return Violation(rule, f"vLLM {setting.release.version} fails on it at load", f"{mend} It needs {MTP_SINCE}.")
@@ -89,9 +89,14 @@ def mtp_supported(setting: Setting, parallel: Parallel) -> Violation | None:
 
 
 def features_apply(setting: Setting, parallel: Parallel) -> Violation | None:
-    """`text_only` is for models that see; Transformers and TensorRT-LLM have no parsers of ours."""
-    if "text_only" in setting.deployment.features and setting.model.modality != "vision":
+    """`text_only` is for models that see, with engines that can leave the vision tower out."""
+    if "text_only" not in setting.deployment.features:
+        return None
+    if setting.model.modality != "vision":
         return Violation("text_only", f"{setting.model.title} is text only", "Leave the feature text_only out.")
+    if "text_only" not in setting.engine.features:
+        found = f"not offered with {setting.engine.title}"
+        return Violation("text_only", found, "Leave the feature text_only out.")
     return None
 
 
@@ -109,6 +114,24 @@ def installable(setting: Setting, parallel: Parallel) -> Violation | None:
         found = f"neither lock nor image of {setting.release_name} for {setting.gpu.title}"
         return Violation("install", found, "Choose another engine or engine release.")
     return None
+
+
+def driver_new_enough(setting: Setting, parallel: Parallel) -> Violation | None:
+    """Declared drivers are what the release needs at least (`minimum_driver` in the catalogue)."""
+    floor = setting.release.minimum_driver
+    old = [f"{driver} on {name}" for name, driver in setting.drivers if floor and older(driver, floor)]
+    if not floor or not old:
+        return None
+    kind = "driver" if setting.gpu.vendor == "nvidia" else "ROCm"
+    oldest = min((driver for _, driver in setting.drivers), key=version_key)
+    others = [
+        release.version
+        for release in setting.engine.releases
+        if release.platform == setting.release.platform and not older(oldest, release.minimum_driver or "0")
+    ]
+    mend = f"Install {kind} {floor} or newer there"
+    mend += f", or set deployment_engine_version to {' or '.join(others)}." if others else "."
+    return Violation(kind, f"{', '.join(old)}; {setting.release_name} needs {floor} or newer", mend)
 
 
 def extra_arguments_are_taken(setting: Setting, parallel: Parallel) -> Violation | None:
@@ -149,6 +172,34 @@ def nodes_can_join(setting: Setting, parallel: Parallel) -> Violation | None:
         return None
     found = f"{parallel} takes more than the {setting.gpus_per_node} GPUs of a node"
     return Violation(f"{setting.engine.title} on several nodes", found, "Choose vLLM or SGLang, or fewer GPUs.")
+
+
+def topology_reaches(setting: Setting, parallel: Parallel) -> Violation | None:
+    """A wished topology holds the layout; vLLM's image has no Ray in it since 0.19 (lws 835)."""
+    wished, engine = setting.deployment.topology, setting.engine
+    if parallel.world_size <= setting.gpus_per_node or not engine.default_multi_node:
+        return None
+    if wished == "ray" and setting.in_container:
+        found = "vLLM's image has no Ray in it since 0.19 (lws 835)"
+        mend = "Set deployment_topology to mp, or deployment_install to venv."
+        return Violation("topology ray in a container", found, mend)
+    if wished == "single":
+        return Violation(
+            "topology",
+            f"'single', but {parallel} takes {parallel.world_size} GPUs and a node has {setting.gpus_per_node}",
+            f"Set deployment_topology to auto or {engine.default_multi_node}.",
+        )
+    return None
+
+
+def replicas_fit(setting: Setting, parallel: Parallel) -> Violation | None:
+    """All replicas find GPUs: several on a node, or each on whole nodes."""
+    wished, world, size = setting.deployment.replicas, parallel.world_size, setting.gpus_per_node
+    capacity = setting.nodes * (size // world) if world <= size else setting.nodes // (world // size)
+    if wished <= capacity or not capacity:  # a single one that has no room is `whole_nodes`' to refuse
+        return None
+    found = f"{wished} replicas of {parallel}; {setting.nodes} x {size} GPUs hold {capacity}"
+    return Violation("replicas", found, f"Set deployment_replicas to at most {capacity}.")
 
 
 def heads_divide(setting: Setting, parallel: Parallel) -> Violation | None:
@@ -275,11 +326,14 @@ SETTING_RULES: tuple[Rule, ...] = (
     mtp_supported,
     features_apply,
     installable,
+    driver_new_enough,
     extra_arguments_are_taken,
 )
 LAYOUT_RULES: tuple[Rule, ...] = (
     whole_nodes,
     nodes_can_join,
+    topology_reaches,
+    replicas_fit,
     heads_divide,
     experts_divide,
     quantisation_blocks_fit,

@@ -14,7 +14,10 @@ BITS_PER_BYTE = 8
 
 @dataclass(frozen=True)
 class Setting:
-    """A deployment with every name looked up; `nodes` and `gpus_per_node` are what the inventory has in all."""
+    """A deployment with every name looked up; `nodes` and `gpus_per_node` are what the inventory has in all.
+
+    `drivers`: nodes whose driver (NVIDIA) or ROCm release (AMD) the inventory declares, with it.
+    """
 
     deployment: Deployment
     model: Model
@@ -24,6 +27,7 @@ class Setting:
     gpu: Gpu
     gpus_per_node: int
     nodes: int
+    drivers: tuple[tuple[str, str], ...] = ()
 
     @property
     def wants_vision(self) -> bool:
@@ -88,10 +92,11 @@ def memory_budget(setting: Setting, parallel: Parallel) -> MemoryBudget:
 
 def older(version: str, than: str) -> bool:
     """Whether one version comes before another; a candidate (1.3.0rc18) comes before its release."""
-    return _comparable(version) < _comparable(than)
+    return version_key(version) < version_key(than)
 
 
-def _comparable(version: str) -> tuple[tuple[int, ...], float]:
+def version_key(version: str) -> tuple[tuple[int, ...], float]:
+    """What versions are compared by."""
     numbers, _, candidate = version.partition("+")[0].partition("rc")
     parts = tuple(int(part) for part in re.findall(r"\d+", numbers))
     return parts, float(candidate) if candidate else float("inf")

@@ -133,7 +133,7 @@ def _node(plan: Plan, node: NodePlan) -> str:
     title = f"Node {node.name}: replica {node.replica}, rank {node.rank}"
     rows = [
         ("address", node.address + (f" on {node.interface}" if node.interface else "")),
-        ("hardware", f"{node.gpus} x {plan.memory.gpu}"),
+        ("hardware", _hardware(plan, node)),
         ("environment", node.venv.path if node.venv else f"image {node.images[0]}"),
         ("weights", node.weights.path),
     ]
@@ -142,6 +142,13 @@ def _node(plan: Plan, node: NodePlan) -> str:
         lines += ["", f"  {process.name}: {process.purpose}; ports {_ports(process)}"]
         lines += [textwrap.indent(shell(process), "    ")]
     return "\n".join(lines)
+
+
+def _hardware(plan: Plan, node: NodePlan) -> str:
+    kind = {"cuda": "driver", "rocm": "ROCm"}.get(plan.deployment.platform)
+    floor = node.requirements.minimum_driver
+    needs = f", needs {kind} {floor} or newer" if kind and floor else ""
+    return f"{node.gpus} x {plan.memory.gpu}{needs}"
 
 
 def _ports(process: Process) -> str:

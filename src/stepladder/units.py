@@ -56,11 +56,12 @@ def release_processes(node: Mapping[str, Any], launcher: Sequence[str] = ()) -> 
         node: the node's part of its slice of the plan.
         launcher: what runs each command; none where the process manager starts it itself.
 
-    A process is to be started again when its weights were mended or its environment was made anew: both have a file
-    that changes then.
+    A process is to be started again when its weights were mended, its environment was made anew or a program of the
+    toolkit's own that it runs is another one: each has a file that changes then.
     """
     started_from = [f"{node['weights']['path']}/.stepladder/manifest.json"] if node.get("weights") else []
     started_from += [f"{node['venv']['path']}/.stepladder.json"] if node.get("venv") else []
+    started_from += node.get("programs", [])
     return [
         {key: process[key] for key in ("name", "argv", "env")} | {"launcher": [*launcher], "started_from": started_from}
         for process in node["processes"]

@@ -52,6 +52,51 @@ BROKEN = [
         "release 0.32.0 for cpu names topologies that the engine has not: rey",
     ),
     ("gpus.yml", "gpus_per_node: 8", "gpus_per_node: 0", "[0].gpus_per_node: Input should be greater than 0"),
+    (
+        "engines/vllm.yml",
+        "default_multi_node: ray",
+        "default_multi_node: rai",
+        "default_multi_node 'rai' is not among the topologies ['single', 'ray', 'mp']",
+    ),
+    (
+        "engines/transformers.yml",
+        "features: []",
+        "features: [tool_cals]",
+        "features ['tool_cals'] are unknown; known are ['mtp', 'reasoning', 'text_only', 'tool_calls']",
+    ),
+    (
+        "engines/sglang.yml",
+        "version: 0.5.9",
+        "version: 0.5.23",
+        "releases: listed more than once: 0.5.23 for rocm",
+    ),
+    (
+        "engines/sglang.yml",
+        "gfx942: lmsysorg",
+        "gfx9x: lmsysorg",
+        "  releases.1.images: expected one of the kinds of images (",
+    ),
+    (
+        "engines/vllm.yml",
+        "lock: vllm-0.33.0-cuda.txt",
+        "lock: vllm-0.33.0.txt",
+        "  releases.0.lock: expected one of the files in locks/ (",
+    ),
+    (
+        "models/step3.yml",
+        "engines: [vllm, sglang, transformers]",
+        "engines: [vlm, sglng]",
+        "2 wrong:\n  variants.bf16.engines: expected one of the engines (sglang, tensorrt_llm, transformers, vllm); "
+        "found 'vlm'\n  variants.bf16.engines:",
+    ),
+    (
+        "models/step-3.5-flash.yml",
+        "published_on: [h20-141",
+        "published_on: [h20",
+        "published_on: expected one of the GPU",
+    ),
+    ("gpus.yml", "name: h20-141", "name: h20-96", "[1].name: expected one of its own; found 'h20-96', which is [0]'s"),
+    ("tools.yml", "uv_lock: uv.txt", "uv_lock: u.txt", "  uv_lock: expected one of the files in locks/ ("),
     ("tools.yml", "lock: tools.txt", "lock: 7", "lock: Input should be a valid string; found 7"),
 ]
 
@@ -104,7 +149,14 @@ def test_digest_follows_the_lock_and_the_packages(copied: Path) -> None:
     assert before != catalogue.digest("tools.txt", "torch==2")
     path = copied / "locks" / "tools.txt"
     path.write_text(path.read_text() + "\n# changed\n")
-    assert before != catalogue.digest("tools.txt", "torch==1")
+    assert before != Catalogue(copied).digest("tools.txt", "torch==1")
+
+
+def test_a_lock_is_read_once(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    catalogue = Catalogue(copied)
+    before = catalogue.digest("tools.txt")
+    monkeypatch.setattr(Path, "read_text", lambda _path: pytest.fail("read again"))
+    assert catalogue.digest("tools.txt") == before
 
 
 def test_sizes_calculated_from_dimensions_agree_with_the_published_ones() -> None:
@@ -149,7 +201,8 @@ def test_every_stand_in_is_there_and_none_is_left_over() -> None:
 def test_files_of_a_stand_in(copied: Path) -> None:
     folder = copied / "stand_ins" / "vllm_cpu_ray"
     before = Catalogue(copied).stand_in_files("vllm_cpu_ray")
-    assert list(before) == ["entry_points.txt", "vllm_cpu_ray/__init__.py", "vllm_cpu_ray/platform.py"]
+    names = ("__init__.py", "communicator.py", "platform.py")
+    assert list(before) == ["entry_points.txt", *(f"vllm_cpu_ray/{name}" for name in names)]
     (folder / "vllm_cpu_ray/__pycache__").mkdir()
     (folder / "vllm_cpu_ray/__pycache__/platform.pyc").write_bytes(b"\xff")
     assert Catalogue(copied).stand_in_files("vllm_cpu_ray") == before

@@ -431,6 +431,24 @@ def test_flags_that_the_parser_does_not_have(listed: Catalogue, text: str, expec
     assert briefly(lint(text, catalogue=listed)) == expected
 
 
+LISTED = [
+    (FLASH + "--tensor-parallel-sise 8", "error: --tensor-parallel-sise", "Did you mean --tensor-parallel-size?"),
+    (FLASH + "--max-num 3", "error: --max-num", "Did you mean --max-num-seqs?"),  # several begin so
+    (SGLANG + "--contxt-length 4096", "error: --contxt-length", "Did you mean --context-length?"),
+    (SGLANG + "--zzz", "error: --zzz", "Leave it out."),
+]
+
+
+@pytest.mark.parametrize(("text", "expected", "mend"), LISTED)
+def test_the_catalogues_lists_know_every_flag(text: str, expected: str, mend: str) -> None:
+    (finding,) = [found for found in lint(text) if found.what.startswith("--") and found.severity == "error"]
+    assert (f"{finding.severity}: {finding.what}", finding.mend) == (expected, mend)
+
+
+def test_the_beginning_of_one_flag_is_that_flag() -> None:
+    assert briefly(lint(FLASH + "--max-model 4096")) == briefly(lint(FLASH))
+
+
 def test_the_nearest_flag_is_suggested(listed: Catalogue) -> None:
     (finding,) = lint(FLASH + "--max-modellen 4096", catalogue=listed)
     assert finding[2:] == (

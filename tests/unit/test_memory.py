@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from stepladder.catalogue import Catalogue
-from stepladder.memory import MemoryBudget, count_parameters, kv_cache_bytes, weight_bytes_per_gpu
+from stepladder.memory import MemoryBudget, count_parameters, kv_cache_bytes, stage_layers, weight_bytes_per_gpu
 from stepladder.request import Parallel
 
 STEP3_LAYOUTS = [
@@ -14,7 +16,8 @@ STEP3_LAYOUTS = [
     (Parallel(tensor=4, data=4), 49.7, 47.2),
     (Parallel(tensor=2, data=8), 62.3, 57.3),
     (Parallel(data=16), 87.7, 77.7),
-    (Parallel(tensor=8, pipeline=2), 40.2, 39.5),
+    # By hand: the second stage has 30 of 56 layers with experts (158.5B), 30 of 61 of the rest (9.1B), the head (0.9B).
+    (Parallel(tensor=8, pipeline=2), 42.1, 42.1),
 ]
 
 
@@ -34,6 +37,22 @@ def test_step3_bf16_weights_per_gpu(parallel: Parallel, whole: float, text_only:
         for vision in (True, False)
     ]
     assert [round(size, 1) for size in found] == [whole, text_only]
+
+
+def test_a_mistyped_number_of_stages_costs_nothing() -> None:
+    model = Catalogue().models["step3"]
+    weight_bytes_per_gpu(model, model.variants["bf16"], Parallel(pipeline=10**9), vision=True, mtp=False)
+
+
+@pytest.mark.parametrize(
+    ("layers", "stages", "sizes"),
+    [(61, 2, [31, 30]), (61, 8, [7, 7, 8, 8, 8, 8, 8, 7]), (45, 1, [45]), (6, 4, [1, 2, 2, 1]), (4, 4, [1, 1, 1, 1])],
+)
+def test_layers_of_pipeline_stages(layers: int, stages: int, sizes: list[int]) -> None:
+    found = stage_layers(layers, stages)
+    assert [end - start for start, end in found] == sizes
+    assert (found[0][0], found[-1][1]) == (0, layers)
+    assert all(end == start for (_, end), (start, _) in pairwise(found))
 
 
 @pytest.mark.parametrize(

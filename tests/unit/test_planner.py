@@ -116,6 +116,15 @@ def test_two_replicas_share_a_node() -> None:
     assert [endpoint.base_url[-7:] for endpoint in plan.endpoints] == ["8000/v1", "8001/v1"]
 
 
+def test_the_reference_server_parses_nothing_and_the_plan_says_so() -> None:
+    plan = plan_for(1, "cpu", model="tiny-step3p5", engine="transformers")
+    node = plan.nodes[0]
+    assert plan.deployment.features == ()
+    assert "without reasoning and tool_calls" in {note.topic for note in plan.notes}
+    assert (plan.not_deployable, plan.verification.level) == (None, "cpu")
+    assert node.processes[0].argv[1] == node.programs[0] == "/var/lib/stepladder/programs/default/reference_server.py"
+
+
 def test_multi_token_prediction_uses_todays_method() -> None:
     plan = plan_for(1, "h200", model="step-3.5-flash", features=["mtp"])
     argv = plan.nodes[0].processes[0].argv
@@ -249,7 +258,7 @@ REFUSALS = [
     pytest.param(
         {"parallel": "DP16"},
         ["GPU memory: TP1xDP16 needs 101.8 GB per GPU (weights 87.7, runtime 10.0, KV cache 4.1)",
-         "nearest layout: instead of TP1xDP16. TP16 works here."],
+         "nearest layout: instead of TP1xDP16. TP2xDP8 works here."],
         id="published-dp16-does-not-fit",
     ),
     pytest.param(
@@ -270,6 +279,11 @@ REFUSALS = [
     pytest.param({"replicas": 2}, ["2 replicas of TP16; 2 x 8 GPUs hold 1"], id="replicas"),
     pytest.param({"engine": "sglang", "parallel": "TP8xDP2"}, ["Use deployment_replicas instead"], id="sglang-dp"),
     pytest.param(
+        {"model": "step-3.7-flash", "engine": "transformers", "features": ["mtp", "text_only"]},
+        ["multi-token prediction: not offered with Transformers", "text_only: not offered with Transformers. Leave"],
+        id="features-of-another-engine",
+    ),
+    pytest.param(
         {"parallel": "foo", "port": 99999},
         ["variable deployment_parallel: found 'foo'. Value error, expected auto, a text such as TP8xPP2xDP2+EP",
          "variable deployment_port: found 99999. Input should be less than 65536."],
@@ -287,6 +301,80 @@ def test_refusal_names_every_reason(wish: dict[str, Any], reasons: list[str]) ->
     assert not missing, str(caught.value)
 
 
+NEAREST = [
+    pytest.param(2, "h20-96", {"parallel": "DP16"}, "TP2xDP8 works here.", id="data-parallel-stays-data-parallel"),
+    pytest.param(2, "h20-96", {"parallel": "TP4xDP3"}, "TP4xDP4 works here.", id="no-whole-number-of-nodes"),
+    pytest.param(2, "h20-96", {"parallel": "TP3xPP5"}, "TP4xPP4 works here.", id="pipeline-stays-a-pipeline"),
+    pytest.param(1, "h20-96", {"variant": "fp8", "parallel": "TP16"}, "TP8 works here.", id="fewer-gpus"),
+    pytest.param(
+        1, "h20-96", {"parallel": "TP8"}, "No layout works on 1 x 8 GPUs; on 2 nodes TP16 does.", id="more-nodes"
+    ),
+    pytest.param(1, "h20-96", {}, "instead of auto. No layout works on 1 x 8 GPUs; on 2 nodes TP16 does.", id="auto"),
+    pytest.param(
+        1, "h100", {"engine": "transformers"},
+        "instead of auto. No layout works on nodes of 8 x NVIDIA H100 SXM (80 GB).", id="none",
+    ),
+    pytest.param(
+        2, "h20-96", {"topology": "single", "variant": "fp8", "parallel": "TP16"}, "TP8 works here.", id="topology"
+    ),
+    pytest.param(
+        2, "h20-141", {"replicas": 2, "parallel": "TP16"}, "TP8 works here.", id="replicas"
+    ),
+    pytest.param(
+        2, "h20-96", {"parallel": "TP12", "features": ["mtp"]}, "TP16 works here, once the above is mended.",
+        id="with-another-fault",
+    ),
+    pytest.param(2, "mi300x", {"parallel": "TP8xDP2"}, "TP8xDP2+EP works here.", id="whole-experts"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("count", "gpu", "wish", "expected"), NEAREST)
+def test_a_refusal_names_the_layout_that_is_most_like_the_wished_one(
+    count: int, gpu: str, wish: dict[str, Any], expected: str
+) -> None:
+    with pytest.raises(PlanRefusedError) as caught:
+        plan_for(count, gpu, **wish)
+    last = caught.value.violations[-1]
+    assert last.rule == "nearest layout"
+    assert f"{last.found}. {last.mend}".endswith(expected)
+
+
+def with_drivers(gpu: str, *drivers: str | None, **deployment: Any) -> Plan:
+    declared = [node | ({"driver": d} if d else {}) for node, d in zip(nodes(len(drivers), gpu), drivers, strict=True)]
+    wish = {"model": "step-3.5-flash", "engine": "vllm", **deployment}
+    return make_plan(parse_request({"deployment": wish, "nodes": declared}), CATALOGUE)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "drivers", "wish", "expected"),
+    [
+        pytest.param(
+            "h20-96", ["570.86.10", "580.95.05", "535.54", None], {},
+            "driver: 570.86.10 on n0, 535.54 on n2; vLLM 0.33.0 needs 580 or newer. Install driver 580 or newer there.",
+            id="nvidia",
+        ),
+        pytest.param(
+            "mi300x", ["7.0.2"], {"engine": "sglang"},
+            "ROCm: 7.0.2 on n0; SGLang 0.5.23 needs 7.2 or newer. Install ROCm 7.2 or newer there, or set "
+            "deployment_engine_version to 0.5.9.",
+            id="amd-with-an-older-release",
+        ),
+    ],
+)  # fmt: skip
+def test_a_declared_driver_that_is_too_old_is_refused(
+    gpu: str, drivers: list[str | None], wish: dict[str, Any], expected: str
+) -> None:
+    with pytest.raises(PlanRefusedError) as caught:
+        with_drivers(gpu, *drivers, **wish)
+    assert [str(violation) for violation in caught.value.violations] == [expected]
+
+
+def test_a_declared_driver_that_is_new_enough_changes_no_plan() -> None:
+    assert with_drivers("h20-96", "580", "581.1").id == with_drivers("h20-96", None, None).id
+    with pytest.raises(PlanRefusedError, match=r"nodes\.0\.driver: found 'R580'"):
+        with_drivers("h20-96", "R580")
+
+
 def refusal_of(node_list: list[dict[str, Any]]) -> str:
     with pytest.raises(PlanRefusedError) as caught:
         make_plan(parse_request({"deployment": {"model": "step3", "engine": "vllm"}, "nodes": node_list}), CATALOGUE)
@@ -300,6 +388,12 @@ def test_hardware_faults_of_all_nodes_are_named() -> None:
     assert "two nodes share one: 198.18.0.1, 198.18.0.1" in refusal_of([first, second | {"address": "198.18.0.1"}])
     assert "GPUs per node: [4, 8] in one deployment" in refusal_of([first, second | {"gpus": 4}])
     assert "unknown GPU type: 'h20'. Did you mean 'h200'?" in refusal_of([first | {"gpu": "h20"}, second])
+
+
+def test_what_a_node_must_have_is_shown() -> None:
+    assert "  hardware     8 x NVIDIA H20 (96 GB), needs driver 580 or newer\n" in human(plan_for())
+    assert "x AMD Instinct MI300X, needs ROCm 7.2 or newer\n" in human(plan_for(1, "mi300x", model="step-3.5-flash"))
+    assert "  hardware     1 x CPU (rehearsal only)\n" in human(plan_for(1, "cpu", model="tiny-step3p5"))
 
 
 def test_same_input_gives_the_same_bytes_and_another_input_another_id() -> None:

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from stepladder.catalogue import Catalogue
 from stepladder.errors import PlanRefusedError
+from stepladder.matrix import layouts
 from stepladder.plan import Plan
 from stepladder.planner import make_plan, settle
 from stepladder.request import FEATURES, Parallel, parse_request
-from stepladder.rules import violations
+from stepladder.rules import SETTING_RULES, violations
 
 CATALOGUE = Catalogue()
 VARIANTS = sorted({name for model in CATALOGUE.models.values() for name in model.variants})
@@ -69,12 +70,38 @@ def test_a_plan_keeps_every_rule_and_a_refusal_says_what_works(
     except PlanRefusedError as refusal:
         assert refusal.violations
         assert all(violation.rule and violation.found and violation.mend for violation in refusal.violations)
-        advised = re.search(r"nearest layout: instead of \S+\. (TP\S+) works here", str(refusal))
-        if advised and "topology" not in wish and wish.get("replicas", 1) == 1:
-            make_plan(request_of({**wish, "parallel": advised[1]}, fleet), CATALOGUE)
+        check_advice(wish, fleet, refusal)
         return
     assert violations(settle(request, CATALOGUE), plan.deployment.parallel) == []
     check_invariants(plan)
+
+
+def check_advice(wish: dict[str, Any], fleet: tuple[str, int, bool], refusal: PlanRefusedError) -> None:
+    """A refusal over the layout names one that is taken as it stands, or says of how many nodes one would be."""
+    own = [violation for violation in refusal.violations if violation.rule == "nearest layout"]
+    try:
+        setting = settle(request_of(wish, fleet), CATALOGUE)
+    except PlanRefusedError:
+        assert not own, "no layout was looked at yet"
+        return
+    hopeless = [rule for rule in SETTING_RULES if rule(setting, Parallel())]
+    if not own:
+        assert hopeless
+        return
+    (advice,) = own
+    gpu, count, declared = fleet
+    if named := re.fullmatch(r"(TP\S+) works here(, once the above is mended)?\.", advice.mend):
+        assert bool(named[2]) == bool(hopeless)
+        if not hopeless:
+            make_plan(request_of({**wish, "parallel": named[1]}, fleet), CATALOGUE)
+    elif elsewhere := re.search(r"; on (\d+) nodes (TP\S+) does\.$", advice.mend):
+        assert int(elsewhere[1]) > count
+        if not hopeless:
+            make_plan(request_of({**wish, "parallel": elsewhere[2]}, (gpu, int(elsewhere[1]), declared)), CATALOGUE)
+    else:
+        assert advice.mend.startswith("No layout works on nodes of ")
+        for layout in layouts(setting.gpus_per_node, setting.nodes, experts=True):
+            assert violations(setting, layout), f"{layout} works"
 
 
 def check_invariants(plan: Plan) -> None:

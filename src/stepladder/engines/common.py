@@ -30,6 +30,7 @@ class Replica:
     venv_path: str | None
     deployment: str
     deployment_path: str
+    programs_path: str
     cache_path: str
 
     @property
@@ -57,10 +58,13 @@ class Replica:
 
 @dataclass(frozen=True)
 class Rendered:
-    """Processes per node, in rank and start order, and what is worth knowing about them."""
+    """Processes per node, in rank and start order, what is worth knowing about them, and the toolkit's own programs
+    that they run, by their paths on the node.
+    """
 
     processes: tuple[tuple[Process, ...], ...]
     notes: tuple[Note, ...]
+    programs: tuple[str, ...] = ()
 
     @property
     def head_health(self) -> Health:

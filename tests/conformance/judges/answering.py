@@ -2,7 +2,8 @@
 
 A line that comes in is `{"argv": [...], "env": {...}, "gpu": {...}}`, the command's own arguments without the program.
 The first line that goes out names the program and its version; each further one is a verdict, in the order of the
-questions: `{"accepted": bool, "error": str | null, "warnings": [...], "facts": {...}}`.
+questions: `{"accepted": bool, "error": str | null, "warnings": [...], "facts": {...}}`. The arguments `["flags"]` are a
+question of their own, whose facts list all flags that the program's parser knows.
 
 Runs in the engine's environment: the standard library only.
 """
@@ -52,6 +53,12 @@ def warn_of_abbreviations(argv: list[str], parser: argparse.ArgumentParser) -> N
         flag = argument.partition("=")[0].partition(".")[0].replace("_", "-")
         if flag.startswith("--") and flag not in known:
             warnings.warn(f"{flag} is no flag, but the beginning of one", stacklevel=2)
+
+
+def flags_of(parser: argparse.ArgumentParser) -> list[str]:
+    """Every flag that a parser knows, by all its names, with hyphens."""
+    names = {option.replace("_", "-") for action in parser._actions for option in action.option_strings}
+    return sorted(names - {"-h"})
 
 
 def answer_all(program: str, version: str, loggers: list[str], examine: Examine, clear: Callable[[], None]) -> None:

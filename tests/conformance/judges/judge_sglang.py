@@ -53,6 +53,10 @@ def _platform(gpu: dict[str, Any]) -> dict[str, Any]:
 
 
 def _examine(argv: list[str], gpu: dict[str, Any]) -> dict[str, Any]:
+    if argv == ["flags"]:
+        parser = argparse.ArgumentParser()
+        ServerArgs.add_cli_args(parser)
+        return {"flags": answering.flags_of(parser)}
     if argv[:1] != ["serve"]:
         raise answering.Rejected(f"'sglang {argv[0] if argv else ''}' is not judged, 'sglang serve' is")
     parser = argparse.ArgumentParser()

@@ -154,6 +154,8 @@ def main() -> None:
         # A parser hands out its defaults, and later steps write into them: a new one for each line.
         parser = FlexibleArgumentParser(prog="vllm")
         serve_parser = command.subparser_init(parser.add_subparsers(required=True, dest="subparser"))
+        if argv == ["flags"]:
+            return {"flags": answering.flags_of(serve_parser)}
         args = parser.parse_args(argv)
         answering.warn_of_abbreviations(argv, serve_parser)
         command.validate(args)
