@@ -152,13 +152,23 @@ def stop(places: Places, say: Say) -> None:
 
 
 def remove(places: Places) -> None:
-    """Delete the data of the labs' own engine, which has ended; images are made again from the cache."""
+    """Delete the data of the labs' own engine, which has ended; images are made again from the cache.
+
+    Raises:
+        LabError: something in it is in use or cannot be deleted.
+    """
     for folder in (places.run, places.state / "engine"):
-        for line in Path("/proc/self/mounts").read_text().splitlines():
-            place = line.split()[1]
-            if place.startswith(f"{folder}/"):
+        # An engine that was killed leaves mounts: its data on itself, nodes' file systems below.
+        mounts = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+        for place in reversed(mounts):
+            if place == str(folder) or place.startswith(f"{folder}/"):
                 run(["umount", place])
-        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            shutil.rmtree(folder)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise LabError(f"{error.filename} cannot be deleted: {error.strerror}") from None
     (places.state / "engine.log").unlink(missing_ok=True)
 
 
