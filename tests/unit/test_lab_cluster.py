@@ -124,13 +124,13 @@ def test_container_of_a_node() -> None:
     pairs = set(itertools.pairwise(command))
     assert {
         ("--label", "stepladder.lab=0123456789abcdef"), ("--ip", "198.18.0.11"), ("--hostname", "node1"),
-        ("--volume", "/opt/wheels:/opt/wheels:ro"), ("--volume", "/s/disks/node1:/var"), ("--shm-size", "1g"),
-        ("--cpus", "1.5"), ("--memory", "2g"),
+        ("--volume", "/opt/wheels:/opt/wheels:ro"), ("--mount", "type=bind,source=/s/disks/node1/var,target=/var"),
+        ("--shm-size", "1g"), ("--cpus", "1.5"), ("--memory", "2g"),
     } <= pairs  # fmt: skip
     assert command[-2:] == ["i", "/sbin/stepladder-lab-boot"]
     assert "--privileged" not in command
     plain = cluster.create_command(lab(), found.nodes[1], [], [])
-    assert not {"--volume", "--cpus", "--memory"} & set(plain)
+    assert not {"--volume", "--mount", "--cpus", "--memory"} & set(plain)
 
 
 def test_own_name_is_a_loopback_address_as_debian_writes_it() -> None:

@@ -65,7 +65,7 @@ def create_command(lab: Lab, node: Node, lacking: Iterable[str], folders: Iterab
         *(part for folder in folders for part in ("--volume", f"{folder}:{folder}:ro")),
     ]  # fmt: skip
     if node.disk:
-        arguments += ["--volume", f"{disk.mount_point(Path(node.disk))}:/var"]
+        arguments += ["--mount", f"type=bind,source={disk.var(Path(node.disk))},target=/var"]
     if lab.cpus:
         arguments += ["--cpus", lab.cpus]
     if lab.memory:
@@ -126,6 +126,26 @@ class Cluster:
         """What a program prints that runs on a node, not by way of SSH."""
         return self.docker.inside(self.lab.container(node), *arguments, seconds=seconds)
 
+    def machine_end(self, name: str, interface: str) -> int:
+        """The index of the machine's end of a node's interface."""
+        return int(self.inside(name, "cat", f"/sys/class/net/{interface}/iflink"))
+
+    def sweep(self) -> None:
+        """Delete wires of nodes that are gone.
+
+        A connection that could not say goodbye, as behind a cut, keeps a dead node's network alive for minutes, and
+        with it the node's address. Docker does not find the interface that we gave another name.
+        """
+        links = json.loads(run(["ip", "-json", "link"]))
+        bridges = {self.lab.bridge(), self.lab.bridge(storage=True)}
+        wires = {link["ifindex"]: link["ifname"] for link in links if link.get("master") in bridges}
+        for node in self.lab.nodes:
+            if self.running(node.name):
+                for interface in filter(None, (node.interface, node.storage_interface)):
+                    wires.pop(self.machine_end(node.name, interface), None)
+        for name in wires.values():
+            succeeds(["ip", "link", "delete", name])  # it may have gone by itself
+
     # Networks
 
     def make_networks(self) -> None:
@@ -180,12 +200,10 @@ class Cluster:
         Raises:
             LabError: one did not boot or answer in time; with what it says about itself.
         """
-        for name in names:
-            node = self.lab.node(name)
-            if node.disk:
-                disk.mount(Path(node.disk))
+        mount_disks(self.lab)
         with concurrent.futures.ThreadPoolExecutor(max_workers=8) as pool:
             list(pool.map(self._boot, names))
+        self.sweep()
 
     def _boot(self, name: str) -> None:
         started = time.monotonic()
@@ -373,8 +391,8 @@ def up(name: str, wish: Wish, places: Places, found: Packages, say: Say) -> tupl
         raise LabError(
             f"lab '{name}' is there and cannot become what was asked for:\n{lines}`lab down` first, or another --name"
         )
-    docker = connect(lab, places) or engine.start(places, say)
     archive = image.ensure_archive(found, lab.docker if lab else wish.docker, places, say)
+    docker = connect(lab, places) or start_engine(places, say)
     if lab is None:
         lab = new_lab(name, wish, docker, places)
     cluster = Cluster(lab, places, docker, say)
@@ -421,19 +439,38 @@ def connect(lab: Lab | None, places: Places) -> Engine | None:
 
 def down(lab: Lab, places: Places, say: Say) -> None:
     """Remove a lab, and the labs' own engine with the last one on it."""
-    docker = connect(lab, places) or engine.start(places, say)
+    docker = connect(lab, places) or start_engine(places, say)
     cluster = Cluster(lab, places, docker, say)
     cluster.remove()
     cluster.remove_files()
-    if docker.own and not labs_on_own_engine(places):
+    end_idle_engine(places, say)
+
+
+def labs_on_own_engine(places: Places) -> list[Lab]:
+    """The labs that need the labs' own engine."""
+    found = [record.load(folder) for folder in sorted((places.state / "labs").glob("*"))]
+    return [lab for lab in found if lab and lab.own_engine]
+
+
+def start_engine(places: Places, say: Say) -> Engine:
+    """Start the labs' own engine, which switches on the nodes that were on: their disks first."""
+    for lab in labs_on_own_engine(places):
+        mount_disks(lab)
+    return engine.start(places, say)
+
+
+def end_idle_engine(places: Places, say: Say) -> None:
+    """End the labs' own engine if no lab needs it, as after the last one or an `up` that failed early."""
+    if not labs_on_own_engine(places):
         engine.stop(places, say)
         engine.remove(places)
 
 
-def labs_on_own_engine(places: Places) -> list[str]:
-    """The names of the labs that need the labs' own engine."""
-    found = [record.load(folder) for folder in sorted((places.state / "labs").glob("*"))]
-    return [lab.name for lab in found if lab and lab.own_engine]
+def mount_disks(lab: Lab) -> None:
+    """Mount the disks of a lab's nodes, those that are made."""
+    for node in lab.nodes:
+        if node.disk and Path(node.disk).exists():
+            disk.mount(Path(node.disk))
 
 
 def facts(cluster: Cluster) -> list[dict[str, Any]]:

@@ -23,6 +23,14 @@ def mount_point(disk: Path) -> Path:
     return disk.with_suffix("")
 
 
+def var(disk: Path) -> Path:
+    """What a node sees as its /var: a folder that is there only while the disk is mounted.
+
+    An engine that starts with the machine cannot boot a node on an empty folder then.
+    """
+    return mount_point(disk) / "var"
+
+
 def is_mounted(disk: Path) -> bool:
     """Whether a disk is mounted where it belongs."""
     return os.path.ismount(mount_point(disk))
@@ -48,9 +56,7 @@ def make(disk: Path, archive: Path) -> None:
     mount(disk)
     try:
         with tarfile.open(archive) as tar:
-            members = [member for member in tar if member.name.removeprefix("./").startswith("var/")]
-            for member in members:
-                member.name = member.name.removeprefix("./").removeprefix("var/")
+            members = [member for member in tar if f"{member.name.removeprefix('./')}/".startswith("var/")]
             tar.extractall(mount_point(disk), members=members, filter="fully_trusted")  # noqa: S202 - made by ensure_archive
     except (OSError, tarfile.TarError) as error:
         raise LabError(f"{mount_point(disk)} cannot be filled from {archive}: {error}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -15,6 +16,8 @@ from stepladder.lab.places import LabError, Places
 USUAL_HOST = "unix:///var/run/docker.sock"
 START_SECONDS = 60.0
 END_SECONDS = 30.0
+# dockerd 20.10 waits 15 s for a containerd that has ended; nothing runs on either, and their data is deleted next.
+PATIENCE_SECONDS = 3.0
 CALL_SECONDS = 120.0
 TAIL_LINES = 15
 Say = Callable[[str], None]
@@ -135,35 +138,56 @@ def stop(places: Places, say: Say) -> None:
     Raises:
         LabError: it is still there after its time.
     """
-    pidfile = places.run / "docker.pid"
-    try:
-        pid = int(pidfile.read_text())
-    except (OSError, ValueError):
-        return
-    if not is_dockerd(pid, places):
+    pid = _pid(places.run / "docker.pid", places)
+    if not pid:
         return
     say("ending the labs' Docker engine")
     os.kill(pid, signal.SIGTERM)
-    deadline = time.monotonic() + END_SECONDS
+    started = time.monotonic()
+    deadline = started + END_SECONDS
     while is_dockerd(pid, places):
+        if time.monotonic() > started + PATIENCE_SECONDS:
+            containerd = _pid(places.run / "exec" / "containerd" / "containerd.pid", places)
+            for left in filter(None, (containerd, pid)):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(left, signal.SIGKILL)
         if time.monotonic() > deadline:
             raise LabError(f"dockerd (pid {pid}) has not ended within {END_SECONDS:.0f} s; `kill -9 {pid}` ends it")
         time.sleep(0.1)
 
 
 def remove(places: Places) -> None:
-    """Delete the data of the labs' own engine, which has ended; images are made again from the cache."""
+    """Delete the data of the labs' own engine, which has ended; images are made again from the cache.
+
+    Raises:
+        LabError: something in it is in use or cannot be deleted.
+    """
     for folder in (places.run, places.state / "engine"):
-        for line in Path("/proc/self/mounts").read_text().splitlines():
-            place = line.split()[1]
-            if place.startswith(f"{folder}/"):
+        # An engine that was killed leaves mounts: its data on itself, nodes' file systems below.
+        mounts = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+        for place in reversed(mounts):
+            if place == str(folder) or place.startswith(f"{folder}/"):
                 run(["umount", place])
-        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            shutil.rmtree(folder)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise LabError(f"{error.filename} cannot be deleted: {error.strerror}") from None
     (places.state / "engine.log").unlink(missing_ok=True)
 
 
+def _pid(pidfile: Path, places: Places) -> int:
+    """The process that a file names, if it is the labs' own; 0 where it is gone."""
+    try:
+        pid = int(pidfile.read_text())
+    except (OSError, ValueError):
+        return 0
+    return pid if is_dockerd(pid, places) else 0
+
+
 def is_dockerd(pid: int, places: Places) -> bool:
-    """Whether a process is the labs' daemon; a number is given anew after a restart of the machine."""
+    """Whether a process is the labs' daemon or its containerd; numbers are given anew after a restart."""
     try:
         return str(places.run).encode() in Path(f"/proc/{pid}/cmdline").read_bytes()  # a dead process has none
     except OSError:

@@ -164,7 +164,7 @@ def _apply_slow(cluster: Cluster, name: str) -> None:
 
 
 def _machine_end(cluster: Cluster, name: str, interface: str) -> str:
-    index = int(cluster.inside(name, "cat", f"/sys/class/net/{interface}/iflink"))
+    index = cluster.machine_end(name, interface)
     links = json.loads(run(["ip", "-json", "link"]))
     return str(next(link["ifname"] for link in links if link["ifindex"] == index))
 
@@ -312,7 +312,7 @@ def heal(cluster: Cluster, name: str = "", peer: str = "") -> list[str]:
 def _empty(cluster: Cluster, fault: Fault) -> None:
     node = cluster.lab.node(fault.node)
     if fault.settings["mount"] == "/var" and node.disk:
-        (disk.mount_point(Path(node.disk)) / BALLAST).unlink(missing_ok=True)
+        (disk.var(Path(node.disk)) / BALLAST).unlink(missing_ok=True)
     elif cluster.running(node.name):
         cluster.inside(node.name, "rm", "-f", f"{fault.settings['mount'].rstrip('/')}/{BALLAST}")
 
@@ -323,6 +323,7 @@ def kill(cluster: Cluster, name: str) -> None:
     if not cluster.running(name):
         raise LabError(f"{name} is off already")
     cluster.docker.call("kill", cluster.lab.container(name))
+    cluster.sweep()
 
 
 def start(cluster: Cluster, name: str) -> bool:
@@ -364,6 +365,7 @@ def reboot(cluster: Cluster, name: str) -> None:
             raise LabError(f"{name} went down and did not come back; `lab start {name}` switches it on")
         time.sleep(0.1)
     cluster.wait_booted(name)
+    cluster.sweep()
     _after_boot(cluster, name)
 
 

@@ -262,8 +262,8 @@ def node_files(found: Packages, root: Path = Path("/")) -> dict[str, tuple[bytes
             files["/etc/stepladder-lab/resolv.conf"] = ("".join(f"{line}\n" for line in lines).encode(), 0o644)
             break
     if found.environ:
-        text = "".join(f"{n}={v}\n{n.upper()}={v}\n" for n, v in sorted(found.environ.items()))
-        files["/etc/environment"] = (text.encode(), 0o644)
+        variables = "".join(f"{n}={v}\n{n.upper()}={v}\n" for n, v in sorted(found.environ.items()))
+        files["/etc/environment"] = (variables.encode(), 0o644)
     return files
 
 

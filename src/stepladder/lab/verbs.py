@@ -175,6 +175,7 @@ def _down(name: str, where: Places) -> int:
     with node_helper("watched").exclusive(where.state / "lock", LOCK_SECONDS, _waiting):
         lab = record.load(where.lab(name))
         if lab is None:
+            cluster.end_idle_engine(where, say)
             print(f"lab '{name}': nothing to do, there is none")
             return 0
         cluster.down(lab, where, say)

@@ -1,0 +1,80 @@
+"""A lab for tests, in folders of its own beside any lab that the machine has."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stepladder.lab import engine, machine
+from stepladder.lab.places import places
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@dataclass
+class RealLab:
+    """A lab and the way to it.
+
+    Args:
+        name: of the lab.
+        state: the folder that holds everything it makes.
+        inventory: the folder for `-i`.
+    """
+
+    name: str
+    state: Path
+    inventory: Path
+    first_up: str = ""
+    environ: dict[str, str] = field(default_factory=dict)
+
+    def run(self, verb: str, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """`bin/stepladder lab VERB` with this lab's name."""
+        command = [sys.executable, "bin/stepladder", "lab", verb, "--name", self.name, *arguments]
+        return self._done(command, check)
+
+    def play(self, verb: str, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """An ordinary verb, such as deploy, with this lab's inventory."""
+        return self._done([sys.executable, "bin/stepladder", verb, "-i", str(self.inventory), *arguments], check)
+
+    def ssh(self, node: str, command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """A command on a node, over SSH with the pinned keys."""
+        return self.run("ssh", node, command, check=check)
+
+    def status(self) -> dict[str, Any]:
+        """What `lab status --json` says."""
+        return dict(json.loads(self.run("status", "--json").stdout))
+
+    @property
+    def nodes(self) -> dict[str, dict[str, Any]]:
+        """The nodes by name, as status tells them."""
+        return {node["name"]: node for node in self.status()["nodes"]}
+
+    def address(self, node: str) -> str:
+        """A node's address."""
+        return str(self.nodes[node]["address"])
+
+    def hears(self, node: str, address: str) -> bool:
+        """Whether a node gets an answer from an address."""
+        return self.ssh(node, f"ping -c 2 -i 0.2 -W 1 {address}", check=False).returncode == 0
+
+    def _done(self, command: list[str], check: bool) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            command, cwd=REPOSITORY, env={**os.environ, **self.environ}, stdin=subprocess.DEVNULL,
+            capture_output=True, text=True, timeout=900, check=False,
+        )  # fmt: skip
+        if check:
+            output = f"{done.stdout[-6000:]}\n{done.stderr[-4000:]}"
+            assert done.returncode == 0, f"{' '.join(command[1:])} ended with {done.returncode}:\n{output}"
+        return done
+
+
+def why_not() -> str:
+    """What this machine lacks for a lab, in a line; empty where it lacks nothing."""
+    where = places(os.environ, Path.home())
+    lacks, _ = machine.look(where, machine.read_packages(sys.executable), engine.find(where) is not None)
+    return "; ".join(lacks)
