@@ -253,6 +253,14 @@ class Library(Entry):
     package: str
 
 
+class LongContextReserve(Entry):
+    """A share of what weights and KV cache may have, which the engine keeps back from a context length on."""
+
+    above_tokens: PositiveInt
+    share: float = Field(gt=0, lt=1)
+    source: str
+
+
 class EngineRelease(Entry):
     """One release of an engine on one platform, and what it is installed from: a lock, an image, or either.
 
@@ -276,6 +284,7 @@ class EngineRelease(Entry):
     download_bytes: Count
     installed_bytes: Count
     runtime_memory_bytes: Count
+    long_context_reserve: LongContextReserve | None = None
     cpu_flags: tuple[str, ...] = ()
     libraries: tuple[Library, ...] = ()
     shared_memory_bytes: Count = 0

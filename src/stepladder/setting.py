@@ -77,17 +77,26 @@ def memory_budget(setting: Setting, parallel: Parallel) -> MemoryBudget:
     """The budget of the fullest GPU of a replica in this layout."""
     per_token, per_sequence = kv_cache_bytes(setting.model, parallel, setting.variant.kv_bits // BITS_PER_BYTE)
     memory = setting.gpu.memory_mib
+    limit = None if memory is None else round(memory * MIB * setting.engine.defaults.memory_fraction)
     return MemoryBudget(
         weights=weight_bytes_per_gpu(
             setting.model, setting.variant, parallel, vision=setting.wants_vision, mtp=setting.wants_mtp
         ),
-        runtime=setting.release.runtime_memory_bytes,
+        runtime=setting.release.runtime_memory_bytes + _kept_back(setting, limit),
         kv_bytes_per_token=per_token,
         kv_bytes_per_sequence=per_sequence,
         context_length=setting.context_length,
         concurrency=setting.deployment.concurrency,
-        limit=None if memory is None else round(memory * MIB * setting.engine.defaults.memory_fraction),
+        limit=limit,
     )
+
+
+def _kept_back(setting: Setting, limit: int | None) -> int:
+    """Bytes that the engine keeps back for a long context, beside the release's runtime memory."""
+    reserve = setting.release.long_context_reserve
+    if limit is None or reserve is None or setting.context_length <= reserve.above_tokens:
+        return 0
+    return round((limit - setting.release.runtime_memory_bytes) * reserve.share)
 
 
 def older(version: str, than: str) -> bool:

@@ -155,10 +155,17 @@ def test_sglang_understands_the_line_as_the_plan_means_it(
             "expert": parallel.tensor if parallel.expert else 1,
             "nodes": len(case.plan.nodes) // case.plan.deployment.replicas or 1,
         }
+        memory = case.plan.memory
         for verdict in verdicts:
             found = {key: verdict.facts.get(key) for key in expected}
             if verdict.accepted and found != expected:
                 differing.append(f"{verdict.question.label}: SGLang has {found}, the plan {expected}")
+            if verdict.accepted and memory.limit and memory.gpu_bytes:
+                spare = verdict.facts["memory_fraction"] * memory.gpu_bytes - (memory.limit - memory.runtime)
+                if not 0 <= spare < memory.gpu_bytes / 1000:
+                    differing.append(
+                        f"{verdict.question.label}: weights and KV cache get {spare:,.0f} B more than planned"
+                    )
     assert not differing, "\n".join([f"{len(differing)} lines:", *differing[:SHOWN]])
 
 

@@ -1,6 +1,6 @@
 """The real SGLang on the CPU, deployed here: exact answers, a rerun, a dead worker, stop, status, logs, remove.
 
-About two minutes on two cores once its packages are in uv's cache. The tests share one deployment, in their order.
+It took 4 min 50 s on two cores at a load of 6, its packages at hand. The tests share one deployment, in their order.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,8 @@ def local() -> Iterator[Local]:
     state.rmdir()
     deployment = Local(state)
     yield deployment
-    deployment.run("remove", "-e", "confirm_approved=true", check=False)
+    if state.exists():
+        deployment.run("remove", "-e", "confirm_approved=true", check=False)
     shutil.rmtree(state, ignore_errors=True)
 
 
@@ -82,6 +83,13 @@ def answer(path: str, body: dict[str, Any] | None = None) -> tuple[int, Any]:
         return error.code, error.read().decode()
     except OSError:
         return 0, ""
+
+
+def wait_until(true: Callable[[], bool], seconds: float, otherwise: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, otherwise
+        time.sleep(0.5)
 
 
 def scheduler_of(state: Path) -> int:
@@ -115,23 +123,19 @@ def test_what_is_believed_of_the_server_is_so(local: Local) -> None:
     assert (status, json.loads(text)["model"]) == (200, "no-such-model")
 
 
-def test_a_rerun_and_a_check_change_nothing(local: Local) -> None:
-    before = local.state_of_engine()["pid"]
+def test_a_rerun_changes_nothing(local: Local) -> None:
+    before = scheduler_of(local.state)
     assert changed_tasks(local.run("deploy").stdout) == 0
-    assert changed_tasks(local.run("deploy", "--check", "--diff").stdout) == 0
-    assert local.state_of_engine()["pid"] == before
+    assert scheduler_of(local.state) == before
 
 
 def test_a_dead_worker_takes_the_server_with_it_and_both_are_started_again(local: Local) -> None:
-    before = local.state_of_engine()
-    os.kill(scheduler_of(local.state), signal.SIGKILL)
-    deadline = time.monotonic() + 30
-    while answer("/health")[0] == 200:
-        assert time.monotonic() < deadline, "the server still says that it is well"
-        time.sleep(0.5)
-    local.run("deploy")
-    after = local.state_of_engine()
-    assert (after["phase"], after["pid"] != before["pid"]) == ("ready", True)
+    before = scheduler_of(local.state)
+    os.kill(before, signal.SIGKILL)
+    wait_until(lambda: answer("/health")[0] == 0, 60, "the server goes on without its worker")
+    wait_until(lambda: answer("/health")[0] == 200, 180, "the server is not started again")
+    assert scheduler_of(local.state) != before
+    assert local.state_of_engine()["phase"] == "ready"
 
 
 def test_stop_status_and_logs(local: Local) -> None:

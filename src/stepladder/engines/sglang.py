@@ -18,8 +18,7 @@ from stepladder.engines.common import (
 )
 from stepladder.memory import MIB
 from stepladder.plan import Health, Note, Port, Process
-from stepladder.request import Parallel
-from stepladder.setting import Setting, memory_budget
+from stepladder.setting import Setting
 
 RENDEZVOUS_PORTS = 11
 DIST_TIMEOUT_SECONDS = 3600
@@ -121,11 +120,13 @@ def _memory_flags(setting: Setting) -> list[str]:
 
 
 def _static_fraction(setting: Setting) -> float:
-    """The share of a GPU for weights and KV cache; the memory table's runtime comes beside it (memory_hook.py)."""
-    budget = memory_budget(setting, Parallel())
-    assert budget.limit is not None  # noqa: S101 - a GPU's memory is in the catalogue
-    static = (budget.limit - budget.runtime) / ((setting.gpu.memory_mib or 0) * MIB)
-    return math.ceil(static * 1000) / 1000
+    """The share of a GPU for weights and KV cache; the release's runtime memory comes beside it (memory_hook.py).
+
+    What SGLang keeps back for a long context it takes off this share itself.
+    """
+    assert setting.gpu.memory_mib is not None  # noqa: S101 - only the CPU's is none
+    runtime = setting.release.runtime_memory_bytes / (setting.gpu.memory_mib * MIB)
+    return math.ceil((setting.engine.defaults.memory_fraction - runtime) * 1000) / 1000
 
 
 def _environment(setting: Setting, replica: Replica, rank: int) -> dict[str, str]:
