@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from stepladder.catalogue import Catalogue, Engine, EngineRelease, Gpu, Model, Variant, Verified
 from stepladder.engines import sglang, tensorrt_llm, transformers, vllm
-from stepladder.engines.common import Rendered, Replica
+from stepladder.engines.common import Rendered, Replica, visible_gpu_indices
 from stepladder.errors import PlanRefusedError, Violation, unknown_name
 from stepladder.layout import Weighed, choose_layout
 from stepladder.memory import MIB
@@ -16,6 +16,7 @@ from stepladder.plan import (
     Candidate,
     Chosen,
     Endpoint,
+    GpusNeeded,
     Installer,
     MemoryTable,
     NodePlan,
@@ -323,7 +324,26 @@ def _render(setting: Setting, replicas: Sequence[Replica], supplies: Supplies) -
                 requirements=_requirements(setting, supplies),
                 load_deadline_seconds=setting.engine.defaults.load_deadline_seconds,
             )
+    if setting.gpu.vendor != "cpu":
+        slices = {name: _with_gpus(setting, node) for name, node in slices.items()}
     return list(slices.values()), notes
+
+
+def _with_gpus(setting: Setting, node: NodePlan) -> NodePlan:
+    """A node's slice with the GPUs that it must have, once all that runs there is known."""
+    gpu, every = setting.gpu, tuple(range(setting.gpus_per_node))
+    assert gpu.vendor != "cpu"  # noqa: S101 - the caller has asked
+    pinned = [visible_gpu_indices(process.env) for process in node.processes]
+    used = every if None in pinned else tuple(sorted({index for indices in pinned for index in indices or ()}))
+    needed = GpusNeeded(
+        vendor=gpu.vendor,
+        count=setting.gpus_per_node,
+        model=gpu.reported_as or "",
+        memory_mib=gpu.memory_mib or 0,
+        minimum_driver=setting.release.minimum_driver or "",
+        indices=used,
+    )
+    return node.model_copy(update={"requirements": node.requirements.model_copy(update={"gpus": needed})})
 
 
 def _requirements(setting: Setting, supplies: Supplies) -> Requirements:

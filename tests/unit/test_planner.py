@@ -305,6 +305,23 @@ def test_hardware_faults_of_all_nodes_are_named() -> None:
     assert "unknown GPU type: 'h20'. Did you mean 'h200'?" in refusal_of([first | {"gpu": "h20"}, second])
 
 
+def needed_gpus(plan: Plan) -> dict[str, Any] | None:
+    gpus = plan.nodes[-1].requirements.gpus
+    return gpus.model_dump() if gpus else None
+
+
+def test_a_plan_says_which_gpus_its_nodes_must_have() -> None:
+    assert needed_gpus(plan_for()) == {
+        "vendor": "nvidia", "count": 8, "model": "H20", "memory_mib": 97871, "minimum_driver": "580",
+        "indices": (0, 1, 2, 3, 4, 5, 6, 7),
+    }  # fmt: skip
+    flash = {"model": "step-3.5-flash", "variant": "fp8", "parallel": "TP4+EP"}
+    assert (needed_gpus(plan_for(1, "h200", **flash)) or {})["indices"] == (0, 1, 2, 3)
+    assert (needed_gpus(plan_for(1, "h200", **flash, replicas=2)) or {})["indices"] == tuple(range(8))
+    assert (needed_gpus(plan_for(1, "mi300x", **flash)) or {})["model"] == "MI300X"
+    assert needed_gpus(plan_for(1, "cpu", model="tiny-step3p5")) is None
+
+
 def test_what_a_node_must_have_is_shown() -> None:
     assert "  hardware     8 x NVIDIA H20 (96 GB), needs driver 580 or newer\n" in human(plan_for())
     assert "x AMD Instinct MI300X, needs ROCm 7.2 or newer\n" in human(plan_for(1, "mi300x", model="step-3.5-flash"))
