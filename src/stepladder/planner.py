@@ -37,6 +37,8 @@ RENDERERS = {
     "transformers": transformers.render,
     "vllm": vllm.render,
 }
+HIGHEST_PORT = 65535
+CHOOSE_PORT = "Set deployment_port to another one."
 MINIMUM_PYTHON = "3.11"
 CONTAINER_STORE = "/var/lib/docker"
 EVERYWHERE = "0.0.0.0"  # noqa: S104 - an endpoint for clients on other machines is the purpose
@@ -160,6 +162,9 @@ def _hardware(nodes: Sequence[Node], catalogue: Catalogue, broken: list[Violatio
         broken.append(
             Violation("GPUs per node", f"{sorted(counts)} in one deployment", "Use nodes with the same number of GPUs.")
         )
+    names = [node.name for node in nodes]
+    if len(set(names)) < len(names):
+        broken.append(Violation("nodes", f"a name stands twice: {', '.join(names)}", "Name each node once."))
     addresses = [node.address for node in nodes]
     if len(set(addresses)) < len(addresses):
         broken.append(
@@ -324,9 +329,29 @@ def _render(setting: Setting, replicas: Sequence[Replica], supplies: Supplies) -
                 requirements=_requirements(setting, supplies),
                 load_deadline_seconds=setting.engine.defaults.load_deadline_seconds,
             )
+    _refuse_shared_ports(list(slices.values()))
     if setting.gpu.vendor != "cpu":
         slices = {name: _with_gpus(setting, node) for name, node in slices.items()}
     return list(slices.values()), notes
+
+
+def _refuse_shared_ports(nodes: Sequence[NodePlan]) -> None:
+    """Each port of a node exists and is one process's alone."""
+    broken: dict[str, Violation] = {}
+    for node in nodes:
+        taken: dict[int, str] = {}
+        for process in node.processes:
+            for port in process.ports:
+                use = f"{process.name} ({port.purpose})"
+                if port.port > HIGHEST_PORT:
+                    found = f"{use} would listen on {port.port}, the highest is {HIGHEST_PORT}"
+                    broken[use] = Violation("ports", found, CHOOSE_PORT)
+                elif port.port in taken:
+                    found = f"{taken[port.port]} and {use} would both listen on {port.port} of {node.name}"
+                    broken.setdefault(use, Violation("ports", found, CHOOSE_PORT))
+                taken.setdefault(port.port, use)
+    if broken:
+        raise PlanRefusedError(list(broken.values()))
 
 
 def _with_gpus(setting: Setting, node: NodePlan) -> NodePlan:
