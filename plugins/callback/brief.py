@@ -40,7 +40,8 @@ def refuse_empty_run(display: Any, stats: Any) -> None:
     """
     if not stats.processed:
         display.display(
-            "No host of the inventory is in the group 'engines' (or --limit leaves none): nothing was done.",
+            "Nothing was done: no host of the inventory is in the group 'engines', or --limit leaves none, or "
+            "--start-at-task left out the plan, without which nothing is done.",
             color=constants.COLOR_ERROR,
             stderr=True,
         )

@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.stepladder.core.plugins.module_utils import gpus as gpu_tools
+
 SHARED_MEMORY = "/dev/shm"  # noqa: S108 - its size is asked for, nothing is written
 DEPLOYMENT_VARIABLE = "STEPLADDER_DEPLOYMENT"
 LONGEST_LINE_OF_DESCENT = 32
@@ -108,6 +110,8 @@ class Facts:
     can_install: bool = False
     shared_memory_bytes: int = 0
     unwritable: Mapping[str, str] = field(default_factory=dict)
+    gpus: gpu_tools.Found = field(default_factory=gpu_tools.Found)
+    runs_here: bool = False
 
     def as_result(self) -> dict[str, Any]:
         """The facts that the module returns."""
@@ -126,6 +130,8 @@ class Facts:
             ],
             "python": {"executable": self.python, "version": self.python_version},
             "packages_to_install": self.packages_to_install,
+            "gpus": [vars(one) for one in self.gpus.gpus],
+            "rocm_release": self.gpus.release,
         }
 
     @property
@@ -150,6 +156,7 @@ class Wanted:
     minimum_shared_memory_bytes: int = 0
     architectures: Sequence[str] = ()
     writable_paths: Sequence[str] = ()
+    gpus: Mapping[str, Any] | None = None
 
 
 # ---- pure: the kernel's texts ----------------------------------------------------------------------------------------
@@ -237,6 +244,7 @@ def failures(facts: Facts, wanted: Wanted) -> list[Failure]:
     return [
         *check_architecture(facts, wanted),
         *check_cpu_flags(facts, wanted),
+        *check_gpus(facts, wanted),
         *check_memory(facts, wanted),
         *check_shared_memory(facts, wanted),
         *check_disks(facts),
@@ -272,6 +280,13 @@ def check_cpu_flags(facts: Facts, wanted: Wanted) -> Iterator[Failure]:
             " or ".join("+".join(group) for group in wanted.cpu_flags_any),
             "use a node whose CPU has them; in a virtual machine, let the host's CPU through (host-passthrough)",
         )
+
+
+def check_gpus(facts: Facts, wanted: Wanted) -> Iterator[Failure]:
+    """The GPUs are those that were planned for, with a driver that is new enough, and idle (none asked for: any)."""
+    if wanted.gpus:
+        for one in gpu_tools.differences(facts.gpus, wanted.gpus, wanted.deployment, facts.runs_here):
+            yield Failure("gpu", one.what, one.found, one.needed, one.mend)
 
 
 def check_memory(facts: Facts, wanted: Wanted) -> Iterator[Failure]:
@@ -545,6 +560,20 @@ def own_memory(deployment: str, proc: Path) -> int:
     return total
 
 
+def find_gpus(wanted: Wanted, proc: Path) -> gpu_tools.Found:
+    """What the vendor's tool says of the GPUs, with whose each process is that holds their memory."""
+    if not wanted.gpus:
+        return gpu_tools.Found()
+    found = gpu_tools.find(wanted.gpus["vendor"])
+    holders = {user.pid: proc / str(user.pid) for user in found.users}
+    commands = {
+        pid: command_line(read_text(process / "cmdline").rstrip("\0").split("\0"))
+        for pid, process in holders.items()
+        if process.exists()
+    }
+    return gpu_tools.with_owners(found, {pid: deployment_of(process) for pid, process in holders.items()}, commands)
+
+
 def nearest_existing(path: Path) -> Path:
     """The path, or the closest of its parents that is there."""
     while not os.path.lexists(path):
@@ -670,4 +699,6 @@ def gather(wanted: Wanted, proc: Path = Path("/proc")) -> Facts:
         shared_memory_bytes=size_of(SHARED_MEMORY),
         commands={want["name"]: shutil.which(want["name"], path=search) or "" for want in wanted.commands},
         unwritable={path: unwritable_reason(path) for path in wanted.writable_paths},
+        gpus=find_gpus(wanted, proc),
+        runs_here=bool(wanted.gpus) and any(deployment_of(one) == wanted.deployment for one in processes(proc)),
     )

@@ -8,8 +8,8 @@ module: preflight
 short_description: Say of a node whether it is fit for a deployment
 version_added: 0.1.0
 description:
-  - Checks architecture, CPU flags, memory, disk space, writable paths, ports, Python and commands in one call, and
-    names all failures at once, each with what was found, what is needed and what mends it.
+  - Checks architecture, CPU flags, GPUs, memory, disk space, writable paths, ports, Python and commands in one call,
+    and names all failures at once, each with what was found, what is needed and what mends it.
   - A port that is held by a process of the same deployment is fine, and so is the memory that its processes hold. They
     are known by C(STEPLADDER_DEPLOYMENT) in their environment.
   - Changes nothing; the answer is the same in check mode.
@@ -126,6 +126,38 @@ options:
     type: list
     elements: path
     default: []
+  gpus:
+    description:
+      - The GPUs that the deployment was planned for, held against what the vendor's tool reports; unset asks for none.
+      - Memory that processes of the deployment itself hold is fine, they are replaced.
+    type: dict
+    suboptions:
+      vendor:
+        description: Whose tool is asked, C(nvidia-smi), or C(amd-smi) and C(rocm-smi).
+        type: str
+        choices: [nvidia, amd]
+        required: true
+      count:
+        description: Number of GPUs.
+        type: int
+        required: true
+      model:
+        description: Word that stands in the name that the tool reports, such as C(H20).
+        type: str
+        required: true
+      memory_mib:
+        description: Memory of each, in MiB; 2 % more or less is the same type.
+        type: int
+        required: true
+      minimum_driver:
+        description: Oldest driver (NVIDIA) or ROCm release (AMD), such as C(580); empty asks for none.
+        type: str
+        default: ''
+      indices:
+        description: GPUs that the deployment uses, by their numbers; they are idle.
+        type: list
+        elements: int
+        default: []
   fail_on_error:
     description: Whether the module fails when the node is not fit, or only returns the failures.
     type: bool
@@ -190,6 +222,9 @@ facts:
     disks: [{path: /var/lib/stepladder/models, mount: /data, total_bytes: 7681501126656, free_bytes: 6912364609536}]
     python: {executable: /usr/bin/python3.11, version: 3.11.9}
     packages_to_install: [libnuma1]
+    gpus:
+      - {index: 0, name: NVIDIA H20, memory_mib: 97871, used_mib: 1, driver: 580.95.05, uuid: GPU-..., bus: "..."}
+    rocm_release: ""
 """
 
 from ansible.module_utils.basic import AnsibleModule
@@ -204,6 +239,16 @@ def text(default: str = "") -> dict[str, str]:
 def many(elements: str, **options: object) -> dict[str, object]:
     """A list that is empty unless given; options: those of its dictionaries."""
     return {"type": "list", "elements": elements, "default": [], **({"options": options} if options else {})}
+
+
+GPUS = {
+    "vendor": {"type": "str", "choices": ["nvidia", "amd"], "required": True},
+    "count": {"type": "int", "required": True},
+    "model": {"type": "str", "required": True},
+    "memory_mib": {"type": "int", "required": True},
+    "minimum_driver": text(),
+    "indices": many("int"),
+}
 
 
 def main() -> None:
@@ -230,6 +275,7 @@ def main() -> None:
             "minimum_shared_memory_bytes": {"type": "int", "default": 0},
             "architectures": many("str"),
             "writable_paths": many("path"),
+            "gpus": {"type": "dict", "options": GPUS},
             "fail_on_error": {"type": "bool", "default": True},
         },
         supports_check_mode=True,

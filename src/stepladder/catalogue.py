@@ -211,8 +211,9 @@ class Model(Entry):
 class Gpu(Entry):
     """A GPU type as it is bought; memory as the vendor's tool reports it.
 
-    `memory_mib` is none where the node decides (the CPU). `architecture` is what images and kernels are built for
-    (`sm_90`, `gfx942`); `formats` are the number formats that its matrix units compute in.
+    `memory_mib` is none where the node decides (the CPU). `reported_as` is the word that stands for the type in the
+    name that the tool reports; two types may share one, and then differ in memory. `architecture` is what images and
+    kernels are built for (`sm_90`, `gfx942`); `formats` are the number formats that its matrix units compute in.
     """
 
     name: Name
@@ -221,10 +222,17 @@ class Gpu(Entry):
     platform: Literal["cuda", "rocm", "cpu"]
     machine: Literal["x86_64", "aarch64", "any"]
     memory_mib: PositiveInt | None = None
+    reported_as: str | None = None
     architecture: str
     formats: tuple[str, ...]
     gpus_per_node: PositiveInt
     source: str
+
+    @model_validator(mode="after")
+    def _can_be_recognised(self) -> Gpu:
+        if self.vendor != "cpu" and (self.memory_mib is None or self.reported_as is None):
+            raise ValueError("memory_mib and reported_as: expected both, by which a node's GPUs are recognised")
+        return self
 
 
 class Shim(Entry):

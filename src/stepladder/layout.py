@@ -13,8 +13,9 @@ from stepladder.request import Parallel
 from stepladder.rules import LAYOUT_RULES, SETTING_RULES
 from stepladder.setting import Setting, memory_budget
 
-# Numbers of nodes that are tried where those of the inventory are too few.
-MORE_NODES = (2, 3, 4, 8, 16)
+# Nodes for each replica that are tried where those of the inventory are too few.
+MORE_NODES = (1, 2, 3, 4, 8, 16)
+MOST_NODES = 4096
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,8 @@ def _unlikeness(candidate: Parallel, wished: Parallel) -> tuple[float, ...]:
 
 def _none_works(setting: Setting, wished: str) -> Violation:
     """That no layout works here, and on how many nodes of the kind one would."""
-    for count in (count for count in MORE_NODES if count > setting.nodes):
+    counts = [setting.deployment.replicas * nodes for nodes in MORE_NODES]
+    for count in (count for count in counts if setting.nodes < count <= MOST_NODES):
         larger = replace(setting, nodes=count)
         for candidate in candidates(larger):
             if not layout_violations(larger, candidate):
@@ -132,10 +134,14 @@ def _none_works(setting: Setting, wished: str) -> Violation:
                 return Violation(
                     "nearest layout", f"instead of {wished}", f"{here}; on {count} nodes {candidate} does."
                 )
-    mend = f"No layout works on nodes of {setting.gpus_per_node} x {setting.gpu.title}."
+    mend = f"No layout works on nodes of {setting.gpus_per_node} x {setting.gpu.title}, however many were tried."
     return Violation("nearest layout", f"instead of {wished}", mend)
 
 
 def _closest(weighed: list[Weighed]) -> Weighed:
-    """The candidate that comes nearest to working: fewest broken rules, then most GPUs."""
-    return min(weighed, key=lambda candidate: (len(candidate.broken), -candidate.parallel.world_size))
+    """The candidate that comes nearest to working: fewest broken rules, least memory lacking, fewest GPUs."""
+
+    def distance(candidate: Weighed) -> tuple[int, int, int]:
+        return len(candidate.broken), max(0, -(candidate.budget.margin or 0)), candidate.parallel.world_size
+
+    return min(weighed, key=distance)

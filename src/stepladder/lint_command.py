@@ -34,7 +34,7 @@ from stepladder.found_command import (
 from stepladder.memory import GIGA
 from stepladder.plan import Plan
 from stepladder.planner import make_plan
-from stepladder.request import Deployment, Node, Parallel, PlanRequest
+from stepladder.request import SERVED_NAME, Deployment, Node, Parallel, PlanRequest
 from stepladder.setting import older
 from stepladder.show import shell
 
@@ -534,7 +534,7 @@ def deployment_of(found: FoundCommand, model: Model, variant: str) -> Deployment
         parallel=found.parallel,
         features=tuple(feature for feature, wanted in flags.items() if wanted),
         context_length=context or None,
-        served_name=name if name and not name.startswith("$") else None,
+        served_name=name if name and re.match(SERVED_NAME, name) else None,
     )
 
 

@@ -128,6 +128,20 @@ class SpaceNeeded(Part):
     purpose: str
 
 
+class GpusNeeded(Part):
+    """The GPUs that a plan was made for, as `stepladder.core.preflight` holds them against those of the node.
+
+    `model` is a word of the name that the vendor's tool reports; `indices` are those that are used, and to be idle.
+    """
+
+    vendor: Literal["nvidia", "amd"]
+    count: int
+    model: str
+    memory_mib: int
+    minimum_driver: str
+    indices: tuple[int, ...]
+
+
 class Requirements(Part):
     """What a node must have before it is touched; preflight reports everything that is missing at once."""
 
@@ -138,6 +152,7 @@ class Requirements(Part):
     minimum_driver: str | None
     libraries: tuple[Library, ...]
     minimum_shared_memory_bytes: int
+    gpus: GpusNeeded | None = None
     space: tuple[SpaceNeeded, ...]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from stepladder.catalogue import Catalogue, Engine, EngineRelease, Gpu, Model, Variant, Verified, content_sha256
 from stepladder.engines import sglang, tensorrt_llm, transformers, vllm
-from stepladder.engines.common import EVERYWHERE, Rendered, Replica
+from stepladder.engines.common import EVERYWHERE, Rendered, Replica, visible_gpu_indices
 from stepladder.errors import PlanRefusedError, Violation, unknown_name
 from stepladder.layout import Weighed, choose_layout
 from stepladder.memory import MIB
@@ -16,6 +16,7 @@ from stepladder.plan import (
     Candidate,
     Chosen,
     Endpoint,
+    GpusNeeded,
     Installer,
     MemoryTable,
     NodePlan,
@@ -38,6 +39,8 @@ RENDERERS = {
     "transformers": transformers.render,
     "vllm": vllm.render,
 }
+HIGHEST_PORT = 65535
+CHOOSE_PORT = "Set deployment_port to another one."
 MINIMUM_PYTHON = "3.11"
 CONTAINER_STORE = "/var/lib/docker"
 
@@ -160,6 +163,9 @@ def _hardware(nodes: Sequence[Node], catalogue: Catalogue, broken: list[Violatio
         broken.append(
             Violation("GPUs per node", f"{sorted(counts)} in one deployment", "Use nodes with the same number of GPUs.")
         )
+    names = [node.name for node in nodes]
+    if len(set(names)) < len(names):
+        broken.append(Violation("nodes", f"a name stands twice: {', '.join(names)}", "Name each node once."))
     addresses = [node.address for node in nodes]
     if len(set(addresses)) < len(addresses):
         broken.append(
@@ -343,6 +349,9 @@ def _render(setting: Setting, replicas: Sequence[Replica], supplies: Supplies) -
                 requirements=_requirements(setting, supplies),
                 load_deadline_seconds=setting.engine.defaults.load_deadline_seconds,
             )
+    _refuse_shared_ports(list(slices.values()))
+    if setting.gpu.vendor != "cpu":
+        slices = {name: _with_gpus(setting, node) for name, node in slices.items()}
     return list(slices.values()), notes
 
 
@@ -350,6 +359,42 @@ def _ranks(replica: Replica) -> tuple[Rank, ...]:
     if len(replica.nodes) == 1:
         return ()
     return tuple(Rank(node=node.name, address=node.address) for node in replica.nodes)
+
+
+def _refuse_shared_ports(nodes: Sequence[NodePlan]) -> None:
+    """Each port of a node exists and is one process's alone."""
+    broken: dict[str, Violation] = {}
+    for node in nodes:
+        taken: dict[int, str] = {}
+        for process in node.processes:
+            for port in process.ports:
+                use = f"{process.name} ({port.purpose})"
+                if port.port > HIGHEST_PORT:
+                    found = f"{use} would listen on {port.port}, the highest is {HIGHEST_PORT}"
+                    broken[use] = Violation("ports", found, CHOOSE_PORT)
+                elif port.port in taken:
+                    found = f"{taken[port.port]} and {use} would both listen on {port.port} of {node.name}"
+                    broken.setdefault(use, Violation("ports", found, CHOOSE_PORT))
+                taken.setdefault(port.port, use)
+    if broken:
+        raise PlanRefusedError(list(broken.values()))
+
+
+def _with_gpus(setting: Setting, node: NodePlan) -> NodePlan:
+    """A node's slice with the GPUs that it must have, once all that runs there is known."""
+    gpu, every = setting.gpu, tuple(range(setting.gpus_per_node))
+    assert gpu.vendor != "cpu"  # noqa: S101 - the caller has asked
+    pinned = [visible_gpu_indices(process.env) for process in node.processes]
+    used = every if None in pinned else tuple(sorted({index for indices in pinned for index in indices or ()}))
+    needed = GpusNeeded(
+        vendor=gpu.vendor,
+        count=setting.gpus_per_node,
+        model=gpu.reported_as or "",
+        memory_mib=gpu.memory_mib or 0,
+        minimum_driver=setting.release.minimum_driver or "",
+        indices=used,
+    )
+    return node.model_copy(update={"requirements": node.requirements.model_copy(update={"gpus": needed})})
 
 
 def _requirements(setting: Setting, supplies: Supplies) -> Requirements:

@@ -50,11 +50,17 @@ class Parallel(Wish):
         return "x".join(parts) + ("+EP" if self.expert else "")
 
 
+SERVED_NAME = r"^[A-Za-z0-9][\w.\-/:]{0,199}$"
+LONGEST_SHOWN = 120
 RESERVED_NAMES = {"rehearsal-hub"}
 # Plain names only: the path stands in scripts, unit files and sockets. Not the root, and no slash at the end.
 STATE_DIRECTORY = r"^/[A-Za-z0-9._\-]+(/[A-Za-z0-9._\-]+)*$"
 Address = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.\-:]*[A-Za-z0-9])?$", max_length=253)]
 VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+# What a process can be given: no NUL; an argument is not blank either.
+Text = Annotated[str, Field(pattern=r"^[^\x00]*$")]
+Word = Annotated[str, Field(pattern=r"^[^\x00]*[^\x00\s][^\x00]*$")]
+Interface = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:@\-]+(,[A-Za-z0-9_.:@\-]+)*$", max_length=200)]
 
 
 def _read_parallel(value: object) -> object:
@@ -90,21 +96,28 @@ class Deployment(Wish):
     features: Annotated[tuple[str, ...], BeforeValidator(_read_list)] = DEFAULT_FEATURES
     context_length: PositiveInt | None = None
     concurrency: PositiveInt = 1
-    served_name: Annotated[str | None, Field(pattern=r"^[A-Za-z0-9][\w.\-/:]*$")] = None
+    served_name: Annotated[str | None, Field(pattern=SERVED_NAME)] = None
     bind_address: Address | None = None
     port: int | None = Field(None, gt=0, lt=65536)
     engine_version: str | None = None
     install: Literal["auto", "venv", "container"] = "auto"
     accept_unsafe_version: bool = False
     weights_endpoint: Annotated[str | None, Field(pattern=r"^https?://[^\s/]+(/\S*)?$")] = None
-    extra_arguments: tuple[str, ...] = ()
-    extra_environment: dict[VariableName, str] = {}
+    extra_arguments: tuple[Word, ...] = ()
+    extra_environment: dict[VariableName, Text] = {}
 
     @field_validator("name")
     @classmethod
     def _not_reserved(cls, value: str) -> str:
         if value in RESERVED_NAMES:
             raise ValueError(f"'{value}' is the name of a helper of the toolkit's own")
+        return value
+
+    @field_validator("extra_environment")
+    @classmethod
+    def _not_the_run_scripts_own(cls, value: dict[str, str]) -> dict[str, str]:
+        if own := sorted(name for name in value if name.startswith("STEPLADDER_")):
+            raise ValueError(f"{', '.join(own)}: the run scripts set what begins with STEPLADDER_ themselves")
         return value
 
     @field_validator("features")
@@ -127,10 +140,21 @@ class Node(Wish):
     address_declared: bool = False
     client_address: Address | None = None
     gpu: str
-    gpus: PositiveInt | None = None
-    interface: str | None = None
+    gpus: Annotated[int | None, Field(ge=1, le=128)] = None
+    interface: Interface | None = None
     interface_reason: str | None = None
     driver: Annotated[str | None, Field(pattern=r"^\d+(\.\d+)*$")] = None
+
+    @field_validator("address")
+    @classmethod
+    def _can_be_reached(cls, value: str) -> str:
+        try:
+            address = ipaddress.ip_address(value)
+        except ValueError:
+            return value
+        if address.version != 4 or address.is_unspecified:
+            raise ValueError("expected the IPv4 address or the name under which its peers reach the node")
+        return value
 
     @property
     def on_loopback(self) -> bool:
@@ -169,4 +193,6 @@ def _as_violation(problem: Any) -> Violation:
         name = "_".join(where[:2]) + "".join(f".{part}" for part in where[2:] if part not in PARALLEL_BRANCHES)
     else:
         name = ".".join(where)
-    return Violation(f"variable {name}", f"found {problem['input']!r}", f"{problem['msg']}.")
+    found = repr(problem["input"])
+    found = found if len(found) <= LONGEST_SHOWN else f"{found[:LONGEST_SHOWN]}..."
+    return Violation(f"variable {name}", f"found {found}", f"{problem['msg']}.")

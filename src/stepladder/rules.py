@@ -116,6 +116,15 @@ def installable(setting: Setting, parallel: Parallel) -> Violation | None:
     return None
 
 
+def context_is_the_models(setting: Setting, parallel: Parallel) -> Violation | None:
+    """Sequences are no longer than the model can read (the engines refuse a longer `--max-model-len`)."""
+    wished, own = setting.deployment.context_length, setting.model.context_length
+    if wished is None or wished <= own:
+        return None
+    found = f"{wished:,} tokens, {setting.model.title} reads {own:,}"
+    return Violation("context", found, f"Set deployment_context_length to at most {own}, or leave it out.")
+
+
 def driver_new_enough(setting: Setting, parallel: Parallel) -> Violation | None:
     """Declared drivers are what the release needs at least (`minimum_driver` in the catalogue)."""
     floor = setting.release.minimum_driver
@@ -326,6 +335,7 @@ SETTING_RULES: tuple[Rule, ...] = (
     mtp_supported,
     features_apply,
     installable,
+    context_is_the_models,
     driver_new_enough,
     extra_arguments_are_taken,
 )

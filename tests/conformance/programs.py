@@ -24,6 +24,10 @@ NOT_JUDGED = {
 }
 
 
+# Of those, engines that `tests/e2e` deploys for real on the CPU.
+SERVED_FOR_REAL = {"transformers"}
+
+
 @dataclass(frozen=True)
 class Program:
     """A judged program: one release's command, and Ray's.

@@ -445,6 +445,11 @@ def test_the_catalogues_lists_know_every_flag(text: str, expected: str, mend: st
     assert (f"{finding.severity}: {finding.what}", finding.mend) == (expected, mend)
 
 
+@pytest.mark.parametrize("name", ["a b", "a" * 300, "-x", "\u00fc"])
+def test_a_name_that_we_would_not_serve_under_is_left_to_the_model(name: str) -> None:
+    assert "error: --served-model-name" not in briefly(lint(f"{FLASH} --served-model-name '{name}'"))
+
+
 def test_the_beginning_of_one_flag_is_that_flag() -> None:
     assert briefly(lint(FLASH + "--max-model 4096")) == briefly(lint(FLASH))
 

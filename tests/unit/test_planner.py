@@ -299,6 +299,32 @@ REFUSALS = [
          "variable deployment_port: found 99999. Input should be less than 65536."],
         id="values",
     ),
+    pytest.param(
+        {"model": "step-3.5-flash", "variant": "fp8", "parallel": "TP4+EP", "replicas": 4, "port": 65535},
+        ["1. ports: vllm-1 (OpenAI-compatible API) would listen on 65536, the highest is 65535. Set deployment_port"],
+        id="no-such-port",
+    ),
+    pytest.param(
+        {"port": 6381},
+        ["ports: ray-0 (Ray) and vllm-0 (OpenAI-compatible API) would both listen on 6381 of n0. Set deployment_port"],
+        id="one-port-twice",
+    ),
+    pytest.param(
+        {"context_length": 65537},
+        ["context: 65,537 tokens, Step3 reads 65,536. Set deployment_context_length to at most 65536, or leave it"],
+        id="context-of-another-model",
+    ),
+    pytest.param(
+        {"extra_arguments": ["a\0b", " "], "extra_environment": {"A": "\0"}},
+        ["variable deployment_extra_arguments.0: found 'a\\x00b'.", "variable deployment_extra_arguments.1: found ' '.",
+         "variable deployment_extra_environment.A: found '\\x00'."],
+        id="what-no-process-can-be-given",
+    ),
+    pytest.param(
+        {"extra_environment": {"STEPLADDER_X": "1"}, "served_name": "a" * 5000},
+        ["STEPLADDER_X: the run scripts set what begins with STEPLADDER_ themselves.", "aaa.... String should match"],
+        id="names-and-lengths",
+    ),
     pytest.param({"nmae": "x"}, ["variable deployment_nmae: found 'x'. Extra inputs are not permitted."], id="extra"),
 ]  # fmt: skip
 
@@ -322,7 +348,7 @@ NEAREST = [
     pytest.param(1, "h20-96", {}, "instead of auto. No layout works on 1 x 8 GPUs; on 2 nodes TP16 does.", id="auto"),
     pytest.param(
         1, "h100", {"engine": "transformers"},
-        "instead of auto. No layout works on nodes of 8 x NVIDIA H100 SXM (80 GB).", id="none",
+        "instead of auto. No layout works on nodes of 8 x NVIDIA H100 SXM (80 GB), however many were tried.", id="none",
     ),
     pytest.param(
         2, "h20-96", {"topology": "single", "variant": "fp8", "parallel": "TP16"}, "TP8 works here.", id="topology"
@@ -333,6 +359,10 @@ NEAREST = [
     pytest.param(
         2, "h20-96", {"parallel": "TP12", "features": ["mtp"]}, "TP16 works here, once the above is mended.",
         id="with-another-fault",
+    ),
+    pytest.param(
+        3, "h20-96", {"replicas": 2}, "instead of auto. No layout works on 3 x 8 GPUs; on 4 nodes TP16 does.",
+        id="more-nodes-for-all-replicas",
     ),
     pytest.param(2, "mi300x", {"parallel": "TP8xDP2"}, "TP8xDP2+EP works here.", id="whole-experts"),
 ]  # fmt: skip
@@ -396,8 +426,32 @@ def test_hardware_faults_of_all_nodes_are_named() -> None:
     assert "Put at least one host into the group 'engines'" in refusal_of([])
     assert "h100, h20-96 in one deployment" in refusal_of([first, second | {"gpu": "h100"}])
     assert "two nodes share one: 198.18.0.1, 198.18.0.1" in refusal_of([first, second | {"address": "198.18.0.1"}])
+    assert "nodes: a name stands twice: n0, n0. Name each node once." in refusal_of([first, second | {"name": "n0"}])
+    for address in ("0.0.0.0", "fd00::1"):
+        assert f"found '{address}'. Value error, expected the IPv4 address" in refusal_of(
+            [first | {"address": address}]
+        )
+    assert "variable nodes.0.interface: found 'eth0; reboot'" in refusal_of([first | {"interface": "eth0; reboot"}])
+    assert "variable nodes.0.gpus: found 1000000" in refusal_of([first | {"gpus": 10**6}])
     assert "GPUs per node: [4, 8] in one deployment" in refusal_of([first, second | {"gpus": 4}])
     assert "unknown GPU type: 'h20'. Did you mean 'h200'?" in refusal_of([first | {"gpu": "h20"}, second])
+
+
+def needed_gpus(plan: Plan) -> dict[str, Any] | None:
+    gpus = plan.nodes[-1].requirements.gpus
+    return gpus.model_dump() if gpus else None
+
+
+def test_a_plan_says_which_gpus_its_nodes_must_have() -> None:
+    assert needed_gpus(plan_for()) == {
+        "vendor": "nvidia", "count": 8, "model": "H20", "memory_mib": 97871, "minimum_driver": "580",
+        "indices": (0, 1, 2, 3, 4, 5, 6, 7),
+    }  # fmt: skip
+    flash = {"model": "step-3.5-flash", "variant": "fp8", "parallel": "TP4+EP"}
+    assert (needed_gpus(plan_for(1, "h200", **flash)) or {})["indices"] == (0, 1, 2, 3)
+    assert (needed_gpus(plan_for(1, "h200", **flash, replicas=2)) or {})["indices"] == tuple(range(8))
+    assert (needed_gpus(plan_for(1, "mi300x", **flash)) or {})["model"] == "MI300X"
+    assert needed_gpus(plan_for(1, "cpu", model="tiny-step3p5")) is None
 
 
 def test_what_a_node_must_have_is_shown() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -76,6 +77,7 @@ class Rendered:
 STOP_HEAD, STOP_FOLLOWERS, STOP_RAY_WORKERS, STOP_RAY_HEAD = range(4)
 # A follower has no request of its own to finish once the head is gone.
 FOLLOWER_STOP_SECONDS = 15
+VISIBLE_GPUS = {"nvidia": "CUDA_VISIBLE_DEVICES", "amd": "HIP_VISIBLE_DEVICES"}
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # Ranks share memory beyond Docker's 64 MB, and pin what the network reads (vllm 1710, 19613).
 CONTAINER_LIMITS = ("--ipc=host", "--shm-size=32g", "--ulimit", "memlock=-1", "--ulimit", "stack=67108864")
@@ -158,8 +160,16 @@ def visible_gpus(setting: Setting, replica: Replica) -> dict[str, str]:
     on_node = replica.parallel.world_size // len(replica.nodes)
     if setting.gpu.vendor == "cpu" or on_node == setting.gpus_per_node:
         return {}
-    name = "CUDA_VISIBLE_DEVICES" if setting.gpu.vendor == "nvidia" else "HIP_VISIBLE_DEVICES"
+    name = VISIBLE_GPUS[setting.gpu.vendor]
     return {name: ",".join(str(gpu) for gpu in range(replica.first_gpu, replica.first_gpu + on_node))}
+
+
+def visible_gpu_indices(env: Mapping[str, str]) -> tuple[int, ...] | None:
+    """The GPUs that a process's environment pins it to by their numbers; none where it sees all, or says otherwise."""
+    value = next((env[name] for name in VISIBLE_GPUS.values() if name in env), None)
+    if value is None or not re.fullmatch(r"\d+(,\d+)*", value):
+        return None
+    return tuple(int(index) for index in value.split(","))
 
 
 def interface_notes(replica: Replica) -> list[Note]:
