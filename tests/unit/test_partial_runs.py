@@ -13,6 +13,14 @@ NO_TAGS = "deploy runs as a whole: it has no tags"
 NO_PLAN = "--start-at-task left out the plan, without which nothing is done"
 
 
+def deploy(state: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "bin/stepladder", "deploy", "-i", "inventories/local", *options]
+    return subprocess.run(
+        [*command, "-e", f"stepladder_state_directory={state}"],
+        cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
@@ -24,11 +32,12 @@ NO_PLAN = "--start-at-task left out the plan, without which nothing is done"
 )
 def test_a_part_of_a_deploy_is_refused(option: str, value: str, message: str, tmp_path: Path) -> None:
     state = tmp_path / "state"
-    command = [sys.executable, "bin/stepladder", "deploy", "-i", "inventories/local", option, value]
-    done = subprocess.run(
-        [*command, "-e", f"stepladder_state_directory={state}"],
-        cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+    done = deploy(state, option, value)
     assert done.returncode in {1, 2}, done.stdout[-2000:]
     assert message in done.stdout + done.stderr
     assert not state.exists()
+
+
+def test_a_whole_one_is_not(tmp_path: Path) -> None:
+    done = deploy(tmp_path / "state", "--check")
+    assert done.returncode == 0, done.stdout[-2000:]

@@ -15,6 +15,7 @@ from stepladder.plan import Plan
 from stepladder.planner import make_plan
 from stepladder.request import parse_request
 from stepladder.show import human
+from stepladder.units import release_processes
 
 CATALOGUE = Catalogue()
 VLLM = "/var/lib/stepladder/venvs/vllm-0.33.0-cuda-"
@@ -123,6 +124,8 @@ def test_the_reference_server_parses_nothing_and_the_plan_says_so() -> None:
     assert "without reasoning and tool_calls" in {note.topic for note in plan.notes}
     assert (plan.not_deployable, plan.verification.level) == (None, "cpu")
     assert node.processes[0].argv[1] == node.programs[0] == "/var/lib/stepladder/programs/default/reference_server.py"
+    (written,) = release_processes(plan.slices()["n0"]["node"])
+    assert set(node.programs) <= set(written["started_from"]), "another program has to be started anew"
 
 
 def test_multi_token_prediction_uses_todays_method() -> None:
@@ -339,6 +342,9 @@ def test_refusal_names_every_reason(wish: dict[str, Any], reasons: list[str]) ->
 
 NEAREST = [
     pytest.param(2, "h20-96", {"parallel": "DP16"}, "TP2xDP8 works here.", id="data-parallel-stays-data-parallel"),
+    pytest.param(
+        2, "h20-141", {"parallel": "TP4xDP2", "concurrency": 10}, "TP8xDP2 works here.", id="rather-than-as-many-gpus"
+    ),
     pytest.param(2, "h20-96", {"parallel": "TP4xDP3"}, "TP4xDP4 works here.", id="no-whole-number-of-nodes"),
     pytest.param(2, "h20-96", {"parallel": "TP3xPP5"}, "TP4xPP4 works here.", id="pipeline-stays-a-pipeline"),
     pytest.param(1, "h20-96", {"variant": "fp8", "parallel": "TP16"}, "TP8 works here.", id="fewer-gpus"),
