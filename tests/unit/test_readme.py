@@ -37,4 +37,7 @@ def test_every_file_that_the_readme_links_to_is_there() -> None:
 def test_every_inventory_of_the_readme_is_there() -> None:
     named = set(re.findall(r"-i (inventories/\w+)", (REPOSITORY / "README.md").read_text()))
     assert named >= {"inventories/local", "inventories/h20"}
-    assert [name for name in named if not (REPOSITORY / name / "hosts.yml").exists()] == []
+    # The lab's hosts are written by `lab up`.
+    made = {"inventories/lab"}
+    assert [name for name in named - made if not (REPOSITORY / name / "hosts.yml").exists()] == []
+    assert (REPOSITORY / "inventories/lab/group_vars/engines.yml").exists()
