@@ -54,6 +54,8 @@ class CallbackModule(Default):
 
     CALLBACK_VERSION = 2.0
     CALLBACK_TYPE = "stdout"
+    # Where programs read the output, what failed has to stand elsewhere.
+    TROUBLE_TO_STDERR = False
     CALLBACK_NAME = "stepladder.core.brief"
 
     _heading = ""
@@ -114,8 +116,7 @@ class CallbackModule(Default):
         if self._display.verbosity:
             super().v2_runner_on_unreachable(result)
             return
-        self._display.display(f"  {result.host.get_name()}: UNREACHABLE", color=constants.COLOR_UNREACHABLE)
-        self._display.display(textwrap.indent(failure_text(result.result), "    "), color=constants.COLOR_UNREACHABLE)
+        self._trouble(f"{result.host.get_name()}: UNREACHABLE", result, constants.COLOR_UNREACHABLE)
 
     def v2_runner_on_skipped(self, result: Any) -> None:
         """Print nothing."""
@@ -138,8 +139,11 @@ class CallbackModule(Default):
         refuse_empty_run(self._display, stats)
 
     def _failed(self, result: Any, what: str) -> None:
-        self._display.display(f"  {result.host.get_name()} | {what}: FAILED", color=constants.COLOR_ERROR)
-        self._display.display(textwrap.indent(failure_text(result.result), "    "), color=constants.COLOR_ERROR)
+        self._trouble(f"{result.host.get_name()} | {what}: FAILED", result, constants.COLOR_ERROR)
+
+    def _trouble(self, heading: str, result: Any, color: str) -> None:
+        text = textwrap.indent(f"{heading}\n{textwrap.indent(failure_text(result.result), '  ')}", "  ")
+        self._display.display(text, color=color, stderr=self.TROUBLE_TO_STDERR)
 
     def _changed(self, result: Any, what: str) -> None:
         self._display.display(f"  {result.host.get_name()} | {what}: changed", color=constants.COLOR_CHANGED)

@@ -20,6 +20,7 @@ class CallbackModule(Brief):
     """Brief output without plays and without the recap."""
 
     CALLBACK_NAME = "stepladder.core.quiet"
+    TROUBLE_TO_STDERR = True
 
     def v2_playbook_on_play_start(self, play: Any) -> None:
         """Keep the play for messages, without naming it."""

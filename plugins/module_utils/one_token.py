@@ -20,7 +20,7 @@ def ask(health: Mapping[str, Any], timeout: float) -> str:
         health: host, port and model (the served name) of the process.
         timeout: seconds for the answer.
 
-    Returns: an empty text when it works, else one sentence on what it did instead.
+    Returns: an empty text when it works, else what it did instead, as the end of a sentence about it.
     """
     before = tokens(health)
     fault = _complete(health, timeout)
@@ -44,9 +44,9 @@ def _complete(health: Mapping[str, Any], timeout: float) -> str:
     wish = json.dumps({"model": health["model"], "prompt": "a", "max_tokens": 1, "temperature": 0})
     status, body = _request(health, "POST", "/v1/completions", wish, timeout)
     if status is None:
-        return f"port {health['port']} gave no token: {body}"
+        return f"gave no token: {body}"
     if status != 200:
-        return f"port {health['port']} answers {status} to a request for one token"
+        return f"answered {status} when asked for a token"
     return ""
 
 

@@ -86,6 +86,9 @@ class Replica:
 def ray(lab: RealLab) -> Iterator[Replica]:
     """vLLM on two nodes over Ray, its bytes fetched and its environments made once for the module."""
     replica = Replica(lab, "ray")
+    foreseen = replica.deploy("--check", "--diff")
+    assert re.search(r"changed=[1-9]\d* +unreachable=0 +failed=0", foreseen), foreseen[-3000:]
+    assert lab.ssh("node2", "ls /var/lib/stepladder", check=False).returncode != 0, "a check wrote something"
     replica.first = replica.deploy()  # type: ignore[attr-defined]
     yield replica
     lab.run("heal")
