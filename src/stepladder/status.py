@@ -9,11 +9,15 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 HEALTHY = {"ready"}
+UNUSED = "unused"
 SECONDS_PER_UNIT = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
 
 
 class StatusRow(BaseModel):
-    """One process as its node reports it; `phase` as `stepladder.core.engine_state` names them."""
+    """One process as its node reports it; `phase` as `stepladder.core.engine_state` names them.
+
+    `members` are the nodes that the deployment has, as far as this one knows.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -26,6 +30,7 @@ class StatusRow(BaseModel):
     pid: int | None = None
     endpoint: str | None = None
     last_line: str | None = None
+    members: tuple[str, ...] = ()
 
 
 def rows(host: str, deployment: Mapping[str, Any] | None, states: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -52,6 +57,7 @@ def rows(host: str, deployment: Mapping[str, Any] | None, states: Sequence[Mappi
             pid=state.get("pid"),
             endpoint=urls.get(host),
             last_line=tail[-1] if tail and state["phase"] not in HEALTHY else None,
+            members=(*urls, *(rank["node"] for rank in deployment.get("node", {}).get("ranks", ()))),
         )
         result.append(row.model_dump())
     return result
@@ -76,9 +82,10 @@ def text(all_rows: Sequence[Mapping[str, Any]], form: str = "human") -> str:
     Raises:
         ValueError: for a format that does not exist.
     """
-    found = [StatusRow.model_validate(row) for row in all_rows]
+    found = _without_strangers([StatusRow.model_validate(row) for row in all_rows])
     if form == "json":
-        document = {"format_version": 1, "ready": is_ready(found), "processes": [row.model_dump() for row in found]}
+        processes = [row.model_dump(exclude={"members"}) for row in found]
+        document = {"format_version": 1, "ready": is_ready(found), "processes": processes}
         return json.dumps(document, indent=1, sort_keys=True)
     if form != "human":
         raise ValueError(f"status_format '{form}' is unknown. Choose one of: human, json.")
@@ -101,8 +108,19 @@ def logs_text(states: Sequence[Mapping[str, Any]], host: str) -> str:
 
 
 def is_ready(found: Sequence[StatusRow]) -> bool:
-    """Whether there is something and all of it is ready."""
-    return bool(found) and all(row.phase in HEALTHY for row in found)
+    """Whether there is something and all of it is ready; a node that the deployment has not plays no part."""
+    used = [row for row in found if row.phase != UNUSED]
+    return bool(used) and all(row.phase in HEALTHY for row in used)
+
+
+def _without_strangers(found: Sequence[StatusRow]) -> list[StatusRow]:
+    """The rows, with nodes told apart that have nothing because the deployment does not need them."""
+    members = {member for row in found for member in row.members}
+    unused = {"phase": UNUSED, "detail": "the deployment does not need this node"}
+    return [
+        row.model_copy(update=unused) if members and row.phase == "absent" and row.node not in members else row
+        for row in found
+    ]
 
 
 def duration(seconds: float | None) -> str:

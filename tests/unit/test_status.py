@@ -49,6 +49,21 @@ def test_status_table_of_a_ready_and_a_silent_node() -> None:
     ]
 
 
+def test_a_node_that_the_deployment_does_not_need_is_no_fault() -> None:
+    ranks = {"node": {"ranks": [{"node": "n0", "address": "198.18.0.1"}, {"node": "n1", "address": "198.18.0.2"}]}}
+    rows = status.rows("n0", {**KEPT, **ranks}, [state()])
+    lost, stranger = status.rows("n1", None, []), status.rows("n2", None, [])
+    assert status.text(rows + stranger).splitlines()[2].split(maxsplit=5)[2:] == [
+        "unused",
+        "-",
+        "-",
+        "the deployment does not need this node",
+    ]
+    assert json.loads(status.text(rows + stranger, "json"))["ready"]
+    assert not json.loads(status.text(rows + lost, "json"))["ready"]
+    assert not json.loads(status.text(stranger, "json"))["ready"]
+
+
 def test_last_log_line_is_shown_where_it_is_not_well() -> None:
     rows = status.rows("n0", KEPT, [state(phase="failed", detail="exit status 1", log_tail=["a", "Killed"])])
     assert "  n0 vllm-0 last said: Killed" in status.text(rows).splitlines()
