@@ -55,6 +55,13 @@ def _on_plain_data(function: Callable[..., Any]) -> Callable[..., Any]:
     return filtered
 
 
+def _status_report(variables: Mapping[str, Any], hosts: list[str], form: str = "human") -> str:
+    """`status.report` on plain rows."""
+    return status.report(
+        {host: {"status_rows": _plain(variables[host].get("status_rows"))} for host in hosts}, hosts, form
+    )
+
+
 class FilterModule:
     """Filters of the collection."""
 
@@ -84,6 +91,6 @@ class FilterModule:
             "peer_addresses": replica.peer_addresses,
             "removal_text": show.removal,
             "replica_fault": replica.fault_of,
-            "status_report": status.report,
+            "status_report": _status_report,
             "unlike": replica.unlike,
         }

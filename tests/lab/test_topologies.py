@@ -92,10 +92,16 @@ def ray(lab: RealLab) -> Iterator[Replica]:
     assert lab.ssh("node2", "ls /var/lib/stepladder", check=False).returncode != 0, "a check wrote something"
     replica.first = replica.deploy()  # type: ignore[attr-defined]
     yield replica
-    lab.run("heal")
-    lab.run("start", "node1")
-    lab.run("start", "node2")
     lab.play("remove", "-e", "confirm_approved=true")
+
+
+@pytest.fixture(autouse=True)
+def _whole(lab: RealLab) -> Iterator[None]:
+    """No test leaves its fault to the next one."""
+    yield
+    lab.run("heal")
+    for node in ("node1", "node2"):
+        lab.run("start", node)
 
 
 def test_two_nodes_serve_over_ray_and_a_rerun_changes_nothing(ray: Replica) -> None:
