@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import re
 import signal
@@ -9,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,7 +31,8 @@ class Replica:
         self.lab = lab
         wish = {"deployment_parallel": "TP2", "deployment_topology": topology, **variables}
         self.arguments = ("-e", json.dumps(wish))
-        self.port = 30000 if variables.get("deployment_engine") == "sglang" else 8000
+        port = 30000 if variables.get("deployment_engine") == "sglang" else 8000
+        self.url = f"http://{lab.address('node1')}:{port}/v1/completions"
 
     def deploy(self, *arguments: str, check: bool = True) -> str:
         """Deploy, hold that the endpoint was verified, and return what was printed."""
@@ -54,12 +55,11 @@ class Replica:
     def ask(self, timeout: float = 10) -> bool:
         """Whether the endpoint gives a token within the time."""
         body = json.dumps({"model": "tiny-step3p5", "prompt": "a", "max_tokens": 1}).encode()
-        url = f"http://{self.lab.address('node1')}:{self.port}/v1/completions"
-        request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+        request = urllib.request.Request(self.url, body, {"Content-Type": "application/json"})
         try:
             with urllib.request.urlopen(request, timeout=timeout) as answer:
                 return bool(json.load(answer)["choices"])
-        except (OSError, urllib.error.HTTPError):
+        except (OSError, http.client.HTTPException, ValueError):
             return False
 
     @contextmanager
