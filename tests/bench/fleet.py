@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import re
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -61,7 +62,7 @@ class Fleet:
             cwd=REPOSITORY, capture_output=True, text=True, check=True,
         )  # fmt: skip
         commands = [
-            ["ssh", "-i", host["ansible_ssh_private_key_file"], *host["ansible_ssh_common_args"].split(),
+            ["ssh", "-i", host["ansible_ssh_private_key_file"], *shlex.split(host["ansible_ssh_common_args"]),
              "-o", "ControlPath=none", f"{host['ansible_user']}@{host['ansible_host']}", "true"]
             for host in json.loads(listed.stdout)["_meta"]["hostvars"].values()
             if "ansible_ssh_private_key_file" in host
