@@ -130,7 +130,7 @@ def test_remove_and_status_where_nothing_was_deployed(local: Local) -> None:
     }  # fmt: skip
     done = local.run("verify", check=False)
     assert done.returncode != 0
-    assert "Nothing is deployed under the name e2e" in done.stdout
+    assert "Nothing is deployed under the name e2e" in done.stderr
     assert changed_tasks(local.run("remove", "-e", "confirm_approved=true").stdout) == 0
 
 
