@@ -12,7 +12,7 @@ import yaml
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 INVENTORIES = sorted(hosts.parent for hosts in REPOSITORY.glob("inventories/*/hosts.yml") if hosts.parent.name != "lab")
-# What somebody who takes an inventory as it is gets: engine, platform, install, tensor and expert parallelism, replicas.
+# What an inventory gives as it is: engine, platform, install, tensor and expert parallelism, replicas.
 EXPECTED = {
     "b200": ("vllm", "cuda", "venv", (1, False), 1),
     "ci": ("vllm", "cuda", "venv", (4, True), 1),
