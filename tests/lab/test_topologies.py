@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from real_lab import REPOSITORY, RealLab
+from real_lab import NOTED, REPOSITORY, RealLab
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(1500)]
 
@@ -44,6 +44,14 @@ class Replica:
     def changes(self) -> set[int]:
         """Deploy again; how much the nodes say that they changed."""
         return {int(number) for number in re.findall(r"changed=(\d+)", self.deploy())}
+
+    def bring_back(self, fault: str, told: str) -> str:
+        """The one rerun after a fault, timed for the summary; every process is ready after it."""
+        started = time.monotonic()
+        printed = self.deploy()
+        NOTED.append(f"{fault}: {told}; one rerun, {time.monotonic() - started:.0f} s")
+        assert set(self.status().values()) == {"ready"}
+        return printed
 
     def status(self) -> dict[tuple[str, str], str]:
         """Phase by node and process."""
@@ -130,15 +138,15 @@ def test_a_worker_that_loses_power_under_load(ray: Replica) -> None:
         killed = time.monotonic()
         ray.lab.run("kill", "node2")
         time.sleep(12)
-    assert failed[0] - killed < 15, "a lost worker was not noticed"
+    noticed = failed[0] - killed
+    assert noticed < 15, "a lost worker was not noticed"
     phases = ray.status()
     assert phases["node2", "-"] == "unreachable"
     assert phases["node1", "vllm-0"] != "ready"
     refused = ray.deploy(check=False)
     assert re.search(r"node2: UNREACHABLE", refused)
     ray.lab.run("start", "node2")
-    ray.deploy()
-    assert set(ray.status().values()) == {"ready"}
+    ray.bring_back("ray: worker loses power under load", f"requests fail after {noticed:.0f} s, status: unreachable")
     assert ray.changes() == {0}
 
 
@@ -150,8 +158,7 @@ def test_a_cut_between_the_nodes(ray: Replica) -> None:
     assert re.search(r"network between node1 and its peers: .* is not reached from node2", refused)
     assert re.search(r"network between node2 and its peers: .* is not reached from node1", refused)
     ray.lab.run("heal")
-    ray.deploy()
-    assert set(ray.status().values()) == {"ready"}
+    ray.bring_back("ray: cut between the nodes", f"status: engine {phases['node1', 'vllm-0']}, deploy: not reached")
 
 
 @pytest.mark.nightly
@@ -160,15 +167,14 @@ def test_a_head_that_loses_power(ray: Replica) -> None:
     phases = ray.status()
     assert phases["node1", "-"] == "unreachable"
     ray.lab.run("start", "node1")
-    ray.deploy()
-    assert set(ray.status().values()) == {"ready"}
+    ray.bring_back("ray: head loses power", "status: unreachable")
 
 
 @pytest.mark.nightly
 def test_a_node_that_restarts(ray: Replica) -> None:
     ray.lab.run("reboot", "node2")
-    ray.deploy()
-    assert set(ray.status().values()) == {"ready"}
+    phases = ray.status()
+    ray.bring_back("ray: worker's node restarts", f"status once it is up: {_told(phases)}")
 
 
 @pytest.mark.nightly
@@ -186,7 +192,7 @@ def test_another_ray_on_one_node_is_refused_before_anything_starts(ray: Replica)
 @pytest.mark.nightly
 def test_weights_that_are_gone_on_one_node(ray: Replica) -> None:
     ray.lab.ssh("node2", "rm -r /var/lib/stepladder/models/stepladder--tiny-step3p5")
-    printed = ray.deploy()
+    printed = ray.bring_back("ray: weights gone on one node", "deploy fetches them")
     assert "all ranks are started again" in printed
     assert ray.changes() == {0}
 
@@ -196,7 +202,9 @@ def test_an_engine_that_the_kernel_kills_while_it_loads(ray: Replica) -> None:
     ray.lab.play("stop")
     with _deploying(ray, until="vllm-0: loading") as deploy:
         ray.lab.ssh("node1", "kill -9 $(systemctl show -p MainPID --value lab-vllm-0)")
+        killed = time.monotonic()
         printed, _ = deploy.communicate(timeout=600)
+    NOTED.append(f"ray: engine killed while it loads: the same deploy ends well after {time.monotonic() - killed:.0f} s")
     assert deploy.returncode == 0, printed[-3000:]
     assert PASSED.search(printed)
 
@@ -207,8 +215,12 @@ def test_a_controller_that_is_killed_half_way(ray: Replica) -> None:
     with _deploying(ray, until="vllm-0: loading") as deploy:
         deploy.kill()
         deploy.wait()
-    ray.deploy()
+    ray.bring_back("ray: controller killed while the engine loads", "nobody, it loads on")
     assert ray.changes() == {0}
+
+
+def _told(phases: dict[tuple[str, str], str]) -> str:
+    return ", ".join(f"{node} {process} {phase}" for (node, process), phase in sorted(phases.items()))
 
 
 @contextmanager
@@ -239,14 +251,15 @@ def test_engines_that_join_their_ranks_themselves(lab: RealLab, engine: str, top
     process = f"{engine}-0"
     # A rank is lost: nobody asks for it alone.
     lab.run("kill", "node2")
-    assert replica.status()["node1", process] != "ready", "status called an engine ready that has lost a rank"
+    phases = replica.status()
+    assert phases["node1", process] != "ready", "status called an engine ready that has lost a rank"
     lab.run("start", "node2")
-    replica.deploy()
-    assert set(replica.status().values()) == {"ready"}
+    replica.bring_back(f"{topology}: follower loses power", f"status: {_told(phases)}")
     lab.run("cut", "node1", "node2")
-    assert replica.status()["node1", process] != "ready", "status called an engine ready that has lost a rank"
+    phases = replica.status()
+    assert phases["node1", process] != "ready", "status called an engine ready that has lost a rank"
     lab.run("heal")
-    replica.deploy()
+    replica.bring_back(f"{topology}: cut between the nodes", f"status: {_told(phases)}")
     # The head first, then its followers.
     lab.play("stop")
     assert set(replica.status().values()) == {"stopped"}
