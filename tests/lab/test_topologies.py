@@ -204,7 +204,8 @@ def test_an_engine_that_the_kernel_kills_while_it_loads(ray: Replica) -> None:
         ray.lab.ssh("node1", "kill -9 $(systemctl show -p MainPID --value lab-vllm-0)")
         killed = time.monotonic()
         printed, _ = deploy.communicate(timeout=600)
-    NOTED.append(f"ray: engine killed while it loads: the same deploy ends well after {time.monotonic() - killed:.0f} s")
+    took = time.monotonic() - killed
+    NOTED.append(f"ray: engine killed while it loads: systemd starts it again, the deploy ends well after {took:.0f} s")
     assert deploy.returncode == 0, printed[-3000:]
     assert PASSED.search(printed)
 
