@@ -2,99 +2,31 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import re
 import signal
 import subprocess
 import sys
-import threading
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import pytest
+from deployed import PASSED, Deployed
 from real_lab import NOTED, REPOSITORY, RealLab
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(1500)]
 
-PASSED = re.compile(r"(\d) of \1 checks passed")
-LOGS = "/var/lib/stepladder/deployments/lab/logs"
 
-
-class Replica:
-    """A replica on both nodes of the lab: what was asked for, and what its verbs print."""
-
-    def __init__(self, lab: RealLab, topology: str, **variables: Any) -> None:
-        self.lab = lab
-        wish = {"deployment_parallel": "TP2", "deployment_topology": topology, **variables}
-        self.arguments = ("-e", json.dumps(wish))
-        port = 30000 if variables.get("deployment_engine") == "sglang" else 8000
-        self.url = f"http://{lab.address('node1')}:{port}/v1/completions"
-
-    def deploy(self, *arguments: str, check: bool = True) -> str:
-        """Deploy, hold that the endpoint was verified, and return what was printed."""
-        done = self.lab.play("deploy", *self.arguments, *arguments, check=check)
-        if check and "--check" not in arguments:
-            assert PASSED.search(done.stdout), done.stdout[-3000:]
-        return done.stdout + done.stderr
-
-    def changes(self) -> set[int]:
-        """Deploy again; how much the nodes say that they changed."""
-        return {int(number) for number in re.findall(r"changed=(\d+)", self.deploy())}
-
-    def bring_back(self, fault: str, told: str) -> str:
-        """The one rerun after a fault, timed for the summary; every process is ready after it."""
-        started = time.monotonic()
-        printed = self.deploy()
-        NOTED.append(f"{fault}: {told}; one rerun, {time.monotonic() - started:.0f} s")
-        assert set(self.status().values()) == {"ready"}
-        return printed
-
-    def status(self) -> dict[tuple[str, str], str]:
-        """Phase by node and process."""
-        done = self.lab.play("status", "-e", "status_format=json", check=False)
-        document = json.loads(done.stdout[done.stdout.index("{") : done.stdout.rindex("}") + 1])
-        rows = [row for row in document["processes"] if row["phase"] != "unused"]
-        return {(row["node"], row["process"]): row["phase"] for row in rows}
-
-    def ask(self, timeout: float = 10) -> bool:
-        """Whether the endpoint gives a token within the time."""
-        body = json.dumps({"model": "tiny-step3p5", "prompt": "a", "max_tokens": 1}).encode()
-        request = urllib.request.Request(self.url, body, {"Content-Type": "application/json"})
-        try:
-            with urllib.request.urlopen(request, timeout=timeout) as answer:
-                return bool(json.load(answer)["choices"])
-        except (OSError, http.client.HTTPException, ValueError):
-            return False
-
-    @contextmanager
-    def under_load(self) -> Iterator[list[float]]:
-        """Requests one after the other; yields the times at which one failed."""
-        failed: list[float] = []
-        done = threading.Event()
-
-        def load() -> None:
-            while not done.is_set():
-                if not self.ask():
-                    failed.append(time.monotonic())
-                    done.wait(0.5)
-
-        worker = threading.Thread(target=load)
-        worker.start()
-        try:
-            yield failed
-        finally:
-            done.set()
-            worker.join()
+def over_both(lab: RealLab, topology: str, **variables: str) -> Deployed:
+    """A replica on both nodes."""
+    return Deployed(lab, deployment_parallel="TP2", deployment_topology=topology, **variables)
 
 
 @pytest.fixture(scope="module")
-def ray(lab: RealLab) -> Iterator[Replica]:
+def ray(lab: RealLab) -> Iterator[Deployed]:
     """vLLM on two nodes over Ray, its bytes fetched and its environments made once for the module."""
-    replica = Replica(lab, "ray")
+    replica = over_both(lab, "ray")
     foreseen = replica.deploy("--check", "--diff")
     assert re.search(r"changed=[1-9]\d* +unreachable=0 +failed=0", foreseen), foreseen[-3000:]
     assert lab.ssh("node2", "ls /var/lib/stepladder", check=False).returncode != 0, "a check wrote something"
@@ -112,14 +44,14 @@ def _whole(lab: RealLab) -> Iterator[None]:
         lab.run("start", node)
 
 
-def test_two_nodes_serve_over_ray_and_a_rerun_changes_nothing(ray: Replica) -> None:
+def test_two_nodes_serve_over_ray_and_a_rerun_changes_nothing(ray: Deployed) -> None:
     assert re.search(r"ray TP2, 1 replica\(s\) on node1, node2\n", ray.first)  # type: ignore[attr-defined]
     assert ray.changes() == {0}
     assert "changed=1" not in ray.deploy("--check", "--diff")
     assert ray.status() == {("node1", "ray-0"): "ready", ("node1", "vllm-0"): "ready", ("node2", "ray-0"): "ready"}
 
 
-def test_the_network_is_chosen_by_asking_the_peers_and_can_be_declared(ray: Replica) -> None:
+def test_the_network_is_chosen_by_asking_the_peers_and_can_be_declared(ray: Deployed) -> None:
     """The nodes' own names lead to 127.0.1.1, their interfaces differ, and two networks join them."""
     nodes = ray.lab.nodes
     assert f"network: node1 {nodes['node1']['interface']} {nodes['node1']['address']}, node2" in ray.first  # type: ignore[attr-defined]
@@ -131,7 +63,7 @@ def test_the_network_is_chosen_by_asking_the_peers_and_can_be_declared(ray: Repl
     assert f"network: node1 eth1 {wished['node1']}, node2 san0 {wished['node2']}: set in the inventory" in chosen
 
 
-def test_a_worker_that_loses_power_under_load(ray: Replica) -> None:
+def test_a_worker_that_loses_power_under_load(ray: Deployed) -> None:
     with ray.under_load() as failed:
         time.sleep(3)
         assert not failed, "requests failed before anything was broken"
@@ -150,7 +82,7 @@ def test_a_worker_that_loses_power_under_load(ray: Replica) -> None:
     assert ray.changes() == {0}
 
 
-def test_a_cut_between_the_nodes(ray: Replica) -> None:
+def test_a_cut_between_the_nodes(ray: Deployed) -> None:
     ray.lab.run("cut", "node1", "node2")
     phases = ray.status()
     assert phases["node1", "vllm-0"] != "ready", "status called an engine ready that has lost a rank"
@@ -162,7 +94,7 @@ def test_a_cut_between_the_nodes(ray: Replica) -> None:
 
 
 @pytest.mark.nightly
-def test_a_head_that_loses_power(ray: Replica) -> None:
+def test_a_head_that_loses_power(ray: Deployed) -> None:
     ray.lab.run("kill", "node1")
     phases = ray.status()
     assert phases["node1", "-"] == "unreachable"
@@ -171,14 +103,14 @@ def test_a_head_that_loses_power(ray: Replica) -> None:
 
 
 @pytest.mark.nightly
-def test_a_node_that_restarts(ray: Replica) -> None:
+def test_a_node_that_restarts(ray: Deployed) -> None:
     ray.lab.run("reboot", "node2")
     phases = ray.status()
     ray.bring_back("ray: worker's node restarts", f"status once it is up: {_told(phases)}")
 
 
 @pytest.mark.nightly
-def test_another_ray_on_one_node_is_refused_before_anything_starts(ray: Replica) -> None:
+def test_another_ray_on_one_node_is_refused_before_anything_starts(ray: Deployed) -> None:
     found = "f=$(ls -d /var/lib/stepladder/venvs/vllm-*-ray-*/lib/python3*/site-packages/ray-*.dist-info/METADATA)"
     ray.lab.ssh("node2", f"{found}; cp $f /root/METADATA; sed -i 's/^Version: .*/Version: 2.59.0/' $f")
     try:
@@ -190,7 +122,7 @@ def test_another_ray_on_one_node_is_refused_before_anything_starts(ray: Replica)
 
 
 @pytest.mark.nightly
-def test_weights_that_are_gone_on_one_node(ray: Replica) -> None:
+def test_weights_that_are_gone_on_one_node(ray: Deployed) -> None:
     ray.lab.ssh("node2", "rm -r /var/lib/stepladder/models/stepladder--tiny-step3p5")
     printed = ray.bring_back("ray: weights gone on one node", "deploy fetches them")
     assert "all ranks are started again" in printed
@@ -198,7 +130,7 @@ def test_weights_that_are_gone_on_one_node(ray: Replica) -> None:
 
 
 @pytest.mark.nightly
-def test_an_engine_that_the_kernel_kills_while_it_loads(ray: Replica) -> None:
+def test_an_engine_that_the_kernel_kills_while_it_loads(ray: Deployed) -> None:
     ray.lab.play("stop")
     with _deploying(ray, until="vllm-0: loading") as deploy:
         ray.lab.ssh("node1", "kill -9 $(systemctl show -p MainPID --value lab-vllm-0)")
@@ -211,7 +143,7 @@ def test_an_engine_that_the_kernel_kills_while_it_loads(ray: Replica) -> None:
 
 
 @pytest.mark.nightly
-def test_a_controller_that_is_killed_half_way(ray: Replica) -> None:
+def test_a_controller_that_is_killed_half_way(ray: Deployed) -> None:
     ray.lab.play("stop")
     with _deploying(ray, until="vllm-0: loading") as deploy:
         deploy.kill()
@@ -225,7 +157,7 @@ def _told(phases: dict[tuple[str, str], str]) -> str:
 
 
 @contextmanager
-def _deploying(replica: Replica, until: str) -> Iterator[subprocess.Popen[str]]:
+def _deploying(replica: Deployed, until: str) -> Iterator[subprocess.Popen[str]]:
     """A deploy in the background, once it has printed a text; ended with its children if it still runs."""
     command = [sys.executable, "bin/stepladder", "deploy", "-i", str(replica.lab.inventory), *replica.arguments]
     deploy = subprocess.Popen(
@@ -246,7 +178,7 @@ def _deploying(replica: Replica, until: str) -> Iterator[subprocess.Popen[str]]:
 @pytest.mark.nightly
 @pytest.mark.parametrize(("engine", "topology"), [("vllm", "mp"), ("sglang", "dist_init")])
 def test_engines_that_join_their_ranks_themselves(lab: RealLab, engine: str, topology: str) -> None:
-    replica = Replica(lab, topology, deployment_engine=engine)
+    replica = over_both(lab, topology, deployment_engine=engine)
     replica.deploy()
     assert replica.changes() == {0}
     process = f"{engine}-0"
