@@ -77,6 +77,7 @@ class FilterModule:
             "service_units": units.service_units,
             "standalone_slice": units.standalone_slice,
             "status_rows": status.rows,
+            "units_to_end": units.units_to_end,
             "units_to_restart": units.units_to_restart,
             "units_to_stop": units.units_to_stop,
             "used_elsewhere": units.used_elsewhere,

@@ -23,6 +23,7 @@ from stepladder.plan import (
     Note,
     Plan,
     PlannedStandIn,
+    Process,
     Rank,
     Requirements,
     SpaceNeeded,
@@ -326,8 +327,7 @@ def _render(setting: Setting, replicas: Sequence[Replica], supplies: Supplies) -
         notes += [note for note in rendered.notes if note not in notes]
         for rank, (node, processes) in enumerate(zip(replica.nodes, rendered.processes, strict=True)):
             if node.name in slices:
-                merged = slices[node.name].processes + processes
-                slices[node.name] = slices[node.name].model_copy(update={"processes": merged})
+                slices[node.name] = _with_another_replica(slices[node.name], processes, setting, supplies)
                 continue
             slices[node.name] = NodePlan(
                 name=node.name,
@@ -353,6 +353,20 @@ def _render(setting: Setting, replicas: Sequence[Replica], supplies: Supplies) -
     if setting.gpu.vendor != "cpu":
         slices = {name: _with_gpus(setting, node) for name, node in slices.items()}
     return list(slices.values()), notes
+
+
+def _with_another_replica(
+    node: NodePlan, processes: tuple[Process, ...], setting: Setting, supplies: Supplies
+) -> NodePlan:
+    """A node's slice with one more replica: its processes, and the memory that it takes beside the others'."""
+    own, found = _requirements(setting, supplies), node.requirements
+    needed = found.model_copy(
+        update={
+            "minimum_memory_bytes": found.minimum_memory_bytes + own.minimum_memory_bytes,
+            "minimum_shared_memory_bytes": found.minimum_shared_memory_bytes + own.minimum_shared_memory_bytes,
+        }
+    )
+    return node.model_copy(update={"processes": node.processes + processes, "requirements": needed})
 
 
 def _ranks(replica: Replica) -> tuple[Rank, ...]:

@@ -25,13 +25,14 @@ def fault(states: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
             return f"{node} {state['name']} runs another command than planned"
         if state["phase"] == "unhealthy":
             return f"{node} {state['name']}: {state['detail']}"
-    return _started_apart(everything)
+    return _started_apart(everything, next(iter(states)))
 
 
-def _started_apart(everything: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
+def _started_apart(everything: Sequence[tuple[str, Mapping[str, Any]]], head: str) -> str:
     """A rank that came later than the others waits for a meeting that is over; a ready head has proven otherwise.
 
     Only ranks of the same name are held against each other: an engine may start later than the Ray that it runs on.
+    Ray's workers join whenever they come; only one that is older than the head's Ray has belonged to another cluster.
     """
     if all(state["phase"] == "ready" for _, state in everything):
         return ""
@@ -41,6 +42,8 @@ def _started_apart(everything: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
             ages.setdefault(state["name"], []).append((state["since"], node))
     for name, found in ages.items():
         (young, late_node), (old, early_node) = min(found), max(found)
+        if name.startswith("ray-"):
+            young, late_node = next(((age, node) for age, node in found if node == head), (old, head))
         if old - young > STARTED_TOGETHER_SECONDS:
             return f"{name} on {late_node} was started {old - young:.0f} s after {name} on {early_node}"
     return ""

@@ -118,6 +118,24 @@ def units_to_stop(states: Sequence[Mapping[str, Any]], units: Sequence[Mapping[s
     return [state["unit"] for state in states if state["unit"] in of_step and _is_there(state)]
 
 
+def units_to_end(
+    states: Sequence[Mapping[str, Any]], units: Sequence[Mapping[str, Any]], step: int, given_up: bool = False
+) -> list[str]:
+    """Of the units to stop those that have no request to finish, and are ended at once.
+
+    vLLM 0.32.0 forgets a SIGTERM that comes while it loads, and one whose ranks are gone waits for requests that never
+    end: either way a stop lasts until its deadline.
+
+    Args:
+        states: as `stepladder.core.engine_state` returned them.
+        units: the same processes with their `stop_step`.
+        step: only those of this step.
+        given_up: whether the replica was judged to be broken, so that an unhealthy process will finish nothing.
+    """
+    idle = {"loading", "starting", "crash_looping", *(["unhealthy"] if given_up else [])}
+    return units_to_stop([state for state in states if state["phase"] in idle], units, step)
+
+
 def _is_there(state: Mapping[str, Any]) -> bool:
     return bool(state["running"]) or state["phase"] == "crash_looping"
 

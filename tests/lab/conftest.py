@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from real_lab import RealLab, why_not
+from real_lab import NOTED, RealLab, why_not
 
 
 @pytest.fixture(scope="session")
@@ -27,3 +27,11 @@ def lab() -> Iterator[RealLab]:
         done = found.run("down", check=False)
         assert done.returncode == 0, f"the lab in {state} was not removed:\n{done.stdout}{done.stderr}"
         shutil.rmtree(state, ignore_errors=True)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show what the tests noted, whether they passed or not."""
+    if NOTED:
+        terminalreporter.section("noted")
+        for line in NOTED:
+            terminalreporter.write_line(line)

@@ -13,6 +13,8 @@ from typing import Any
 from stepladder.lab import engine, machine
 from stepladder.lab.places import places
 
+# What tests found out beside passing, such as the time that a recovery took; shown at the end of the run.
+NOTED: list[str] = []
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 

@@ -117,6 +117,18 @@ def test_two_replicas_share_a_node() -> None:
     assert [endpoint.base_url[-7:] for endpoint in plan.endpoints] == ["8000/v1", "8001/v1"]
 
 
+def test_replicas_that_share_a_node_need_memory_each() -> None:
+    def needed(replicas: int) -> tuple[int, int]:
+        wish = {"model": "tiny-step3p5", "engine": "vllm", "parallel": "TP1", "replicas": replicas}
+        found = [{**node, "gpus": 3} for node in nodes(1, "cpu")]
+        asked = make_plan(parse_request({"deployment": wish, "nodes": found}), CATALOGUE).nodes[0].requirements
+        return asked.minimum_memory_bytes, asked.minimum_shared_memory_bytes
+
+    one = needed(1)
+    assert all(one)
+    assert needed(3) == (3 * one[0], 3 * one[1])
+
+
 def test_the_reference_server_parses_nothing_and_the_plan_says_so() -> None:
     plan = plan_for(1, "cpu", model="tiny-step3p5", engine="transformers")
     node = plan.nodes[0]

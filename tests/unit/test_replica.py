@@ -43,9 +43,15 @@ LOADING = {"phase": "loading", "detail": "port 8000 refuses connections"}
         ({"a": [state(since=20.0)], "b": [state(since=300.0)]}, ""),
         # An engine that was started again on a Ray that stayed up.
         ({"a": [state("ray-0", since=900.0), state(**LOADING, since=20.0)], "b": [state("ray-0", since=890.0)]}, ""),
+        # A Ray worker that came back joins the cluster, and the engine goes on by itself (seen with vLLM 0.32.0).
+        ({"a": [state("ray-0", since=900.0), state(**LOADING, since=20.0)], "b": [state("ray-0", since=10.0)]}, ""),
         (
-            {"a": [state("ray-0", since=900.0), state(**LOADING, since=20.0)], "b": [state("ray-0", since=10.0)]},
-            "ray-0 on b was started 890 s after ray-0 on a",
+            {
+                "a": [state("ray-0", since=100.0), state(**LOADING, since=20.0)],
+                "b": [state("ray-0", since=10.0)],
+                "c": [state("ray-0", since=990.0)],
+            },
+            "ray-0 on a was started 890 s after ray-0 on c",
         ),
     ],
 )

@@ -101,6 +101,16 @@ def test_units_to_stop_include_one_that_is_about_to_start_again() -> None:
     assert [units.units_to_stop(states, described, step) for step in range(3)] == [["a"], [], ["c"]]
 
 
+def test_units_without_a_request_to_finish_are_ended_at_once() -> None:
+    phases = {"a": "ready", "b": "loading", "c": "unhealthy", "d": "crash_looping", "e": "starting"}
+    states = [state(unit=unit, phase=phase, running=phase != "crash_looping") for unit, phase in phases.items()]
+    states.append(state(unit="f", running=False, phase="stopped"))
+    described = [{"unit": unit, "part": "engine", "stop_step": 1 if unit == "e" else 0} for unit in (*phases, "f")]
+    assert units.units_to_end(states, described, 0) == ["b", "d"]
+    assert units.units_to_end(states, described, 0, given_up=True) == ["b", "c", "d"]
+    assert units.units_to_end(states, described, 1) == ["e"]
+
+
 def test_orphans_of_all_processes_are_ended() -> None:
     assert units.orphan_pids([state(orphans=[7, 8]), state(), state(orphans=[9])]) == ["7", "8", "9"]
 
