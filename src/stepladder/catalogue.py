@@ -275,6 +275,7 @@ class EngineRelease(Entry):
     `extra_locks` by topology: what only that topology needs, installed beside `lock`.
     `images` by what they are built for: a GPU architecture (`gfx950`), a machine (`aarch64`), or `default`.
     `minimum_driver` is the oldest NVIDIA driver branch or ROCm release that it runs on.
+    `no_data_parallel_experts`: why data parallel ranks of a mixture-of-experts model do not work on it.
     """
 
     version: str
@@ -296,6 +297,7 @@ class EngineRelease(Entry):
     cpu_flags: tuple[str, ...] = ()
     libraries: tuple[Library, ...] = ()
     shared_memory_bytes: Count = 0
+    no_data_parallel_experts: str | None = None
     verified: Verified
     source: str
 

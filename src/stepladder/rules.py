@@ -293,6 +293,15 @@ def data_parallel_placed(setting: Setting, parallel: Parallel) -> Violation | No
     return None
 
 
+def data_parallel_experts_meet(setting: Setting, parallel: Parallel) -> Violation | None:
+    """Data parallel ranks share their tokens before the experts, which not every build can (the release says why)."""
+    reason = setting.release.no_data_parallel_experts
+    if parallel.data == 1 or setting.model.shape.moe is None or not reason:
+        return None
+    found = f"{parallel} on {setting.release_name} ({setting.gpu.platform}): {reason}"
+    return Violation("data parallel", found, "Use deployment_replicas instead of data parallel ranks.")
+
+
 def pipeline_allowed(setting: Setting, parallel: Parallel) -> Violation | None:
     """Pipeline stages: not with multi-token prediction, not with data parallel ranks, not in TensorRT-LLM here."""
     if parallel.pipeline == 1:
@@ -350,6 +359,7 @@ LAYOUT_RULES: tuple[Rule, ...] = (
     amd_experts_are_whole,
     nvfp4_experts_are_whole,
     data_parallel_placed,
+    data_parallel_experts_meet,
     pipeline_allowed,
     transformers_cuts_by_layers,
     fits_in_memory,

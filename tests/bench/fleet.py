@@ -28,6 +28,8 @@ from pathlib import Path
 from local_deploy import timed_phases
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+# What a node takes with its engine, at most.
+NODE_BYTES = 1_000_000_000
 
 
 class Fleet:
@@ -92,9 +94,19 @@ def two(fleet: Fleet) -> None:
     print(f"  {'all':<18} {sum(phases.values()):6.1f} s")
 
 
+def free_bytes() -> int:
+    """Memory that this machine can still give."""
+    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    return int(fields["MemAvailable"].split()[0]) * 1024
+
+
 def rerun(fleet: Fleet, sizes: list[int], runs: int) -> None:
     """Print a line for each size of the fleet."""
+    empty = free_bytes()
     for nodes in sizes:
+        if empty < nodes * NODE_BYTES:
+            print(f"{nodes:3} nodes: left out, they need {nodes * NODE_BYTES / 1e9:.0f} GB, {empty / 1e9:.0f} are free")
+            continue
         fleet.up(nodes)
         wish = json.dumps({"deployment_engine": "transformers", "deployment_replicas": nodes})
         deploy = ("deploy", "-i", str(fleet.inventory), "-e", wish)
@@ -111,7 +123,7 @@ def rerun(fleet: Fleet, sizes: list[int], runs: int) -> None:
         again, plain = statistics.median(deploys), statistics.median(knocks)
         print(
             f"{nodes:3} nodes: first deploy {first:6.1f} s, a rerun {again:6.1f} s, ssh true {plain:5.2f} s, "
-            f"ratio {again / plain:6.1f} (median of {runs})",
+            f"ratio {again / plain:6.1f} (median of {runs}), {(empty - free_bytes()) / nodes / 1e9:.1f} GB a node",
             flush=True,
         )
 

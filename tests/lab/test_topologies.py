@@ -143,6 +143,21 @@ def test_an_engine_that_the_kernel_kills_while_it_loads(ray: Deployed) -> None:
 
 
 @pytest.mark.nightly
+def test_a_node_that_loses_power_in_the_middle_of_a_deploy(ray: Deployed) -> None:
+    ray.lab.play("stop")
+    with _deploying(ray, until="vllm-0: loading") as deploy:
+        ray.lab.run("kill", "node2")
+        killed = time.monotonic()
+        printed, _ = deploy.communicate(timeout=600)
+    took = time.monotonic() - killed
+    assert deploy.returncode != 0
+    assert re.search(r"node2: UNREACHABLE|node2 cannot be reached|because node2 failed", printed), printed[-3000:]
+    assert took < 180, f"a deploy waited {took:.0f} s for a node without power"
+    ray.lab.run("start", "node2")
+    ray.bring_back("ray: node loses power in the middle of a deploy", f"the deploy names it after {took:.0f} s")
+
+
+@pytest.mark.nightly
 def test_a_controller_that_is_killed_half_way(ray: Deployed) -> None:
     ray.lab.play("stop")
     with _deploying(ray, until="vllm-0: loading") as deploy:

@@ -109,6 +109,16 @@ def test_ci_smoke_of_step_3_5_flash_fp8() -> None:
     assert plan.not_deployable is None
 
 
+def test_data_parallel_ranks_of_experts_are_refused_on_the_cpu() -> None:
+    with pytest.raises(PlanRefusedError) as refused:
+        plan_for(2, "cpu", model="tiny-step3p5", parallel="TP1xDP2")
+    assert [str(violation) for violation in refused.value.violations] == [
+        "data parallel: TP1xDP2 on vLLM 0.32.0 (cpu): its CPU communicator has no all_gatherv, with which the ranks "
+        "share their tokens. Use deployment_replicas instead of data parallel ranks.",
+        "nearest layout: instead of TP1xDP2. TP2 works here.",
+    ]
+
+
 def test_two_replicas_share_a_node() -> None:
     plan = plan_for(1, "h200", model="step-3.5-flash", variant="fp8", parallel="TP4+EP", replicas=2)
     first, second = plan.nodes[0].processes
