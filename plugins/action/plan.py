@@ -22,6 +22,7 @@ KNOWN_BESIDE = {
     "deployment_hosts",
     *("deployment_state_directory", "deployment_plan_file", "deployment_plan", "deployment_slice"),
     "deployment_seen",
+    "deployment_may_be_refused",
 }
 MAKE = "Make it anew with the verb 'plan' and -e plan_out=FILE, and look at it again."
 NODE_VARIABLES = {
@@ -46,6 +47,7 @@ class ActionModule(ActionBase):
                 "state_directory": {"type": "path", "required": True},
                 "plan_file": {"type": "path"},
                 "seen": {"type": "dict"},
+                "may_be_refused": {"type": "bool", "default": False},
             }
         )
         try:
@@ -66,6 +68,8 @@ class ActionModule(ActionBase):
                 plan = make_plan(_with_networks(request, plan, arguments["seen"]), Catalogue())
             _refuse_half_replicas(plan, variables.get("ansible_play_hosts_all", []))
         except StepladderError as error:
+            if arguments["may_be_refused"]:
+                return result | {"changed": False, "plan": {}, "slices": {}, "refused": str(error)}
             return result | {"failed": True, "msg": str(error)}
         return result | {"changed": False, "plan": plan.as_document(), "slices": plan.slices()}
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ansible.errors import AnsibleFilterError
 
-from stepladder import contents, difference, replica, show, status, units
+from stepladder import contents, difference, fitness, replica, show, status, units
 from stepladder.errors import StepladderError
 from stepladder.plan import Plan
 
@@ -73,6 +73,7 @@ class FilterModule:
             "orphan_pids": units.orphan_pids,
             "plan_text": plan_text,
             "planned_ports": units.planned_ports,
+            "preflight_wishes": fitness.wishes,
             "release_processes": units.release_processes,
             "service_units": units.service_units,
             "standalone_slice": units.standalone_slice,

@@ -6,14 +6,13 @@ Standard library only: this runs on the node, under any Python from 3.9 on. Noth
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from ansible_collections.stepladder.core.plugins.module_utils import asking
 
 NVIDIA_FIELDS = ("index", "uuid", "name", "memory.total", "memory.used", "driver_version", "pci.bus_id")
 CSV = "--format=csv,noheader,nounits"
@@ -24,7 +23,8 @@ AMD_LIST = ("amd-smi", "list", "--json")
 AMD_USED = ("amd-smi", "metric", "--mem-usage", "--json")
 ROCM_GPUS = ("rocm-smi", "--showproductname", "--showmeminfo", "vram", "--showdriverversion", "--json")
 ROCM_RELEASE = "/opt/rocm/.info/version"
-TOOL_PATHS = ("/opt/rocm/bin", "/usr/local/sbin", "/usr/sbin", "/sbin")
+TOOL_PATHS = asking.TOOL_PATHS
+# Without persistence the driver starts every GPU anew for each question, which takes seconds for each.
 TOOL_SECONDS = 60
 # Boards of one type report the same memory to the MiB; types that share a name differ by a third and more.
 MEMORY_TOLERANCE = 0.02
@@ -280,7 +280,7 @@ def _find_nvidia() -> Found:
     text, problem = _ask(NVIDIA_GPUS)
     gpus = parse_nvidia_smi(text)
     if problem or not gpus:
-        return Found(problem=problem or f"nvidia-smi lists none: {_first_line(text)}")
+        return Found(problem=problem or f"nvidia-smi lists none: {asking.first_line(text)}")
     return Found(tuple(gpus), tuple(parse_nvidia_users(_ask(NVIDIA_USERS)[0])), tool="nvidia-smi")
 
 
@@ -291,7 +291,7 @@ def _find_amd() -> Found:
     if not gpus:
         text, problem_of_rocm = _ask(ROCM_GPUS)
         gpus, tool = parse_rocm_smi(text), "rocm-smi"
-        problem = problem or problem_of_rocm or f"rocm-smi lists none: {_first_line(text)}"
+        problem = problem or problem_of_rocm or f"rocm-smi lists none: {asking.first_line(text)}"
     if not gpus:
         return Found(problem=problem)
     try:
@@ -303,26 +303,8 @@ def _find_amd() -> Found:
 
 def _ask(command: Sequence[str]) -> tuple[str, str]:
     """What a tool answers, and why it does not."""
-    search = os.pathsep.join([os.environ.get("PATH", os.defpath), *TOOL_PATHS])
-    program = shutil.which(command[0], path=search)
-    if not program:
-        return "", f"{command[0]} is not there"
-    try:
-        done = subprocess.run(
-            [program, *command[1:]], stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
-            timeout=TOOL_SECONDS, check=False,
-        )  # fmt: skip
-    except OSError as error:
-        return "", f"{command[0]} cannot be run: {error.strerror}"
-    except subprocess.TimeoutExpired:
-        return "", f"{command[0]} does not answer within {TOOL_SECONDS} s: a GPU or its driver hangs"
-    if done.returncode:
-        return "", f"{command[0]} ends with {done.returncode}: {_first_line(done.stdout + done.stderr)}"
-    return done.stdout, ""
-
-
-def _first_line(text: str) -> str:
-    return next((line.strip() for line in text.splitlines() if line.strip()), "it says nothing")
+    text, problem = asking.ask(command, TOOL_SECONDS, TOOL_PATHS)
+    return text, f"{problem}: a GPU or its driver hangs" if "does not answer" in problem else problem
 
 
 def with_owners(found: Found, deployment_of: Mapping[int, str], command_of: Mapping[int, str]) -> Found:

@@ -1,4 +1,4 @@
-"""Whether a node is fit for a deployment: facts are read, checks are pure functions of facts and wishes.
+"""What a node is and has, read in one go; the checks of it are in preflight_checks.
 
 Standard library only: this runs on the node, under any Python from 3.9 on. Nothing on the node is changed.
 """
@@ -16,11 +16,14 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.stepladder.core.plugins.module_utils import asking, gpu_health, kernel_log
 from ansible_collections.stepladder.core.plugins.module_utils import gpus as gpu_tools
+from ansible_collections.stepladder.core.plugins.module_utils import machine as machines
 
 SHARED_MEMORY = "/dev/shm"  # noqa: S108 - its size is asked for, nothing is written
 DEPLOYMENT_VARIABLE = "STEPLADDER_DEPLOYMENT"
@@ -47,17 +50,24 @@ SECRET_PARTS = frozenset(
 SECRET_VALUE = re.compile(r"(sk|hf|ms|ghp|gho|glpat|xox[abp])[-_][\w-]{8,}")
 URL_PASSWORD = re.compile(r"(\w+://[^/\s:@]*:)[^/\s@]+@")
 MASK = "********"
+FAILURE, WARNING = "failure", "warning"
+# Packages whose releases have to agree between the nodes of a replica.
+PACKAGES_ALIKE = ("ray", "sglang", "torch", "vllm")
 
 
 @dataclass(frozen=True)
-class Failure:
-    """One thing that makes the node unfit: which check, about what, what was found, what is needed, how to mend it."""
+class Finding:
+    """One thing that is wrong: which check, about what, what was found, what is needed, how to mend it.
+
+    A `failure` makes the node unfit, a `warning` does not.
+    """
 
     check: str
     what: str
     found: str
     needed: str
     mend: str
+    severity: str = FAILURE
 
 
 @dataclass(frozen=True)
@@ -112,6 +122,13 @@ class Facts:
     unwritable: Mapping[str, str] = field(default_factory=dict)
     gpus: gpu_tools.Found = field(default_factory=gpu_tools.Found)
     runs_here: bool = False
+    gpu_vendor: str = ""
+    health: gpu_health.FoundHealth = field(default_factory=gpu_health.FoundHealth)
+    kernel_events: tuple[kernel_log.Event, ...] = ()
+    machine: machines.Machine = field(default_factory=machines.Machine)
+    installed: Mapping[str, str] = field(default_factory=dict)
+    image_digests: Mapping[str, str] = field(default_factory=dict)
+    unread: Mapping[str, str] = field(default_factory=dict)
 
     def as_result(self) -> dict[str, Any]:
         """The facts that the module returns."""
@@ -132,6 +149,14 @@ class Facts:
             "packages_to_install": self.packages_to_install,
             "gpus": [vars(one) for one in self.gpus.gpus],
             "rocm_release": self.gpus.release,
+            "gpu_vendor": self.gpu_vendor,
+            "gpu_health": [asdict(one) for one in self.health.gpus],
+            "kernel_events": [asdict(one) for one in self.kernel_events],
+            **asdict(self.machine),
+            "installed": dict(self.installed),
+            "image_digests": dict(self.image_digests),
+            "user": self.user,
+            "unread": dict(self.unread),
         }
 
     @property
@@ -144,7 +169,7 @@ class Facts:
 class Wanted:
     """What the deployment needs of the node; the fields are the module's parameters."""
 
-    deployment: str
+    deployment: str = ""
     ports: Sequence[Mapping[str, Any]] = ()
     paths: Sequence[Mapping[str, Any]] = ()
     minimum_memory_bytes: int = 0
@@ -157,6 +182,11 @@ class Wanted:
     architectures: Sequence[str] = ()
     writable_paths: Sequence[str] = ()
     gpus: Mapping[str, Any] | None = None
+    interface: str = ""
+    ranks: int = 1
+    environment: str = ""
+    images: Sequence[str] = ()
+    minimum_toolkit: str = ""
 
 
 # ---- pure: the kernel's texts ----------------------------------------------------------------------------------------
@@ -234,234 +264,6 @@ def command_line(argv: Sequence[str]) -> str:
     """A process's arguments for a message: masked, and shortened to 160 characters."""
     line = " ".join(mask(argv))
     return line if len(line) <= COMMAND_CHARACTERS else line[: COMMAND_CHARACTERS - 3] + "..."
-
-
-# ---- pure: the checks ------------------------------------------------------------------------------------------------
-
-
-def failures(facts: Facts, wanted: Wanted) -> list[Failure]:
-    """All that makes the node unfit, in the order of the checks; an empty list is: fit."""
-    return [
-        *check_architecture(facts, wanted),
-        *check_cpu_flags(facts, wanted),
-        *check_gpus(facts, wanted),
-        *check_memory(facts, wanted),
-        *check_shared_memory(facts, wanted),
-        *check_disks(facts),
-        *check_writable(facts, wanted),
-        *check_ports(facts, wanted),
-        *check_python(facts, wanted),
-        *check_commands(facts, wanted),
-        *check_packages(facts),
-    ]
-
-
-def check_architecture(facts: Facts, wanted: Wanted) -> Iterator[Failure]:
-    """The machine's architecture is one of those allowed (none named: any)."""
-    if wanted.architectures and facts.architecture not in wanted.architectures:
-        yield Failure(
-            "architecture",
-            "machine",
-            facts.architecture,
-            " or ".join(wanted.architectures),
-            "take the node out of this deployment's group, or choose an engine build for its architecture",
-        )
-
-
-def check_cpu_flags(facts: Facts, wanted: Wanted) -> Iterator[Failure]:
-    """The CPU has all flags of at least one group (no group: any CPU)."""
-    groups = [set(group) for group in wanted.cpu_flags_any]
-    if groups and not any(group <= facts.cpu_flags for group in groups):
-        known = sorted(facts.cpu_flags & set().union(*groups))
-        yield Failure(
-            "cpu",
-            "instructions",
-            f"only {' '.join(known)}" if known else "none of them",
-            " or ".join("+".join(group) for group in wanted.cpu_flags_any),
-            "use a node whose CPU has them; in a virtual machine, let the host's CPU through (host-passthrough)",
-        )
-
-
-def check_gpus(facts: Facts, wanted: Wanted) -> Iterator[Failure]:
-    """The GPUs are those that were planned for, with a driver that is new enough, and idle (none asked for: any)."""
-    if wanted.gpus:
-        for one in gpu_tools.differences(facts.gpus, wanted.gpus, wanted.deployment, facts.runs_here):
-            yield Failure("gpu", one.what, one.found, one.needed, one.mend)
-
-
-def check_memory(facts: Facts, wanted: Wanted) -> Iterator[Failure]:
-    """There is memory enough; what this deployment's own processes hold counts as free, they are replaced."""
-    there = min(facts.memory_total_bytes, facts.memory_available_bytes + facts.own_memory_bytes)
-    if there < wanted.minimum_memory_bytes:
-        own = f", {gib(facts.own_memory_bytes)} of it held by this deployment" if facts.own_memory_bytes else ""
-        yield Failure(
-            "memory",
-            "available memory",
-            f"{gib(there)} of {gib(facts.memory_total_bytes)}{own}",
-            gib(wanted.minimum_memory_bytes),
-            "stop what uses it (ps -eo pid,user,rss,args --sort=-rss | head), or use a node with more",
-        )
-
-
-def check_disks(facts: Facts) -> Iterator[Failure]:
-    """Each file system has room for all that is to come onto it together."""
-    by_device: dict[int, list[Disk]] = {}
-    for disk in facts.disks:
-        by_device.setdefault(disk.device, []).append(disk)
-    for group in by_device.values():
-        mount, free = group[0].mount, group[0].free_bytes
-        needed = sum(disk.needed_bytes for disk in group)
-        if needed <= free:
-            continue
-        parts = [f"{gb(disk.needed_bytes)} for {disk.purpose}" for disk in group if disk.needed_bytes]
-        yield Failure(
-            "disk",
-            ", ".join(dict.fromkeys(disk.path for disk in group)),
-            f"{gb(free)} free on {mount}",
-            parts[0] if len(parts) == 1 else f"{gb(needed)} ({' + '.join(parts)})",
-            f"free {gb(needed - free)} on {mount}, or give a path on a larger file system",
-        )
-
-
-def check_writable(facts: Facts, wanted: Wanted) -> Iterator[Failure]:
-    """What is to be written can be."""
-    for path in wanted.writable_paths:
-        if facts.unwritable.get(path):
-            yield Failure(
-                "writable",
-                path,
-                facts.unwritable[path],
-                f"a directory that {facts.user} may write, or may make",
-                f"let {facts.user} write there, or run with become, or give another path",
-            )
-
-
-def check_ports(facts: Facts, wanted: Wanted) -> Iterator[Failure]:
-    """No port is held by anything but this deployment itself."""
-    for want in wanted.ports:
-        host, port = want.get("host") or "0.0.0.0", want["port"]  # noqa: S104  the meaning of a port without an address
-        for listener in facts.listeners:
-            if listener.port != port or not overlaps(host, listener.host) or listener.deployment == wanted.deployment:
-                continue
-            purpose = f" ({want['purpose']})" if want.get("purpose") else ""
-            yield Failure(
-                "port",
-                f"{host}:{port}",
-                owner(listener, facts.user),
-                f"free for {want.get('process') or wanted.deployment}{purpose}",
-                mend_port(listener, want, facts.user),
-            )
-            break
-
-
-def mend_port(listener: Listener, want: Mapping[str, Any], user: str) -> str:
-    """How to get the port free; a deployment is stopped by its own verb, not by kill."""
-    if listener.deployment:
-        way = f"stop deployment {listener.deployment}"
-    elif listener.pid:
-        way = f"stop process {listener.pid}"
-    else:
-        way = "find it (docker ps, lsns -t net)" if user == "root" else "find it (ss -ltnp, as root)"
-    return f"{way}, or choose another port for {want.get('process') or 'it'}"
-
-
-def owner(listener: Listener, user: str) -> str:
-    """Who holds a socket, as far as this user may see."""
-    if listener.pid:
-        of = f" of deployment {listener.deployment}" if listener.deployment else ""
-        return f"held by pid {listener.pid}{of}, user {listener.user}: {listener.command}"
-    uid = str(listener.uid) if listener.user == str(listener.uid) else f"{listener.uid} ({listener.user})"
-    if user == "root":
-        return f"held by uid {uid} on {listener.host}; no process here has it open, so by a container's or the kernel"
-    return f"held by a process of uid {uid} on {listener.host}; {user} may not see which one"
-
-
-def overlaps(wanted: str, taken: str) -> bool:
-    """Whether a listener at `taken` keeps `wanted` from being bound; a name that is no address is taken for any."""
-    if wanted == "localhost":
-        wanted = "127.0.0.1"
-    try:
-        one, other = ipaddress.ip_address(wanted), ipaddress.ip_address(taken)
-    except ValueError:
-        return True
-    return one == other or one.is_unspecified or other.is_unspecified
-
-
-def check_python(facts: Facts, wanted: Wanted) -> Iterator[Failure]:
-    """The interpreter is there and new enough ('' asks for none)."""
-    if not wanted.minimum_python:
-        return
-    if not facts.python_version or numbers(facts.python_version) < numbers(wanted.minimum_python):
-        yield Failure(
-            "python",
-            wanted.python,
-            f"Python {facts.python_version}" if facts.python_version else "no such interpreter, or it does not start",
-            f"Python {wanted.minimum_python} or later",
-            f"install Python {wanted.minimum_python} or later, or set python to the path of one",
-        )
-
-
-def numbers(version: str) -> tuple[int, ...]:
-    """`3.11.7` for comparison."""
-    return tuple(int(part) for part in re.findall(r"\d+", version))
-
-
-def check_commands(facts: Facts, wanted: Wanted) -> Iterator[Failure]:
-    """Each command is on the PATH."""
-    for want in wanted.commands:
-        if not facts.commands.get(want["name"]):
-            yield Failure(
-                "command",
-                want["name"],
-                "not on the PATH",
-                "on the PATH",
-                f"install the package {want.get('package') or want['name']}",
-            )
-
-
-def check_packages(facts: Facts) -> Iterator[Failure]:
-    """What packages of the system bring is there, or can be installed by the deploy itself."""
-    if facts.can_install:
-        return
-    for name, package in sorted(facts.missing_packages.items()):
-        yield Failure("package", name, "not installed", package, f"as root: apt-get install -y {package}")
-
-
-def check_shared_memory(facts: Facts, wanted: Wanted) -> Iterator[Failure]:
-    """Shared memory is large enough for what the engine's processes pass to each other; containers get 64 MB."""
-    if facts.shared_memory_bytes < wanted.minimum_shared_memory_bytes:
-        yield Failure(
-            "shared memory",
-            SHARED_MEMORY,
-            f"{facts.shared_memory_bytes / 2**20:.0f} MiB",
-            f"{wanted.minimum_shared_memory_bytes / 2**20:.0f} MiB",
-            "start the container with --shm-size=1g or --ipc=host; on a machine: mount -o remount,size=1g /dev/shm",
-        )
-
-
-def gib(count: int) -> str:
-    """Memory for people: 23.5 GiB."""
-    return f"{count / 2**30:.1f} GiB"
-
-
-def gb(count: int) -> str:
-    """Disk space for people, in the unit of the model's size: 212.5 GB."""
-    return f"{count / 1e9:.1f} GB"
-
-
-def table(found: Sequence[Failure], hostname: str, deployment: str) -> str:
-    """All failures as text: aligned columns, and under each what mends it."""
-    heading = Failure("CHECK", "WHAT", "FOUND", "NEEDED", "")
-    check, what, needed = (
-        max(len(getattr(one, name)) for one in [heading, *found]) for name in ("check", "what", "needed")
-    )
-    count = "1 failure" if len(found) == 1 else f"{len(found)} failures"
-    lines = [f"{hostname} is not fit for deployment {Path(deployment).name}: {count}"]
-    for one in [heading, *found]:
-        lines.append(f"{one.check:{check}}  {one.what:{what}}  {one.needed:{needed}}  {one.found}")
-        if one.mend:
-            lines.append(f"{'':{check}}  to mend: {one.mend}")
-    return "\n".join(lines)
 
 
 # ---- the node --------------------------------------------------------------------------------------------------------
@@ -560,11 +362,11 @@ def own_memory(deployment: str, proc: Path) -> int:
     return total
 
 
-def find_gpus(wanted: Wanted, proc: Path) -> gpu_tools.Found:
+def find_gpus(vendor: str, proc: Path) -> gpu_tools.Found:
     """What the vendor's tool says of the GPUs, with whose each process is that holds their memory."""
-    if not wanted.gpus:
+    if not vendor:
         return gpu_tools.Found()
-    found = gpu_tools.find(wanted.gpus["vendor"])
+    found = gpu_tools.find(vendor)
     holders = {user.pid: proc / str(user.pid) for user in found.users}
     commands = {
         pid: command_line(read_text(process / "cmdline").rstrip("\0").split("\0"))
@@ -572,6 +374,35 @@ def find_gpus(wanted: Wanted, proc: Path) -> gpu_tools.Found:
         if process.exists()
     }
     return gpu_tools.with_owners(found, {pid: deployment_of(process) for pid, process in holders.items()}, commands)
+
+
+def vendor_here() -> str:
+    """Whose GPUs the node has, by what its driver and its tools leave behind; empty for none."""
+    search = os.pathsep.join([os.environ.get("PATH", os.defpath), *asking.TOOL_PATHS])
+    if Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi", path=search):
+        return "nvidia"
+    if Path("/dev/kfd").exists() or shutil.which("amd-smi", path=search) or shutil.which("rocm-smi", path=search):
+        return "amd"
+    return ""
+
+
+def installed_in(environment: str) -> dict[str, str]:
+    """The Python of an environment, and the releases in it that have to agree between nodes; empty where it is not."""
+    found = {}
+    version = re.search(r"^version(?:_info)?\s*=\s*([\d.]+)", read_text(Path(environment, "pyvenv.cfg")), re.MULTILINE)
+    if version:
+        found["python"] = version[1].rstrip(".")
+    for entry in Path(environment).glob("lib/python3*/site-packages/*.dist-info"):
+        name, _, release = entry.name[: -len(".dist-info")].partition("-")
+        if name.lower() in PACKAGES_ALIKE:
+            found[name.lower()] = release
+    return dict(sorted(found.items()))
+
+
+def digest_of(image: str) -> str:
+    """The digest of an image that is here; empty where it is not."""
+    text, problem = asking.ask(("docker", "image", "inspect", "--format", '{{join .RepoDigests " "}}', image))
+    return "" if problem else text.strip().partition("@")[2].split(" ")[0]
 
 
 def nearest_existing(path: Path) -> Path:
@@ -669,7 +500,35 @@ def size_of(path: str) -> int:
 
 
 def gather(wanted: Wanted, proc: Path = Path("/proc")) -> Facts:
-    """Read from the node what the checks of this wish need."""
+    """Read the node. What other programs are asked runs side by side: each may take its whole time to say nothing."""
+    vendor = wanted.gpus["vendor"] if wanted.gpus else vendor_here()
+    places = list(dict.fromkeys(["/", *(want["path"] for want in wanted.paths)]))
+    with ThreadPoolExecutor(4) as pool:
+        found = pool.submit(find_gpus, vendor, proc)
+        healthy = pool.submit(gpu_health.find, vendor) if vendor else None
+        log = pool.submit(kernel_log.read) if vendor else None
+        machine = pool.submit(machines.read, places, proc)
+        facts = gather_own(wanted, proc)
+    health = healthy.result() if healthy else gpu_health.FoundHealth()
+    events, not_told = log.result() if log else ([], "")
+    gpus = found.result()
+    unread = {} if gpus.problem else dict(health.unread or {})
+    if not_told:
+        unread["kernel log"] = not_told
+    return replace(
+        facts,
+        gpus=gpus,
+        gpu_vendor=vendor,
+        health=health,
+        kernel_events=tuple(events),
+        machine=machine.result(),
+        image_digests={image: digest_of(image) for image in wanted.images},
+        unread=unread,
+    )
+
+
+def gather_own(wanted: Wanted, proc: Path) -> Facts:
+    """Read what no other program has to be asked for."""
     memory = parse_meminfo(read_text(proc / "meminfo"))
     ports = {want["port"] for want in wanted.ports}
     listening = [
@@ -699,6 +558,6 @@ def gather(wanted: Wanted, proc: Path = Path("/proc")) -> Facts:
         shared_memory_bytes=size_of(SHARED_MEMORY),
         commands={want["name"]: shutil.which(want["name"], path=search) or "" for want in wanted.commands},
         unwritable={path: unwritable_reason(path) for path in wanted.writable_paths},
-        gpus=find_gpus(wanted, proc),
+        installed=installed_in(wanted.environment) if wanted.environment else {},
         runs_here=bool(wanted.gpus) and any(deployment_of(one) == wanted.deployment for one in processes(proc)),
     )

@@ -28,6 +28,10 @@ options:
   plan_file:
     description: A plan that was written before; any other plan than exactly that one is refused, with what changed.
     type: path
+  may_be_refused:
+    description: Whether a refused plan is an answer, in C(refused), for those who can do without one.
+    type: bool
+    default: false
 attributes:
   check_mode:
     support: full
@@ -46,6 +50,10 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+refused:
+  description: Why there is no plan; C(plan) and C(slices) are empty then.
+  returned: when O(may_be_refused) and it was refused
+  type: str
 plan:
   description: The whole plan with its id.
   type: dict

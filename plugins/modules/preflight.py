@@ -5,11 +5,13 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: preflight
-short_description: Say of a node whether it is fit for a deployment
+short_description: Read what a node is and has, and say what keeps it from a deployment
 version_added: 0.1.0
 description:
-  - Checks architecture, CPU flags, GPUs, memory, disk space, writable paths, ports, Python and commands in one call,
-    and names all failures at once, each with what was found, what is needed and what mends it.
+  - Reads everything in one call - system, CPUs, NUMA, memory, disks, GPUs and how well they are, the kernel's log about
+    them, network, RDMA, names, clock, limits, container engine - and names all that is wrong, each with what was found,
+    what is needed and what mends it. It does not fail; who asks decides.
+  - Needs no root; what could not be read without it is among the findings. Every program that is asked has a deadline.
   - A port that is held by a process of the same deployment is fine, and so is the memory that its processes hold. They
     are known by C(STEPLADDER_DEPLOYMENT) in their environment.
   - Changes nothing; the answer is the same in check mode.
@@ -17,9 +19,11 @@ author:
   - Stepladder contributors (@stepladder)
 options:
   deployment:
-    description: The deployment's directory, which marks its processes (C(STEPLADDER_DEPLOYMENT)).
+    description:
+      - The deployment's directory, which marks its processes (C(STEPLADDER_DEPLOYMENT)).
+      - Unset where none is planned; then only what needs no plan is checked.
     type: str
-    required: true
+    default: ''
   ports:
     description: TCP ports that the deployment will listen on.
     type: list
@@ -158,10 +162,27 @@ options:
         type: list
         elements: int
         default: []
-  fail_on_error:
-    description: Whether the module fails when the node is not fit, or only returns the failures.
-    type: bool
-    default: true
+  interface:
+    description: The network interface that the deployment's ranks talk over.
+    type: str
+    default: ''
+  ranks:
+    description: Number of nodes of the replica that this node belongs to.
+    type: int
+    default: 1
+  environment:
+    description: Python environment whose releases are told, to be held against those of the other nodes.
+    type: path
+    default: ''
+  images:
+    description: Container images that the deployment runs.
+    type: list
+    elements: str
+    default: []
+  minimum_toolkit:
+    description: Oldest NVIDIA container toolkit, where there are O(images).
+    type: str
+    default: ''
 attributes:
   check_mode:
     description: Reads only.
@@ -195,8 +216,8 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-failures:
-  description: All that makes the node unfit; empty when it is fit.
+findings:
+  description: All that is wrong; the node is fit when none is a C(failure).
   returned: always
   type: list
   elements: dict
@@ -206,8 +227,9 @@ failures:
       found: "held by pid 812, user root: python3 -m http.server 8000"
       needed: free for flash-0 (API)
       mend: stop process 812, or choose another port for flash-0
+      severity: failure
 facts:
-  description: The node, as it was found; sizes in bytes.
+  description: The node, as it was found; sizes in bytes. The sample is the beginning of it.
   returned: always
   type: dict
   sample:
@@ -228,7 +250,8 @@ facts:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.stepladder.core.plugins.module_utils.preflight import Wanted, failures, gather, table
+from ansible_collections.stepladder.core.plugins.module_utils.preflight import Wanted, gather
+from ansible_collections.stepladder.core.plugins.module_utils.preflight_checks import findings
 
 
 def text(default: str = "") -> dict[str, str]:
@@ -257,7 +280,7 @@ def main() -> None:
     needed = {"type": "str", "required": True}
     module = AnsibleModule(
         argument_spec={
-            "deployment": needed,
+            "deployment": text(),
             "ports": many("dict", port=number, host=text("0.0.0.0"), process=text(), purpose=text()),  # noqa: S104
             "paths": many(
                 "dict",
@@ -276,18 +299,17 @@ def main() -> None:
             "architectures": many("str"),
             "writable_paths": many("path"),
             "gpus": {"type": "dict", "options": GPUS},
-            "fail_on_error": {"type": "bool", "default": True},
+            "interface": text(),
+            "ranks": {"type": "int", "default": 1},
+            "environment": {"type": "path", "default": ""},
+            "images": many("str"),
+            "minimum_toolkit": text(),
         },
         supports_check_mode=True,
     )
-    fail_on_error = module.params.pop("fail_on_error")
     wanted = Wanted(**module.params)
     facts = gather(wanted)
-    found = failures(facts, wanted)
-    result = {"failures": [vars(one) for one in found], "facts": facts.as_result()}
-    if found and fail_on_error:
-        module.fail_json(msg=table(found, facts.hostname, wanted.deployment), **result)
-    module.exit_json(changed=False, **result)
+    module.exit_json(changed=False, findings=[vars(one) for one in findings(facts, wanted)], facts=facts.as_result())
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from ansible_collections.stepladder.core.plugins.module_utils import preflight
-from ansible_collections.stepladder.core.plugins.module_utils.preflight import Disk, Facts, Failure, Listener, Wanted
+from ansible_collections.stepladder.core.plugins.module_utils import preflight, preflight_checks
+from ansible_collections.stepladder.core.plugins.module_utils.preflight import Disk, Facts, Finding, Listener, Wanted
 
 # ---- recorded: parsers -----------------------------------------------------------------------------------------------
 
@@ -195,7 +195,7 @@ CHECKS = {
         FACTS,
         of(architectures=["aarch64"]),
         [
-            Failure(
+            Finding(
                 "architecture",
                 "machine",
                 "x86_64",
@@ -209,7 +209,7 @@ CHECKS = {
         FACTS,
         of(cpu_flags_any=[["avx512f"], ["avx2", "avx_vnni"]]),
         [
-            Failure(
+            Finding(
                 "cpu",
                 "instructions",
                 "only avx2",
@@ -228,7 +228,7 @@ CHECKS = {
         replace(FACTS, own_memory_bytes=10 * 2**30),
         of(minimum_memory_bytes=60 * 2**30),
         [
-            Failure(
+            Finding(
                 "memory",
                 "available memory",
                 "50.0 GiB of 64.0 GiB, 10.0 GiB of it held by this deployment",
@@ -241,7 +241,7 @@ CHECKS = {
         replace(FACTS, shared_memory_bytes=64 * 2**20),
         of(minimum_shared_memory_bytes=512 * 2**20),
         [
-            Failure(
+            Finding(
                 "shared memory",
                 "/dev/shm",
                 "64 MiB",
@@ -254,8 +254,8 @@ CHECKS = {
         replace(FACTS, missing_packages={"libnuma.so.1": "libnuma1", "the module venv": "python3-venv"}),
         of(),
         [
-            Failure("package", "libnuma.so.1", "not installed", "libnuma1", "as root: apt-get install -y libnuma1"),
-            Failure(
+            Finding("package", "libnuma.so.1", "not installed", "libnuma1", "as root: apt-get install -y libnuma1"),
+            Finding(
                 "package",
                 "the module venv",
                 "not installed",
@@ -273,7 +273,7 @@ CHECKS = {
         replace(FACTS, disks=(disk("/data/a", 60 * 10**9, purpose="weights"), disk("/data/b", 50 * 10**9))),
         of(),
         [
-            Failure(
+            Finding(
                 "disk",
                 "/data/a, /data/b",
                 "100.0 GB free on /data",
@@ -288,7 +288,7 @@ CHECKS = {
         FACTS,
         of(writable_paths=["/var/lib/stepladder", "/srv"]),
         [
-            Failure(
+            Finding(
                 "writable",
                 "/srv",
                 "/srv belongs to root, mode 0755",
@@ -302,7 +302,7 @@ CHECKS = {
         replace(FACTS, listeners=(replace(MINE, deployment="step3"),)),
         of(ports=[PORT]),
         [
-            Failure(
+            Finding(
                 "port",
                 "0.0.0.0:8000",
                 "held by pid 812 of deployment step3, user root: vllm serve",
@@ -315,7 +315,7 @@ CHECKS = {
         replace(FACTS, listeners=(HIDDEN,)),
         of(ports=[{"port": 8000}]),
         [
-            Failure(
+            Finding(
                 "port",
                 "0.0.0.0:8000",
                 "held by a process of uid 1003 on 127.0.0.1; deploy may not see which one",
@@ -328,7 +328,7 @@ CHECKS = {
         replace(FACTS, listeners=(HIDDEN,), user="root"),
         of(ports=[PORT]),
         [
-            Failure(
+            Finding(
                 "port",
                 "0.0.0.0:8000",
                 "held by uid 1003 on 127.0.0.1; no process here has it open, so by a container's or the kernel",
@@ -348,7 +348,7 @@ CHECKS = {
         replace(FACTS, python_version="3.9.18"),
         of(minimum_python="3.11", python="/usr/bin/python3"),
         [
-            Failure(
+            Finding(
                 "python",
                 "/usr/bin/python3",
                 "Python 3.9.18",
@@ -361,7 +361,7 @@ CHECKS = {
         replace(FACTS, python_version=""),
         of(minimum_python="3.11", python="python3.12"),
         [
-            Failure(
+            Finding(
                 "python",
                 "python3.12",
                 "no such interpreter, or it does not start",
@@ -373,14 +373,14 @@ CHECKS = {
     "a command missing": (
         FACTS,
         of(commands=[{"name": "iptables"}, {"name": "hwloc-ls", "package": "hwloc"}]),
-        [Failure("command", "hwloc-ls", "not on the PATH", "on the PATH", "install the package hwloc")],
+        [Finding("command", "hwloc-ls", "not on the PATH", "on the PATH", "install the package hwloc")],
     ),
 }
 
 
 @pytest.mark.parametrize(("facts", "wanted", "expected"), CHECKS.values(), ids=CHECKS)
-def test_checks(facts: Facts, wanted: Wanted, expected: list[Failure]) -> None:
-    assert preflight.failures(facts, wanted) == expected
+def test_checks(facts: Facts, wanted: Wanted, expected: list[Finding]) -> None:
+    assert preflight_checks.findings(facts, wanted) == expected
 
 
 OVERLAPS = {
@@ -409,22 +409,7 @@ def test_libraries_are_asked_of_the_dynamic_linker() -> None:
 
 @pytest.mark.parametrize(("hosts", "expected"), OVERLAPS.items(), ids=str)
 def test_overlaps(hosts: tuple[str, str], expected: bool) -> None:
-    assert preflight.overlaps(*hosts) is expected
-
-
-def test_table_shows_all_failures_at_once() -> None:
-    wanted = of(minimum_memory_bytes=50 * 2**30, ports=[PORT], commands=[{"name": "hwloc-ls", "package": "hwloc"}])
-    facts = replace(FACTS, listeners=(replace(MINE, deployment="", command="python3 -m http.server 8000"),))
-    assert preflight.table(preflight.failures(facts, wanted), "gpu7", "flash") == (
-        "gpu7 is not fit for deployment flash: 3 failures\n"
-        "CHECK    WHAT              NEEDED                  FOUND\n"
-        "memory   available memory  50.0 GiB                40.0 GiB of 64.0 GiB\n"
-        "         to mend: stop what uses it (ps -eo pid,user,rss,args --sort=-rss | head), or use a node with more\n"
-        "port     0.0.0.0:8000      free for flash-0 (API)  held by pid 812, user root: python3 -m http.server 8000\n"
-        "         to mend: stop process 812, or choose another port for flash-0\n"
-        "command  hwloc-ls          on the PATH             not on the PATH\n"
-        "         to mend: install the package hwloc"
-    )
+    assert preflight_checks.overlaps(*hosts) is expected
 
 
 # ---- this machine ----------------------------------------------------------------------------------------------------
@@ -455,17 +440,23 @@ def listening(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
     process.communicate()
 
 
+def failures(wanted: Wanted) -> list[Finding]:
+    """What makes this machine unfit; warnings, of which it may have any, left out."""
+    found = preflight_checks.findings(preflight.gather(wanted), wanted)
+    return [one for one in found if one.severity == preflight.FAILURE]
+
+
 def test_a_real_port_is_named_with_its_process(listening: tuple[subprocess.Popen[str], int]) -> None:
     process, port = listening
     wanted = of(ports=[{"port": port, "host": "127.0.0.1", "process": "flash-0"}])
     facts = preflight.gather(wanted)
-    [found] = preflight.failures(facts, wanted)
+    [found] = failures(wanted)
     assert found.found == (
         f"held by pid {process.pid} of deployment other, user {facts.user}: "
         f"{sys.executable} listen.py --api-key ********"
     )
     own = replace(wanted, deployment="other")
-    assert preflight.failures(preflight.gather(own), own) == []
+    assert failures(own) == []
 
 
 def test_memory_of_the_deployment_itself_is_counted(listening: tuple[subprocess.Popen[str], int]) -> None:
@@ -477,7 +468,7 @@ def test_a_closed_port_is_free() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     wanted = of(ports=[{"port": port, "host": "127.0.0.1"}])
-    assert preflight.failures(preflight.gather(wanted), wanted) == []
+    assert failures(wanted) == []
 
 
 def test_a_process_that_cannot_be_looked_into(tmp_path: Path) -> None:
@@ -501,7 +492,7 @@ def test_disks_of_paths_that_are_not_there_yet(tmp_path: Path) -> None:
     assert len({(one.device, one.mount) for one in found}) == 1
     assert Path(found[0].mount).is_mount()
     too_much = of(paths=[{"path": str(tmp_path), "minimum_free_bytes": 10**18}])
-    assert [one.check for one in preflight.failures(preflight.gather(too_much), too_much)] == ["disk"]
+    assert [one.check for one in failures(too_much)] == ["disk"]
 
 
 def test_writable_paths(tmp_path: Path) -> None:

@@ -1,0 +1,76 @@
+"""What the kernel's log says of GPUs: NVIDIA's Xid and SXid, and amdgpu's errors.
+
+Standard library only: this runs on the node, under any Python from 3.9 on. Nothing on the node is changed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from ansible_collections.stepladder.core.plugins.module_utils import asking
+
+# After these a GPU is of no use until it was reset or the node restarted: uncorrected memory (48, 64, 95, 140), its
+# firmware (62, 119, 120), NVLink (74), gone from the bus (79). Source: NVIDIA, Xid Errors.
+FATAL_XIDS = frozenset((48, 62, 64, 74, 79, 95, 119, 120, 140))
+XID = re.compile(r"NVRM: Xid \((?:PCI:)?([0-9a-fA-F:.]+)\): (\d+)(?:, (.*))?")
+SXID = re.compile(r"nvidia-nvswitch\d+: SXid \(PCI:([0-9a-fA-F:.]+)\): (\d+), (Fatal|Non-fatal)(?:, (.*))?")
+LOST = re.compile(r"NVRM: (?:The NVIDIA GPU |GPU (?=[0-9a-fA-F]{4,8}:))([0-9a-fA-F:.]+)(.*)")
+AMD = re.compile(
+    r"amdgpu ([0-9a-fA-F:.]+): .*?((?:uncorrectable hardware error|GPU reset begin|GPU reset end with ret = -)\S*.*)"
+)
+SHOWN = 120
+
+
+@dataclass(frozen=True)
+class Event:
+    """One kind of error of one device: how often, and how it was told last.
+
+    Args:
+        kind: `Xid 79`, `SXid 20034`, `off the bus`, `amdgpu`.
+        fatal: whether the device is of no use since.
+    """
+
+    kind: str
+    device: str
+    fatal: bool
+    text: str
+    count: int = 1
+
+
+def parse(text: str) -> list[Event]:
+    """Read the kernel's log, with or without times before the lines; an event for each kind and device."""
+    found: dict[tuple[str, str], Event] = {}
+    for event in _events(text.splitlines()):
+        before = found.get((event.kind, event.device))
+        count = before.count + 1 if before else 1
+        fatal = event.fatal or (before is not None and before.fatal)
+        found[event.kind, event.device] = Event(event.kind, event.device, fatal, event.text, count)
+    return list(found.values())
+
+
+def _events(lines: Sequence[str]) -> Iterator[Event]:
+    for position, line in enumerate(lines):
+        if xid := XID.search(line):
+            number = int(xid[2])
+            yield Event(f"Xid {number}", xid[1], number in FATAL_XIDS, (xid[3] or "").strip()[:SHOWN])
+        elif sxid := SXID.search(line):
+            yield Event(f"SXid {sxid[2]}", sxid[1], sxid[3] == "Fatal", (sxid[4] or "").strip()[:SHOWN])
+        elif lost := LOST.search(line):
+            # Newer drivers spread the sentence over several lines.
+            if "fallen off the bus" in " ".join(lines[position : position + 3]):
+                yield Event("off the bus", lost[1].rstrip(":"), True, "GPU has fallen off the bus")
+        elif amd := AMD.search(line):
+            yield Event("amdgpu", amd[1], "uncorrectable" in amd[2] or "ret = -" in amd[2], amd[2].strip()[:SHOWN])
+
+
+def read() -> tuple[list[Event], str]:
+    """The events since the kernel's start, and why the log could not be read where it could not."""
+    text, problem = asking.ask(("dmesg",))
+    if problem:
+        text, problem_of_journal = asking.ask(("journalctl", "--dmesg", "--boot", "--output=cat", "--quiet"))
+        # Without the right to it the journal answers with nothing, not with an error.
+        if problem_of_journal or not text.strip():
+            return [], problem
+    return parse(text), ""
