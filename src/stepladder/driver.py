@@ -100,10 +100,9 @@ def driver_plan(wish: Mapping[str, Any], facts: Mapping[str, Any], directory: st
         return _nothing(gpu.vendor, f"{gpu.title}: there is nothing to do for a driver")
     system = System.of(facts)
     faults: list[Violation] = []
-    release = _release(wanted, gpu, catalogue, faults)
+    faults += _below_floor(wanted, gpu, catalogue)
+    release = None if faults else _release(wanted, gpu, catalogue, faults)
     known = _system(gpu, release, system, catalogue, faults) if release else None
-    if release:
-        faults += _below_floor(wanted, gpu, release, catalogue)
     if not release or not known:
         return _nothing(gpu.vendor, gpu.title) | {"faults": [_fault(each) for each in faults]}
     return _plan(wanted, gpu, release, known, system) | {"faults": [_fault(each) for each in faults]}
@@ -169,19 +168,20 @@ def _system(
     return fitting[0]
 
 
-def _below_floor(wanted: Wish, gpu: Gpu, release: DriverRelease, catalogue: Catalogue) -> list[Violation]:
+def _below_floor(wanted: Wish, gpu: Gpu, catalogue: Catalogue) -> list[Violation]:
     """The driver is older than what the engine's release needs, or its image."""
     engine = catalogue.engines.get(wanted.engine)
+    version = wanted.version or wanted.branch or (gpu.driver.branch if gpu.driver else "")
     if not engine:
         return []
     releases = [each for each in engine.releases if each.platform == gpu.platform]
     wished: EngineRelease | None = next((r for r in releases if r.version == wanted.engine_version), None)
     chosen = wished or (releases[0] if releases else None)
     floor = chosen.minimum_driver if chosen else None
-    if not chosen or not floor or not older(release.version, floor):
+    if not chosen or not floor or not older(version, floor):
         return []
     kind = "driver" if gpu.vendor == "nvidia" else "ROCm"
-    found = f"{release.version}; {engine.title} {chosen.version} and its image need {floor} or newer"
+    found = f"{version}; {engine.title} {chosen.version} and its image need {floor} or newer"
     return [Violation(kind, found, "Set gpu_driver_branch and gpu_driver_version, or deployment_engine_version.")]
 
 
