@@ -43,6 +43,14 @@ class RealLab:
         """An ordinary verb, such as deploy, with this lab's inventory."""
         return self._done([sys.executable, "bin/stepladder", verb, "-i", str(self.inventory), *arguments], check)
 
+    def start(self, verb: str, *arguments: str) -> subprocess.Popen[str]:
+        """An ordinary verb with this lab's inventory, not waited for."""
+        command = [sys.executable, "bin/stepladder", verb, "-i", str(self.inventory), *arguments]
+        return subprocess.Popen(
+            command, cwd=REPOSITORY, env={**os.environ, **self.environ}, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+
     def ssh(self, node: str, command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """A command on a node, over SSH with the pinned keys."""
         return self.run("ssh", node, command, check=check)

@@ -1,0 +1,59 @@
+"""What the roles of `prepare` ask; the logic is in `stepladder.driver`, `.preparing` and `.python_sources`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ansible.errors import AnsibleFilterError
+
+from stepladder import driver, preparing, python_sources
+from stepladder.errors import StepladderError
+
+
+def _plain(value: Any) -> Any:
+    """Data as the brain knows it: Ansible hands in lists and mappings whose items are read only when asked for."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _driver_plan(wish: Mapping[str, Any], facts: Mapping[str, Any], directory: str) -> dict[str, Any]:
+    """`driver.driver_plan` with the few facts that it reads."""
+    try:
+        return driver.driver_plan(_plain(wish), {name: facts.get(name) for name in driver.FACTS}, directory)
+    except StepladderError as error:
+        raise AnsibleFilterError(str(error)) from error
+
+
+def _mixed_types(hosts: list[str], variables: Mapping[str, Any], host: str) -> list[dict[str, str]]:
+    """`driver.mixed_types` of what the inventory says of some hosts."""
+    types = {name: str(variables[name].get("deployment_gpu") or "unset") for name in hosts}
+    deployments = {name: str(variables[name].get("deployment_name") or "") for name in hosts}
+    return driver.mixed_types(types, deployments, host)
+
+
+def _preparation_report(variables: Mapping[str, Any], hosts: list[str], failed: list[str]) -> str:
+    """`preparing.report` on plain rows; the variables of hosts are read one by one, all of them would cost minutes."""
+    rows = {
+        name: {key: _plain(variables[name].get(key)) for key in preparing.FACTS if variables[name].get(key) is not None}
+        for name in hosts
+    }
+    return preparing.report(rows, failed)
+
+
+class FilterModule:
+    """Filters of the collection."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """Name the filters."""
+        return {
+            "driver_plan": _driver_plan,
+            "mixed_types": _mixed_types,
+            "pip_conf": lambda values: python_sources.pip_conf(_plain(values)),
+            "preparation_report": _preparation_report,
+            "python_source_problems": lambda values: python_sources.problems(_plain(values)),
+            "uv_toml": lambda values: python_sources.uv_toml(_plain(values)),
+        }

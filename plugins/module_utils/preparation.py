@@ -1,0 +1,328 @@
+"""Whether a node can be prepared, and what its driver is: facts are read, faults are pure functions of them.
+
+Standard library only: this runs on the node, under any Python from 3.9 on. Nothing on the node is changed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ansible_collections.stepladder.core.plugins.module_utils import (
+    apt,
+    dnf,
+    package_sources,
+    preflight,
+    system_packages,
+)
+
+PCI_VENDORS = {"0x10de": "nvidia", "0x1002": "amd"}
+# Classes of PCI devices that compute: VGA, 3D, other display controllers, processing accelerators (pci.ids).
+PCI_CLASSES = ("0x0300", "0x0302", "0x0380", "0x1200")
+TITLES = {"nvidia": "NVIDIA", "amd": "AMD", "cpu": "none"}
+LIBRARY_FOLDERS = ("/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is in the way: about what, what was found, what is needed, how to mend it."""
+
+    what: str
+    found: str
+    needed: str
+    mend: str
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the node is to have; the fields are the module's parameters.
+
+    Args:
+        vendor: `nvidia`, `amd`, or `cpu` for a node without a driver.
+        version: of the driver. module: of the kernel. library: whose file's name ends with the version.
+        main_package: is there if the driver was installed by us. same_version: packages that have the driver's version.
+        minimum_free_bytes: by path, as far as the driver is not installed yet.
+        check_bus: whether the vendor's GPUs have to be on the PCI bus.
+        allow_change: whether a driver may go from one version to another.
+        install: whether the driver is ours to install; else what is there is only looked at.
+    """
+
+    vendor: str = "cpu"
+    version: str = ""
+    module: str = ""
+    library: str = ""
+    main_package: str = ""
+    same_version: Sequence[str] = ()
+    kernel_parameters: Sequence[str] = ()
+    minimum_free_bytes: Mapping[str, int] = field(default_factory=dict)
+    check_bus: bool = True
+    allow_change: bool = False
+    install: bool = True
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What was found on the node; versions are empty where there is none.
+
+    Args:
+        loaded: version of the kernel's module that runs. on_disk: of the one that the running kernel would load.
+        library: version of the library. packages: version of each of `same_version` and of the main package.
+        installed_at, booted_at: seconds since 1970; the first is 0 where the main package is not there.
+        gpus: number of GPUs on the PCI bus by vendor.
+        reboot_wanted: what the system itself says about a reboot that is due.
+    """
+
+    hostname: str = ""
+    root_problem: str = ""
+    free_bytes: Mapping[str, int] = field(default_factory=dict)
+    loaded: str = ""
+    on_disk: str = ""
+    library: str = ""
+    packages: Mapping[str, str] = field(default_factory=dict)
+    installed_at: float = 0
+    booted_at: float = 0
+    command_line: Sequence[str] = ()
+    gpus: Mapping[str, int] = field(default_factory=dict)
+    reboot_wanted: str = ""
+
+    def as_result(self) -> dict[str, Any]:
+        """The facts that the module returns."""
+        return {
+            "loaded": self.loaded,
+            "on_disk": self.on_disk,
+            "library": self.library,
+            "packages": dict(self.packages),
+            "gpus": dict(self.gpus),
+        }
+
+
+# ---- pure ------------------------------------------------------------------------------------------------------------
+
+
+def parse_loaded_nvidia(text: str) -> str:
+    """The version in /proc/driver/nvidia/version.
+
+    `NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build ...`, without Open for the other.
+    """
+    found = re.search(r"(?m)^NVRM version:.*?\s(\d+\.\d+(?:\.\d+)?)\s", text)
+    return found[1] if found else ""
+
+
+def version_of_library(real_path: str) -> str:
+    """The version that a library's file is called after: `libnvidia-ml.so.580.95.05`."""
+    found = re.search(r"\.so\.(\d+\.\d+(?:\.\d+)?)$", real_path)
+    return found[1] if found else ""
+
+
+def upstream(version: str) -> str:
+    """A package's version without epoch and the distribution's revision: `1:580.126.20-1ubuntu1` is 580.126.20."""
+    return version.partition(":")[2].partition("-")[0] if ":" in version else version.partition("-")[0]
+
+
+def faults_before(facts: Facts, wanted: Wanted) -> Iterator[Fault]:
+    """All that keeps a node from being prepared; nothing is written while there is one."""
+    if facts.root_problem:
+        yield Fault("user", facts.root_problem, "root", "set ansible_become: true")
+    ours = facts.packages.get(wanted.main_package, "")
+    if not ours and wanted.install:
+        for path, needed in wanted.minimum_free_bytes.items():
+            free = facts.free_bytes.get(path, 0)
+            if free < needed:
+                yield Fault(
+                    f"space on {path}", f"{free / 1e9:.1f} GB free", f"{needed / 1e9:.1f} GB",
+                    "free some there: a driver that is half unpacked keeps dpkg from everything else",
+                )  # fmt: skip
+    if wanted.vendor == "cpu":
+        return
+    yield from _other_gpus(facts, wanted)
+    if wanted.install:
+        yield from _other_driver(facts, wanted, ours)
+
+
+def _other_gpus(facts: Facts, wanted: Wanted) -> Iterator[Fault]:
+    if not wanted.check_bus or facts.gpus.get(wanted.vendor):
+        return
+    others = ", ".join(f"{count} of {TITLES[vendor]}" for vendor, count in sorted(facts.gpus.items()) if count)
+    yield Fault(
+        "GPUs on the PCI bus", others or "none", f"GPUs of {TITLES[wanted.vendor]}",
+        "see lspci, and whether the host is in the group of its GPU type (deployment_gpu); where the bus does not "
+        "tell, set gpu_driver_check_bus: false",
+    )  # fmt: skip
+
+
+def _other_driver(facts: Facts, wanted: Wanted, ours: str) -> Iterator[Fault]:
+    """A driver that other means installed, or ours in another version."""
+    if wanted.vendor == "nvidia" and not ours and (facts.loaded or facts.library):
+        there = facts.library or facts.loaded
+        yield Fault(
+            "driver", f"{there}, not from the package {wanted.main_package}", "none, or ours",
+            "remove it (the system's own packages, or nvidia-uninstall for a .run file), or keep it with "
+            "gpu_driver_install: false",
+        )  # fmt: skip
+    version = upstream(ours)
+    if wanted.same_version and ours and version != wanted.version and not wanted.allow_change:
+        yield Fault(
+            "driver", f"{version} is installed", wanted.version,
+            "drain the node, then allow it once: -e gpu_driver_change_allowed=true",
+        )  # fmt: skip
+
+
+def reboot_reasons(facts: Facts, wanted: Wanted) -> list[str]:
+    """Why a reboot is due; none where the node runs what it has."""
+    reasons = []
+    if wanted.vendor == "nvidia" and facts.library and facts.loaded != facts.library and _not_rebooted(facts):
+        runs = f"{facts.loaded} runs" if facts.loaded else "none runs"
+        reasons.append(f"driver {facts.library} is installed, in the kernel {runs}")
+    if wanted.vendor == "amd" and facts.packages.get(wanted.main_package) and _not_rebooted(facts):
+        runs = f"{facts.loaded} runs" if facts.loaded else "none runs"
+        if not facts.loaded or (facts.on_disk and facts.loaded != facts.on_disk):
+            reasons.append(f"amdgpu {facts.on_disk or 'of this release'} is installed, in the kernel {runs}")
+    if missing := missing_parameters(facts.command_line, wanted.kernel_parameters):
+        reasons.append(f"the kernel runs without {' '.join(missing)}")
+    if facts.reboot_wanted:
+        reasons.append(f"the system asks for it ({facts.reboot_wanted})")
+    return reasons
+
+
+def _not_rebooted(facts: Facts) -> bool:
+    return facts.booted_at <= facts.installed_at
+
+
+def missing_parameters(command_line: Sequence[str], wanted: Sequence[str]) -> list[str]:
+    """Parameters that a kernel was started without."""
+    return [parameter for parameter in wanted if parameter not in command_line]
+
+
+def faults_after(facts: Facts, wanted: Wanted) -> Iterator[Fault]:
+    """All that does not fit once the driver is installed; what a reboot mends is none."""
+    if wanted.vendor == "cpu":
+        return
+    for name in wanted.same_version if wanted.install else ():
+        version = facts.packages.get(name, "")
+        if upstream(version) != wanted.version:
+            mend = f"run prepare again; apt-cache policy {name} on the node tells what there is"
+            yield Fault(f"package {name}", version or "not installed", wanted.version, mend)
+    if wanted.library and (not facts.library or (wanted.install and facts.library != wanted.version)):
+        yield Fault(
+            f"library {wanted.library}", facts.library or "not there", wanted.version if wanted.install else "there",
+            "another driver's library is in its place: ldconfig -p | grep nvidia-ml, dpkg -S on what it says",
+        )  # fmt: skip
+    if facts.loaded == (facts.library or facts.on_disk) and facts.loaded:
+        return
+    if not _not_rebooted(facts) and (facts.library or wanted.vendor == "amd"):
+        disk = f"; on disk is {facts.on_disk}" if facts.on_disk else "; none was built for the running kernel"
+        yield Fault(
+            f"kernel module {wanted.module}", f"{facts.loaded or 'none runs'}{disk}", facts.library or "one that runs",
+            f"the node has rebooted since: dkms status; journalctl -k | grep -i {wanted.module}; Secure Boot refuses "
+            "modules that are not signed (mokutil --sb-state)",
+        )  # fmt: skip
+
+
+def table(faults: Sequence[Fault], hostname: str, heading: str) -> str:
+    """All faults as text: what, found and needed on one line, and under each what mends it."""
+    count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+    lines = [f"{hostname} {heading}: {count}"]
+    for one in faults:
+        needed = f" (needed: {one.needed})" if one.needed else ""
+        lines.append(f"- {one.what}: {one.found}{needed}")
+        if one.mend:
+            lines.append(f"  to mend: {one.mend}")
+    return "\n".join(lines)
+
+
+# ---- the node --------------------------------------------------------------------------------------------------------
+
+
+def gather(wanted: Wanted, root: Path = Path("/")) -> Facts:
+    """Read from the node what the faults are judged by."""
+    packages = _packages([wanted.main_package, *wanted.same_version])
+    return Facts(
+        hostname=os.uname().nodename,
+        root_problem=system_packages.not_root(),
+        free_bytes={path: _free(path) for path in wanted.minimum_free_bytes},
+        loaded=_loaded(wanted, root),
+        on_disk=_modinfo(wanted.module),
+        library=_library(wanted.library, root),
+        packages=packages,
+        installed_at=_installed_at(wanted.main_package, root) if packages.get(wanted.main_package) else 0,
+        booted_at=_booted_at(root),
+        command_line=preflight.read_text(root / "proc/cmdline").split(),
+        gpus=_on_bus(root),
+        reboot_wanted=_reboot_wanted(root),
+    )
+
+
+def _packages(names: Sequence[str]) -> dict[str, str]:
+    manager = apt.Apt(str, 0) if apt.is_there() else dnf.Dnf(str, 0) if dnf.is_there() else None
+    found = manager.installed() if manager and any(names) else {}
+    return {name: found[name].version for name in names if name in found and found[name].status in {"ii", "hi"}}
+
+
+def _free(path: str) -> int:
+    found = os.statvfs(preflight.nearest_existing(Path(path)))
+    return found.f_bavail * found.f_frsize
+
+
+def _loaded(wanted: Wanted, root: Path) -> str:
+    if wanted.vendor == "nvidia":
+        return parse_loaded_nvidia(preflight.read_text(root / "proc/driver/nvidia/version"))
+    if wanted.vendor == "amd" and (root / "sys/module/amdgpu").is_dir():
+        # The kernel's own module has no version; then its release says which it is.
+        return preflight.read_text(root / "sys/module/amdgpu/version").strip() or os.uname().release
+    return ""
+
+
+def _modinfo(module: str) -> str:
+    program = shutil.which("modinfo", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"]))
+    if not module or not program:
+        return ""
+    done = subprocess.run([program, "-F", "version", module], capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
+def _library(name: str, root: Path) -> str:
+    if not name:
+        return ""
+    links = [root / folder.lstrip("/") / name for folder in LIBRARY_FOLDERS]
+    return next((version_of_library(os.path.realpath(link)) for link in links if link.exists()), "")
+
+
+def _installed_at(package: str, root: Path) -> float:
+    """When a package was last installed; rpm keeps no file of its own, there its library's folder stands for it."""
+    lists = sorted((root / "var/lib/dpkg/info").glob(f"{package}*.list")) or [root / "usr/lib64"]
+    return max((path.stat().st_mtime for path in lists if path.exists()), default=0.0)
+
+
+def _booted_at(root: Path) -> float:
+    found = re.search(r"(?m)^btime (\d+)$", preflight.read_text(root / "proc/stat"))
+    return float(found[1]) if found else 0.0
+
+
+def _on_bus(root: Path) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    devices = root / "sys/bus/pci/devices"
+    for device in devices.iterdir() if devices.is_dir() else ():
+        vendor = PCI_VENDORS.get(preflight.read_text(device / "vendor").strip(), "")
+        if vendor and preflight.read_text(device / "class").strip().startswith(PCI_CLASSES):
+            counts[vendor] = counts.get(vendor, 0) + 1
+    return counts
+
+
+def _reboot_wanted(root: Path) -> str:
+    """What Debian's and Ubuntu's packages leave in /run/reboot-required.pkgs."""
+    if not (root / "run/reboot-required").exists():
+        return ""
+    names = preflight.read_text(root / "run/reboot-required.pkgs").split()
+    return ", ".join(dict.fromkeys(names)) or "/run/reboot-required"
+
+
+def key_faults(repositories: Sequence[Mapping[str, Any]]) -> list[Fault]:
+    """What is wrong with the keys of the repositories that would be added."""
+    _, wrong = package_sources.checked_keys(package_sources.parsed(repositories))
+    return [Fault("package repository", text, "", "") for text in wrong]

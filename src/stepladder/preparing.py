@@ -1,0 +1,41 @@
+"""What `prepare` tells at its end: of each node what was changed, and whether a reboot is due."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+# Facts that the roles leave behind, and what they are about.
+CHANGES = {
+    "host_changes": "host",
+    "gpu_driver_changes": "driver",
+    "container_runtime_changes": "containers",
+    "python_mirror_changes": "python",
+}
+FACTS = (*CHANGES, "gpu_driver_plan", "gpu_driver_reboot", "host_unmet")
+MOST_LINES = 12
+
+
+def report(rows: Mapping[str, Mapping[str, Any]], failed: Sequence[str]) -> str:
+    """A line for each node, and below it what was changed.
+
+    Args:
+        rows: by node, of `FACTS` those that its roles have set.
+        failed: nodes that a fault stopped; what it was stands above.
+    """
+    lines = []
+    for name, row in rows.items():
+        changes = [f"{part}: {action}" for key, part in CHANGES.items() for action in row.get(key) or []]
+        reboot = row.get("gpu_driver_reboot") or []
+        state = "not prepared, see above" if name in failed else "prepared"
+        count = "nothing changed" if not changes else f"{len(changes)} change{'s' if len(changes) > 1 else ''}"
+        due = "a reboot is due" if reboot else "no reboot is due"
+        lines.append(f"{name}: {state}; {count}; {due}")
+        summary = (row.get("gpu_driver_plan") or {}).get("summary")
+        lines += [f"    {summary}"] if summary else []
+        lines += [f"    reboot: {reason}" for reason in reboot]
+        lines += [f"    not possible here: {text}" for text in row.get("host_unmet") or []]
+        lines += [f"    {change}" for change in changes[:MOST_LINES]]
+        if len(changes) > MOST_LINES:
+            lines.append(f"    and {len(changes) - MOST_LINES} more; -v shows all")
+    return "\n".join(lines)

@@ -1,0 +1,161 @@
+"""What an operator without a way out carries in: a signed apt repository and a package index, served from a folder.
+
+Repository, key, index and server are real. The driver's packages in it are STAND-INS: they have the real names and
+versions and say in their description that they are empty; no driver is in them.
+"""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import os
+import platform
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+NEEDED = {"apt-ftparchive": "apt-utils", "gpg": "gpg", "dpkg-deb": "dpkg"}
+ARCHITECTURE = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), "amd64")
+
+
+@dataclass(frozen=True)
+class StandIn:
+    """An empty package: name, version, what it depends on, and files by path (a text, or `-> target` for a link)."""
+
+    name: str
+    version: str
+    depends: str = ""
+    files: Mapping[str, str] = None  # type: ignore[assignment]
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A served folder: `url`, the key's address and its fingerprint."""
+
+    folder: Path
+    url: str
+    fingerprint: str
+
+    @property
+    def key_url(self) -> str:
+        """Where the key is."""
+        return f"{self.url}key.asc"
+
+
+def lacking() -> str:
+    """What this machine lacks to make one, in a line."""
+    return "; ".join(
+        f"{program} (package {package})" for program, package in NEEDED.items() if not shutil.which(program)
+    )
+
+
+def driver_packages(version: str, kernel: str, broken: str = "") -> list[StandIn]:
+    """Stand-ins for what Debian 12 gets for an H20: the names of NVIDIA's repository, at one version.
+
+    Args:
+        version: of the driver.
+        kernel: the running kernel's release, for its headers.
+        broken: name of a package whose configuration does not end, for a run that is killed in it.
+    """
+    same = f"{version}-1"
+    library = f"/usr/lib/{platform.machine()}-linux-gnu/libnvidia-ml.so"
+    unit = "[Unit]\nDescription=STAND-IN\n[Service]\nExecStart=/bin/false\n[Install]\nWantedBy=multi-user.target\n"
+    made = [
+        StandIn(
+            "libnvidia-ml1", same, files={f"{library}.{version}": "", f"{library}.1": f"-> libnvidia-ml.so.{version}"}
+        ),
+        StandIn("nvidia-driver-cuda", same, f"libnvidia-ml1 (= {same})"),
+        StandIn("nvidia-kernel-open-dkms", same),
+        StandIn("nvidia-persistenced", same, files={"/lib/systemd/system/nvidia-persistenced.service": unit}),
+        StandIn("nvidia-fabricmanager", same, files={"/lib/systemd/system/nvidia-fabricmanager.service": unit}),
+        StandIn("libnvidia-nscq", same),
+    ]
+    if kernel:
+        made.append(StandIn(f"linux-headers-{kernel}", "1"))
+    slow = {"/DEBIAN/postinst": "#!/bin/sh\n[ ! -e /run/stand-in-hangs ] || sleep 600\n"}
+    return [StandIn(one.name, one.version, one.depends, {**(one.files or {}), **slow}) if one.name == broken else one
+            for one in made]  # fmt: skip
+
+
+def build(folder: Path, packages: Sequence[StandIn], extra: Sequence[Path] = ()) -> None:
+    """Make a flat apt repository of stand-ins and of real packages; it is signed by `sign`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for one in packages:
+        tree = folder / "tree"
+        files = {
+            "/DEBIAN/control": (
+                f"Package: {one.name}\nVersion: {one.version}\nArchitecture: {ARCHITECTURE}\n"
+                "Maintainer: Tests <t@example.org>\n"
+                + (f"Depends: {one.depends}\n" if one.depends else "")
+                + f"Description: STAND-IN for {one.name}: empty, made by the tests\n"
+            ),
+            **(one.files or {}),
+        }
+        for path, text in files.items():
+            target = tree / path.lstrip("/")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if text.startswith("-> "):
+                target.symlink_to(text[3:])
+            else:
+                target.write_text(text)
+                target.chmod(0o755 if text.startswith("#!") else 0o644)
+        _run(["dpkg-deb", "--root-owner-group", "-b", str(tree), str(folder)])
+        shutil.rmtree(tree)
+    for path in extra:
+        shutil.copy(path, folder)
+    (folder / "Packages").write_text(_run(["apt-ftparchive", "packages", "."], folder))
+    options = ["-o", "APT::FTPArchive::Release::Origin=stand-in", "-o", "APT::FTPArchive::Release::Label=stand-in"]
+    (folder / "Release").unlink(missing_ok=True)
+    (folder / "Release").write_text(_run(["apt-ftparchive", *options, "release", "."], folder))
+
+
+def new_key(home: Path) -> str:
+    """Make a key pair in a folder of its own; the fingerprint."""
+    home.mkdir(mode=0o700, parents=True)
+    _gpg(
+        home, "--passphrase", "", "--quick-gen-key", f"STAND-IN {home.name} <t@example.org>", "rsa2048", "sign", "never"
+    )
+    listed = _gpg(home, "--with-colons", "--list-keys")
+    return next(line.split(":")[9] for line in listed.splitlines() if line.startswith("fpr"))
+
+
+def sign(folder: Path, home: Path) -> None:
+    """Sign a repository with a key and put the key beside it."""
+    (folder / "InRelease").unlink(missing_ok=True)
+    _gpg(home, "--clearsign", "-o", str(folder / "InRelease"), str(folder / "Release"))
+    (folder / "key.asc").write_text(_gpg(home, "--armor", "--export"))
+
+
+@contextmanager
+def served(folder: Path, address: str) -> Iterator[str]:
+    """Serve a folder over HTTP on an address of this machine; the URL."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *arguments: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer((address, 0), functools.partial(Quiet, directory=str(folder)))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://{address}:{server.server_address[1]}/"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def _gpg(home: Path, *arguments: str) -> str:
+    return _run(
+        ["gpg", "--batch", "--yes", "--quiet", "--homedir", str(home), "--pinentry-mode", "loopback", *arguments]
+    )
+
+
+def _run(argv: list[str], folder: Path | None = None) -> str:
+    environ = {**os.environ, "LC_ALL": "C.UTF-8"}
+    done = subprocess.run(argv, cwd=folder, env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{' '.join(argv)} ended with {done.returncode}:\n{done.stdout}{done.stderr}"
+    return done.stdout

@@ -1,0 +1,324 @@
+"""`prepare` on real nodes without a way out: a signed apt repository, its key, pins and holds are real.
+
+The driver's packages are stand-ins (signed_repository.py), and no GPU is there; kernel settings that a container may
+not set are told and not made (`host_strict: false`).
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import signed_repository
+from real_lab import RealLab, why_not
+from signed_repository import StandIn
+
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
+
+VERSION, NEWER = "580.126.20", "580.159.04"
+SLOW = "nvidia-kernel-open-dkms"  # a real one takes minutes to be built
+
+
+@dataclass
+class Mirror:
+    """What the operator carried in, and the variables that point prepare at it."""
+
+    url: str
+    fingerprint: str
+    other_fingerprint: str
+    folder: Path
+
+    def variables(self, **changes: Any) -> dict[str, Any]:
+        """Extra variables of a node with eight H20, as far as a lab can be one."""
+        mirror = {
+            "url": f"{self.url}nvidia/",
+            "key_url": f"{self.url}nvidia/key.asc",
+            "fingerprints": [self.fingerprint],
+        }
+        own = {
+            "deployment_gpu": "h20-96",
+            "gpu_driver_check_bus": False,
+            "gpu_driver_mirrors": {"nvidia-driver": mirror},
+            "host_strict": False,
+            "host_swap_off": False,
+            "gpu_driver_lock_timeout": 60,
+        }
+        return own | changes
+
+
+@pytest.fixture(scope="session")
+def mirror(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mirror]:
+    """Two releases of the driver, signed by one key; and the same ones signed by a stranger's."""
+    if reason := signed_repository.lacking():
+        pytest.skip(f"no signed repository on this machine: it lacks {reason}")
+    folder = tmp_path_factory.mktemp("mirror")
+    good, other = (signed_repository.new_key(folder / "keys" / name) for name in ("good", "other"))
+    www = folder / "www"
+    packages = signed_repository.driver_packages(VERSION, platform.release(), SLOW)
+    packages += signed_repository.driver_packages(NEWER, "")
+    signed_repository.build(www / "nvidia", packages)
+    signed_repository.sign(www / "nvidia", folder / "keys" / "good")
+    signed_repository.build(www / "strange", [StandIn("nvidia-driver-cuda", f"{VERSION}-1")])
+    signed_repository.sign(www / "strange", folder / "keys" / "other")
+    with signed_repository.served(www, "0.0.0.0") as url:
+        yield Mirror(url, good, other, www)
+
+
+def at(mirror: Mirror, lab: RealLab) -> Mirror:
+    """The mirror by the address that this machine has on the lab's network."""
+    gateway = lab.status()["subnet"].replace(".0/24", ".1")
+    return Mirror(mirror.url.replace("0.0.0.0", gateway), mirror.fingerprint, mirror.other_fingerprint, mirror.folder)
+
+
+def prepare(
+    lab: RealLab, variables: dict[str, Any], *options: str, check: bool = True
+) -> subprocess.CompletedProcess[str]:
+    """Run `prepare` with extra variables from a file."""
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump(variables, file)
+        file.flush()
+        return lab.play("prepare", "-e", f"@{file.name}", *options, check=check)
+
+
+def changed_tasks(done: subprocess.CompletedProcess[str]) -> dict[str, int]:
+    """Changed tasks by node, from the recap."""
+    return {name: int(count) for name, count in re.findall(r"(?m)^(\S+)\s+: ok=\d+\s+changed=(\d+)", done.stdout)}
+
+
+def files(lab: RealLab, node: str) -> str:
+    """Every file of ours on a node, with its checksum; what is installed, and what is held."""
+    places = (
+        "/etc/apt /etc/sysctl.d /etc/tmpfiles.d /etc/security/limits.d /etc/systemd/system.conf.d /etc/uv /etc/pip.conf"
+    )
+    script = f"find {places} -type f 2>/dev/null | sort | xargs sha256sum; dpkg-query -W; apt-mark showhold"
+    return lab.ssh(node, script).stdout
+
+
+# ---- on the nodes that all tests share: nothing may change -----------------------------------------------------------
+
+
+def test_check_on_fresh_nodes_tells_the_very_versions_and_changes_nothing(lab: RealLab, mirror: Mirror) -> None:
+    before = files(lab, "node1")
+    done = prepare(lab, at(mirror, lab).variables(), "--check", "--diff")
+    assert "node1: prepared; 16 changes; no reboot is due" in done.stdout
+    assert f"+nvidia-fabricmanager: {VERSION}-1" in done.stdout
+    assert "+hold of libnvidia-ml1: yes" in done.stdout
+    assert files(lab, "node1") == before
+
+
+def test_everything_that_is_in_the_way_is_told_at_once(lab: RealLab, mirror: Mirror) -> None:
+    """A stranger's key, too little space, a driver below the engine's floor: one message, and nothing is changed."""
+    before = files(lab, "node1")
+    here = at(mirror, lab)
+    variables = here.variables(gpu_driver_minimum_free_bytes={"/var": 10**15}, gpu_driver_check_bus=True)
+    variables["gpu_driver_mirrors"]["nvidia-driver"] |= {
+        "url": f"{here.url}strange/", "key_url": f"{here.url}strange/key.asc"
+    }  # fmt: skip
+    done = prepare(lab, variables, "--limit", "node1", check=False)
+    assert done.returncode == 2
+    said = done.stdout + done.stderr
+    assert "node1 cannot be prepared, nothing was changed: 3 faults" in said
+    assert f"strange/key.asc has the key {here.other_fingerprint}, and {here.fingerprint} is pinned." in said
+    assert re.search(r"- space on /var: [\d.]+ GB free \(needed: 1000000.0 GB\)", said)
+    assert "- GPUs on the PCI bus: none (needed: GPUs of NVIDIA)" in said
+    assert files(lab, "node1") == before
+
+
+def test_unlike_gpus_in_one_deployment_are_told_of_each_node(lab: RealLab, mirror: Mirror) -> None:
+    variables = at(mirror, lab).variables(gpu_driver_check_bus=False)
+    del variables["deployment_gpu"]
+    hosts = lab.inventory / "host_vars"
+    hosts.mkdir()
+    try:
+        (hosts / "node1.yml").write_text("deployment_gpu: h20-96\n")
+        (hosts / "node2.yml").write_text("deployment_gpu: h200\n")
+        done = prepare(lab, variables, check=False)
+    finally:
+        for path in hosts.iterdir():
+            path.unlink()
+        hosts.rmdir()
+    said = done.stdout + done.stderr
+    assert "GPU types of one deployment: h20-96 here, h200 on node2 (needed: one type)" in said
+    assert "GPU types of one deployment: h200 here, h20-96 on node1 (needed: one type)" in said
+
+
+def test_a_driver_below_the_engines_floor_is_refused(lab: RealLab, mirror: Mirror) -> None:
+    variables = at(mirror, lab).variables(gpu_driver_version="570.86.15")
+    done = prepare(lab, variables, "--limit", "node1", check=False)
+    said = done.stdout + done.stderr
+    assert "- driver: 570.86.15; vLLM" in said
+    assert "and its image need 580 or newer" in said
+
+
+# ---- on nodes of their own, without a way out ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def island(mirror: Mirror) -> Iterator[RealLab]:
+    """Two nodes that reach each other and this machine, and nothing else."""
+    if reason := why_not():
+        pytest.skip(f"no lab on this machine: it lacks {reason}")
+    state = Path(tempfile.mkdtemp(prefix="sl-isle-", dir="/var/tmp"))
+    lab = RealLab("isle", state, state / "inventory", environ={"XDG_STATE_HOME": str(state)})
+    try:
+        lab.run("up", "--nodes", "2", "--inventory", str(lab.inventory))
+        for node in ("node1", "node2"):
+            lab.ssh(node, "ip route del default; rm -f /etc/pip.conf; : >/etc/environment")
+        yield lab
+    finally:
+        done = lab.run("down", check=False)
+        assert done.returncode == 0, f"the lab in {state} was not removed:\n{done.stdout}{done.stderr}"
+
+
+def forget(lab: RealLab, node: str) -> None:
+    """Make a node fresh again."""
+    script = (
+        "systemctl stop stand-in-holder 2>/dev/null; rm -f /run/stand-in-hangs; dpkg --configure -a >/dev/null 2>&1; "
+        "apt-mark unhold $(apt-mark showhold) >/dev/null 2>&1; "
+        "names=$(dpkg-query -W -f '${Package} ${Description}\\n' | awk '$2 == \"STAND-IN\" {print $1}'); "
+        '[ -z "$names" ] || dpkg --purge $names >/dev/null; '
+        "find /etc/apt /etc/sysctl.d /etc/tmpfiles.d /etc/security /etc/systemd -name '*stepladder*' -delete; "
+        "rm -rf /etc/uv /etc/pip.conf /root/.netrc /var/lib/apt/lists/*nvidia*"
+    )
+    lab.ssh(node, script)
+
+
+@pytest.mark.nightly
+def test_first_run_installs_second_changes_nothing(island: RealLab, mirror: Mirror) -> None:
+    here = at(mirror, island)
+    assert island.ssh("node1", "ip route show default").stdout == ""
+    variables = here.variables()
+    first = prepare(island, variables)
+    assert all(count > 0 for count in changed_tasks(first).values())
+    for node in ("node1", "node2"):
+        assert f"{node}: prepared; 16 changes; a reboot is due" in first.stdout
+        held = island.ssh(node, "apt-mark showhold").stdout.split()
+        assert held == ["libnvidia-ml1", "libnvidia-nscq", "nvidia-driver-cuda", "nvidia-fabricmanager",
+                        "nvidia-kernel-open-dkms", "nvidia-persistenced"]  # fmt: skip
+        versions = island.ssh(node, "dpkg-query -W -f '${Version} ' 'nvidia-*' 'libnvidia-*'").stdout.split()
+        assert set(versions) == {f"{VERSION}-1"}
+        enabled = island.ssh(node, "systemctl is-enabled nvidia-fabricmanager nvidia-persistenced").stdout.split()
+        assert enabled == ["enabled", "enabled"]
+    assert f"reboot: driver {VERSION} is installed, in the kernel none runs" in first.stdout
+    second = prepare(island, variables)
+    assert changed_tasks(second) == {"node1": 0, "node2": 0}
+    assert "node2: prepared; nothing changed; a reboot is due" in second.stdout
+    third = prepare(island, variables, "--check", "--diff")
+    assert changed_tasks(third) == {"node1": 0, "node2": 0}
+
+
+@pytest.mark.nightly
+def test_upgrades_leave_the_driver_alone(island: RealLab, mirror: Mirror) -> None:
+    """A newer release lies in the repository: neither the hold alone nor the pin alone lets it in."""
+    prepare(island, at(mirror, island).variables(), "--limit", "node1")
+    policy = island.ssh("node1", "apt-cache policy nvidia-fabricmanager").stdout
+    assert f"{NEWER}-1" in policy
+    assert f"Candidate: {VERSION}-1" in policy
+    assert "Inst " not in island.ssh("node1", "apt-get -s dist-upgrade").stdout
+    island.ssh("node1", "apt-mark unhold $(apt-mark showhold) >/dev/null")
+    assert "Inst " not in island.ssh("node1", "apt-get -s dist-upgrade").stdout
+    again = prepare(island, at(mirror, island).variables(), "--limit", "node1")
+    assert "driver: hold libnvidia-ml1 libnvidia-nscq" in again.stdout
+    island.ssh("node1", "rm /etc/apt/preferences.d/stepladder-gpu-driver-version")
+    assert "Inst " not in island.ssh("node1", "apt-get -s dist-upgrade").stdout
+
+
+@pytest.mark.nightly
+def test_another_version_is_a_decision(island: RealLab, mirror: Mirror) -> None:
+    variables = at(mirror, island).variables(gpu_driver_version=NEWER)
+    prepare(island, at(mirror, island).variables(), "--limit", "node2")
+    refused = prepare(island, variables, "--limit", "node2", check=False)
+    said = refused.stdout + refused.stderr
+    assert f"- driver: {VERSION} is installed (needed: {NEWER})" in said
+    assert "-e gpu_driver_change_allowed=true" in said
+    prepare(island, variables | {"gpu_driver_change_allowed": True}, "--limit", "node2")
+    versions = island.ssh("node2", "dpkg-query -W -f '${Version} ' 'nvidia-*' 'libnvidia-*'").stdout.split()
+    assert set(versions) == {f"{NEWER}-1"}
+    back = at(mirror, island).variables(gpu_driver_change_allowed=True)
+    prepare(island, back, "--limit", "node2")
+    versions = island.ssh("node2", "dpkg-query -W -f '${Version} ' 'nvidia-*' 'libnvidia-*'").stdout.split()
+    assert set(versions) == {f"{VERSION}-1"}
+
+
+@pytest.mark.nightly
+def test_who_holds_apt_is_named_and_waited_for(island: RealLab, mirror: Mirror) -> None:
+    forget(island, "node1")
+    code = "import fcntl,time;f=open('/var/lib/dpkg/lock-frontend','w');fcntl.lockf(f,fcntl.LOCK_EX);time.sleep({})"
+    hold = 'systemd-run -q --unit=stand-in-holder python3 -c "' + code + '"'
+    island.ssh("node1", hold.format(600))
+    started = time.monotonic()
+    refused = prepare(island, at(mirror, island).variables(gpu_driver_lock_timeout=5), "--limit", "node1", check=False)
+    assert time.monotonic() - started < 90
+    said = refused.stdout + refused.stderr
+    assert re.search(
+        r"/var/lib/dpkg/lock-frontend was held for 5 s by process \d+ \(/usr/bin/python3 -c import fcntl", said
+    )
+    island.ssh("node1", "systemctl stop stand-in-holder; systemctl reset-failed 2>/dev/null; true")
+    island.ssh("node1", hold.format(25))
+    done = prepare(island, at(mirror, island).variables(), "--limit", "node1")
+    assert "waiting for process" in done.stdout
+    assert "node1: prepared" in done.stdout
+
+
+@pytest.mark.nightly
+def test_a_full_disk_is_told_and_a_rerun_goes_on(island: RealLab, mirror: Mirror) -> None:
+    forget(island, "node2")
+    island.run("fill", "node2", "/var")
+    try:
+        refused = prepare(island, at(mirror, island).variables(), "--limit", "node2", check=False)
+        said = refused.stdout + refused.stderr
+        assert "- space on /var: 0.0 GB free (needed: 4.0 GB)" in said
+        unforeseen = at(mirror, island).variables(gpu_driver_minimum_free_bytes={})
+        refused = prepare(island, unforeseen, "--limit", "node2", check=False)
+        assert "No space left on device" in refused.stdout + refused.stderr
+    finally:
+        island.run("heal", "node2")
+    assert "node2: prepared" in prepare(island, at(mirror, island).variables(), "--limit", "node2").stdout
+
+
+@pytest.mark.nightly
+def test_a_run_that_was_killed_in_dpkg_is_finished_by_the_next(island: RealLab, mirror: Mirror) -> None:
+    forget(island, "node1")
+    island.ssh("node1", "touch /run/stand-in-hangs")
+    variables = at(mirror, island).variables()
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump(variables, file)
+        file.flush()
+        running = island.start("prepare", "-e", f"@{file.name}", "--limit", "node1")
+        deadline = time.monotonic() + 120
+        while island.ssh("node1", "pgrep -f [s]leep.600", check=False).returncode:
+            assert time.monotonic() < deadline, "dpkg never came to the package that hangs"
+            time.sleep(1)
+        island.run("kill", "node1")
+        running.kill()
+        running.communicate()
+    island.run("start", "node1")
+    island.ssh("node1", "ip route del default 2>/dev/null; rm -f /run/stand-in-hangs")
+    status = island.ssh("node1", f"dpkg-query -W -f '${{db:Status-Abbrev}}' {SLOW}").stdout
+    assert status.strip() in {"iF", "iU", "iH"}
+    done = prepare(island, variables, "--limit", "node1")
+    assert "finish what an earlier dpkg left" in done.stdout
+    status = island.ssh("node1", f"dpkg-query -W -f '${{db:Status-Abbrev}}' {SLOW}").stdout
+    assert status.strip() == "hi"
+    assert changed_tasks(prepare(island, variables, "--limit", "node1")) == {"node1": 0}
+
+
+@pytest.mark.nightly
+def test_without_root_nothing_is_tried(island: RealLab, mirror: Mirror) -> None:
+    island.ssh(
+        "node1",
+        "id guest >/dev/null 2>&1 || useradd -m guest; cp -r /root/.ssh /home/guest; chown -R guest: /home/guest",
+    )
+    done = prepare(island, at(mirror, island).variables(ansible_user="guest"), "--limit", "node1", check=False)
+    said = done.stdout + done.stderr
+    assert "- user: packages and settings of the system need root, and this is user" in said
+    assert "to mend: set ansible_become: true" in said

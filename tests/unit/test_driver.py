@@ -1,0 +1,393 @@
+"""Which driver a node gets: the catalogue's answer for every GPU type and system, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.stepladder.core.plugins.module_utils import preparation
+from ansible_collections.stepladder.core.plugins.module_utils.preparation import Facts, Fault, Wanted
+
+from stepladder.catalogue import DEFAULT_DIRECTORY, Catalogue
+from stepladder.driver import System, driver_plan, mixed_types
+
+DEBIAN = {"distribution": "Debian", "distribution_version": "12.11", "distribution_release": "bookworm",
+          "architecture": "x86_64", "kernel": "6.1.0-40-amd64"}  # fmt: skip
+JAMMY = {"distribution": "Ubuntu", "distribution_version": "22.04", "distribution_release": "jammy",
+         "architecture": "x86_64", "kernel": "6.8.0-45-generic"}  # fmt: skip
+NOBLE = JAMMY | {"distribution_version": "24.04", "distribution_release": "noble"}
+ROCKY = {"distribution": "Rocky", "distribution_version": "9.6", "distribution_release": "Blue Onyx",
+         "architecture": "x86_64", "kernel": "5.14.0-570.el9.x86_64"}  # fmt: skip
+VENDOR = "https://developer.download.nvidia.com/compute/cuda/repos"
+
+
+def plan(facts: dict[str, Any], **wish: Any) -> dict[str, Any]:
+    return driver_plan({"gpu": "h20-96", "engine": "vllm", **wish}, facts, str(DEFAULT_DIRECTORY))
+
+
+SYSTEMS = {
+    "Debian 12": (DEBIAN, "debian12"),
+    "Ubuntu 22.04": (JAMMY, "ubuntu2204"),
+    "Ubuntu 24.04": (NOBLE, "ubuntu2404"),
+    "Rocky 9": (ROCKY, "rhel9"),
+    "Red Hat 8": (ROCKY | {"distribution": "RedHat", "distribution_version": "8.10"}, "rhel8"),
+    "another": ({"distribution": "Fedora", "distribution_version": "44"}, "Fedora 44"),
+}
+
+
+@pytest.mark.parametrize(("facts", "expected"), SYSTEMS.values(), ids=SYSTEMS)
+def test_systems_by_the_catalogues_name(facts: dict[str, Any], expected: str) -> None:
+    assert System.of(facts).distribution == expected
+
+
+PACKAGES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
+    "H20 on Debian 12": (
+        DEBIAN,
+        {},
+        ["linux-headers-6.1.0-40-amd64", "nvidia-driver-cuda=580.126.20-*", "nvidia-kernel-open-dkms=580.126.20-*",
+         "nvidia-persistenced=580.126.20-*", "nvidia-fabricmanager=580.126.20-*", "libnvidia-nscq=580.126.20-*"],
+    ),
+    "H200 on Ubuntu 22.04, names with the branch": (
+        JAMMY,
+        {"gpu": "h200"},
+        ["linux-headers-6.8.0-45-generic", "libnvidia-compute-580=580.126.20-*", "nvidia-dkms-580-open=580.126.20-*",
+         "nvidia-utils-580=580.126.20-*", "nvidia-compute-utils-580=580.126.20-*", "nvidia-fabricmanager=580.126.20-*",
+         "libnvidia-nscq=580.126.20-*"],
+    ),
+    "B200 on Ubuntu 24.04, branch 595, names without": (
+        NOBLE,
+        {"gpu": "b200", "branch": "595"},
+        ["linux-headers-6.8.0-45-generic", "nvlsm", "nvidia-headless-open=595.45.04-*",
+         "nvidia-persistenced=595.45.04-*", "nvidia-fabricmanager=595.45.04-*", "libnvidia-nscq=595.45.04-*",
+         "libnvsdm=595.45.04-*"],
+    ),
+    "GB200 on Ubuntu 24.04, IMEX": (
+        NOBLE | {"architecture": "aarch64"},
+        {"gpu": "gb200", "packages": ["nvidia-open"]},
+        ["linux-headers-6.8.0-45-generic", "nvidia-open=580.126.20-*", "nvidia-imex=580.126.20-*"],
+    ),
+    "H20 on Rocky 9": (
+        ROCKY,
+        {},
+        ["kernel-devel-5.14.0-570.el9.x86_64", "nvidia-driver-cuda=580.126.20-*", "kmod-nvidia-open-dkms=580.126.20-*",
+         "nvidia-persistenced=580.126.20-*", "nvidia-fabricmanager=580.126.20-*", "libnvidia-nscq=580.126.20-*"],
+    ),
+    "MI355X on Ubuntu 24.04": (
+        NOBLE,
+        {"gpu": "mi355x"},
+        ["linux-headers-6.8.0-45-generic", "amdgpu-dkms", "rocm-core", "rocminfo", "rocm-smi-lib", "amd-smi-lib"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("facts", "wish", "expected"), PACKAGES.values(), ids=PACKAGES)
+def test_packages(facts: dict[str, Any], wish: dict[str, Any], expected: list[str]) -> None:
+    found = plan(facts, **wish)
+    assert found["faults"] == []
+    assert found["packages"] == expected
+
+
+def test_the_fabric_manager_has_the_drivers_version_wherever_there_are_switches() -> None:
+    for name, gpu in Catalogue().gpus.items():
+        if gpu.driver and gpu.driver.fabric in {"nvswitch", "nvlink5"}:
+            packages = plan(NOBLE, gpu=name)["packages"]
+            versions = {spec.partition("=")[2] for spec in packages if "nvidia" in spec}
+            assert len(versions) == 1, name
+            assert f"nvidia-fabricmanager={versions.pop()}" in packages, name
+
+
+def test_repositories_are_the_vendors_or_the_sites() -> None:
+    (vendors,) = plan(DEBIAN)["repositories"]
+    assert vendors["url"] == f"{VENDOR}/debian12/x86_64/"
+    assert vendors["key_url"] == f"{VENDOR}/debian12/x86_64/3bf863cc.pub"
+    (arm,) = plan(NOBLE | {"architecture": "aarch64"}, gpu="gb200")["repositories"]
+    assert arm["url"] == f"{VENDOR}/ubuntu2404/sbsa/"
+    mirror = {"nvidia-driver": {"url": "http://mirror/{distribution}/", "key_url": None, "fingerprints": ["AB"]}}
+    (sites,) = plan(DEBIAN, mirrors=mirror)["repositories"]
+    assert (sites["url"], sites["key_url"], sites["fingerprints"]) == (
+        "http://mirror/debian12/",
+        vendors["key_url"],
+        ["AB"],
+    )
+    (given,) = plan(DEBIAN, mirrors={"nvidia-driver": {"key": "-----BEGIN"}})["repositories"]
+    assert "key_url" not in given
+    amd = plan(DEBIAN, gpu="mi300x")["repositories"]
+    assert [(each["url"], each["suites"]) for each in amd] == [
+        ("https://repo.radeon.com/amdgpu/30.30.4/ubuntu", ["jammy"]),
+        ("https://repo.radeon.com/rocm/apt/7.2.4", ["jammy"]),
+    ]
+
+
+def test_no_word_in_braces_is_left() -> None:
+    for gpu in Catalogue().gpus:
+        for facts in (DEBIAN, JAMMY, NOBLE, ROCKY):
+            for machine in ("x86_64", "aarch64"):
+                found = plan(facts | {"architecture": machine}, gpu=gpu)
+                texts = [*found["packages"], *(str(value) for each in found["repositories"] for value in each.values())]
+                assert [text for text in texts if "{" in text] == []
+
+
+def test_what_amd_wants_of_the_kernel() -> None:
+    found = plan(NOBLE, gpu="mi355x")
+    assert found["kernel_parameters"] == ["iommu=pt", "pci=realloc=off"]
+    assert found["sysctl"] == {"kernel.numa_balancing": 0}
+
+
+def test_nothing_to_do_without_a_gpu() -> None:
+    found = plan(DEBIAN, gpu="cpu")
+    assert (found["vendor"], found["packages"], found["faults"]) == ("cpu", [], [])
+    assert found["summary"] == "CPU (rehearsal only): there is nothing to do for a driver"
+
+
+FAULTS: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
+    "GPU type not set": (DEBIAN, {"gpu": ""}, "unknown GPU type", "'(deployment_gpu is not set)'"),
+    "unknown GPU type": (DEBIAN, {"gpu": "h21"}, "unknown GPU type", "'h21'"),
+    "unknown branch": (DEBIAN, {"branch": "999"}, "unknown driver branch", "'999'"),
+    "a version of another branch": (
+        DEBIAN,
+        {"branch": "580", "version": "595.45.04"},
+        "gpu_driver_version",
+        "595.45.04 is not of branch 580",
+    ),
+    "unknown system": (SYSTEMS["another"][0], {}, "the node's system", "Fedora 44"),
+    "machine without packages": (
+        DEBIAN | {"architecture": "aarch64"}, {}, "the node's machine", "aarch64 with debian12",
+    ),
+    "below the floor": (
+        DEBIAN, {"version": "570.86.15"}, "driver", "570.86.15; vLLM 0.33.0 and its image need 580 or newer",
+    ),
+    "ROCm below the floor": (
+        NOBLE, {"gpu": "mi355x", "branch": "7.0"}, "ROCm", "7.0; vLLM 0.33.0 and its image need 7.2 or newer",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("facts", "wish", "what", "found"), FAULTS.values(), ids=FAULTS)
+def test_faults(facts: dict[str, Any], wish: dict[str, Any], what: str, found: str) -> None:
+    (fault,) = plan(facts, **wish)["faults"]
+    assert fault["what"] == what
+    assert fault["found"] == found
+    assert fault["mend"]
+
+
+def test_a_version_of_a_known_branch_needs_no_catalogue() -> None:
+    assert "nvidia-fabricmanager=580.159.04-*" in plan(DEBIAN, version="580.159.04")["packages"]
+    assert plan(NOBLE, version="595.71.05")["version"] == "595.71.05"
+
+
+def test_mixed_types() -> None:
+    types = {"a": "h20-96", "b": "h20-96", "c": "h200", "d": "mi355x"}
+    deployments = {"a": "x", "b": "x", "c": "x", "d": "y"}
+    assert mixed_types(types, deployments, "d") == []
+    (fault,) = mixed_types(types, deployments, "a")
+    assert fault["found"] == "h20-96 here, h200 on c"
+    (fault,) = mixed_types(types, deployments, "c")
+    assert fault["found"] == "h200 here, h20-96 on a, h20-96 on b"
+
+
+# ---- what the node is held against -----------------------------------------------------------------------------------
+
+LOADED = {
+    "open module 580.95.05, Ubuntu 22.04 (a rented machine, 2025-09)": (
+        "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build  "
+        "(dvs-builder@U22-I3-B17-02-5)  Tue Sep 23 09:55:41 UTC 2025\n"
+        "GCC version:  gcc version 11.4.0 (Ubuntu 11.4.0-1ubuntu1~22.04.2)\n",
+        "580.95.05",
+    ),
+    "open module 615.71.09, Arch (2026-10)": (
+        "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  615.71.09  Release Build  (notroot@)  Sat Oct  3 "
+        "18:52:37 UTC 2026\nGCC version:  Selected multilib: .;@m64\n",
+        "615.71.09",
+    ),
+    "proprietary module 550.135 (2025-01)": (
+        "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.135  Fri Jan 10 20:00:00 UTC 2025\n",
+        "550.135",
+    ),
+    "none": ("", ""),
+}
+
+
+@pytest.mark.parametrize(("text", "version"), LOADED.values(), ids=LOADED)
+def test_the_loaded_module_is_read(text: str, version: str) -> None:
+    assert preparation.parse_loaded_nvidia(text) == version
+
+
+def test_versions_of_libraries_and_packages() -> None:
+    assert preparation.version_of_library("/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.580.126.20") == "580.126.20"
+    assert preparation.version_of_library("/usr/lib/libnvidia-ml.so.1") == ""
+    assert preparation.upstream("1:580.126.20-1ubuntu1") == "580.126.20"
+    assert preparation.upstream("") == ""
+
+
+V = "580.126.20"
+NVIDIA = Wanted(
+    "nvidia", V, "nvidia", "libnvidia-ml.so.1", "cuda", ["cuda", "fm"], minimum_free_bytes={"/var": 4 * 10**9}
+)
+BARE = Facts("gpu1", free_bytes={"/var": 10**10}, gpus={"nvidia": 8}, booted_at=100)
+DONE = Facts("gpu1", loaded=V, on_disk=V, library=V, packages={"cuda": f"{V}-1", "fm": f"{V}-1"}, installed_at=50,
+             booted_at=100, gpus={"nvidia": 8})  # fmt: skip
+
+
+def having(facts: Facts, **changes: Any) -> Facts:
+    return Facts(**{**vars(facts), **changes})
+
+
+def wanting(**changes: Any) -> Wanted:
+    return Wanted(**{**vars(NVIDIA), **changes})
+
+
+BEFORE = {
+    "bare": (BARE, NVIDIA, []),
+    "done": (DONE, NVIDIA, []),
+    "no root": (having(BARE, root_problem="this is user 1000"), NVIDIA, ["user: this is user 1000"]),
+    "no space": (having(BARE, free_bytes={"/var": 10**9}), NVIDIA, ["space on /var: 1.0 GB free"]),
+    "no space is needed once it is installed": (having(DONE, free_bytes={"/var": 0}), NVIDIA, []),
+    "no GPU": (having(BARE, gpus={}), NVIDIA, ["GPUs on the PCI bus: none"]),
+    "another vendor's": (having(BARE, gpus={"amd": 8}), NVIDIA, ["GPUs on the PCI bus: 8 of AMD"]),
+    "no GPU, not asked for": (having(BARE, gpus={}), wanting(check_bus=False), []),
+    "a driver of other means": (
+        having(BARE, loaded="570.86.15", library="570.86.15"),
+        NVIDIA,
+        ["driver: 570.86.15, not from the package cuda"],
+    ),
+    "a driver of other means that stays": (having(BARE, library="570.86.15"), wanting(install=False), []),
+    "ours in another version": (
+        having(DONE, packages={"cuda": "580.95.05-1"}),
+        NVIDIA,
+        ["driver: 580.95.05 is installed"],
+    ),
+    "ours in another version, allowed": (
+        having(DONE, packages={"cuda": "580.95.05-1"}), wanting(allow_change=True), [],
+    ),
+    "all at once": (
+        having(BARE, root_problem="this is user 1000", free_bytes={}, gpus={}, library="1.2"),
+        NVIDIA,
+        ["user: this is user 1000", "space on /var: 0.0 GB free", "GPUs on the PCI bus: none",
+         "driver: 1.2, not from the package cuda"],
+    ),
+    "without a GPU only the user counts": (having(BARE, gpus={}, free_bytes={}), Wanted(), []),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("facts", "wanted", "expected"), BEFORE.values(), ids=BEFORE)
+def test_what_is_in_the_way(facts: Facts, wanted: Wanted, expected: list[str]) -> None:
+    assert [f"{one.what}: {one.found}" for one in preparation.faults_before(facts, wanted)] == expected
+
+
+AFTER: dict[str, tuple[Facts, Wanted, list[str], list[str]]] = {
+    "it fits": (DONE, NVIDIA, [], []),
+    "installed, not restarted yet": (
+        having(DONE, loaded="", installed_at=150),
+        NVIDIA,
+        [],
+        [f"driver {V} is installed, in the kernel none runs"],
+    ),
+    "upgraded, not restarted yet": (
+        having(DONE, loaded="580.95.05", installed_at=150),
+        NVIDIA,
+        [],
+        [f"driver {V} is installed, in the kernel 580.95.05 runs"],
+    ),
+    "restarted, and the module was not built": (
+        having(DONE, loaded="", on_disk=""),
+        NVIDIA,
+        ["kernel module nvidia: none runs; none was built for the running kernel"],
+        [],
+    ),
+    "restarted, and an older module runs": (
+        having(DONE, loaded="580.95.05", on_disk="580.95.05"),
+        NVIDIA,
+        ["kernel module nvidia: 580.95.05; on disk is 580.95.05"],
+        [],
+    ),
+    "an upgrade split library and package": (
+        having(DONE, library="580.159.04", packages={"cuda": f"{V}-1", "fm": "580.159.04-1"}),
+        NVIDIA,
+        ["package fm: 580.159.04-1", "library libnvidia-ml.so.1: 580.159.04",
+         f"kernel module nvidia: {V}; on disk is {V}"],
+        [],
+    ),
+    "nothing was installed": (
+        BARE,
+        NVIDIA,
+        ["package cuda: not installed", "package fm: not installed", "library libnvidia-ml.so.1: not there"],
+        [],
+    ),
+    "a driver that is not ours fits": (
+        having(DONE, packages={}, loaded="570.86.15", library="570.86.15"),
+        wanting(install=False),
+        [],
+        [],
+    ),
+    "the kernel runs without its parameters": (
+        having(DONE, command_line=["ro", "iommu=pt"]),
+        wanting(kernel_parameters=["iommu=pt", "pci=realloc=off"]),
+        [],
+        ["the kernel runs without pci=realloc=off"],
+    ),
+    "the system asks": (
+        having(DONE, reboot_wanted="linux-image-6.8"), NVIDIA, [], ["the system asks for it (linux-image-6.8)"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("facts", "wanted", "faults", "reboot"), AFTER.values(), ids=AFTER)
+def test_how_it_fits(facts: Facts, wanted: Wanted, faults: list[str], reboot: list[str]) -> None:
+    assert [f"{one.what}: {one.found}" for one in preparation.faults_after(facts, wanted)] == faults
+    assert preparation.reboot_reasons(facts, wanted) == reboot
+
+
+AMD = Wanted("amd", "7.2.4", "amdgpu", "", "amdgpu-dkms", kernel_parameters=["iommu=pt"])
+AMD_DONE = Facts("gpu1", loaded="6.16.13", on_disk="6.16.13", packages={"amdgpu-dkms": "1:6.16.13.30300400-2"},
+                 installed_at=50, booted_at=100, command_line=["iommu=pt"], gpus={"amd": 8})  # fmt: skip
+AMD_CASES: dict[str, tuple[Facts, list[str], list[str]]] = {
+    "it fits": (AMD_DONE, [], []),
+    "the kernel's own still runs": (
+        having(AMD_DONE, loaded="6.8.0-45-generic", installed_at=150),
+        [],
+        ["amdgpu 6.16.13 is installed, in the kernel 6.8.0-45-generic runs"],
+    ),
+    "and after a restart too": (
+        having(AMD_DONE, loaded="6.8.0-45-generic"),
+        ["kernel module amdgpu: 6.8.0-45-generic; on disk is 6.16.13"],
+        [],
+    ),
+}
+
+
+@pytest.mark.parametrize(("facts", "faults", "reboot"), AMD_CASES.values(), ids=AMD_CASES)
+def test_how_amds_fits(facts: Facts, faults: list[str], reboot: list[str]) -> None:
+    assert [f"{one.what}: {one.found}" for one in preparation.faults_after(facts, AMD)] == faults
+    assert preparation.reboot_reasons(facts, AMD) == reboot
+
+
+def test_the_node_is_read_from_its_files(tmp_path: Path) -> None:
+    def put(path: str, text: str) -> None:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+
+    put("proc/driver/nvidia/version", LOADED["open module 615.71.09, Arch (2026-10)"][0])
+    put("proc/cmdline", "BOOT_IMAGE=/vmlinuz ro iommu=pt\n")
+    put("proc/stat", "cpu 1 2 3\nbtime 1763700000\n")
+    put("usr/lib64/libnvidia-ml.so.580.126.20", "")
+    (tmp_path / "usr/lib64/libnvidia-ml.so.1").symlink_to("libnvidia-ml.so.580.126.20")
+    for number, (vendor, kind) in enumerate([("0x10de", "0x030200"), ("0x10de", "0x068000"), ("0x8086", "0x030000")]):
+        put(f"sys/bus/pci/devices/{number}/vendor", f"{vendor}\n")
+        put(f"sys/bus/pci/devices/{number}/class", f"{kind}\n")
+    put("run/reboot-required", "")
+    put("run/reboot-required.pkgs", "linux-image-6.8\nlinux-image-6.8\nlibc6\n")
+    facts = preparation.gather(Wanted("nvidia", V, "", "libnvidia-ml.so.1"), tmp_path)
+    assert facts.loaded == "615.71.09"
+    assert facts.library == V
+    assert facts.booted_at == 1763700000
+    assert facts.command_line == ["BOOT_IMAGE=/vmlinuz", "ro", "iommu=pt"]
+    assert facts.gpus == {"nvidia": 1}  # an NVSwitch is a bridge, an Intel display no GPU of ours
+    assert facts.reboot_wanted == "linux-image-6.8, libc6"
+
+
+def test_faults_are_told_with_what_mends_them() -> None:
+    text = preparation.table(
+        [Fault("user", "this is user 1", "root", "become"), Fault("x", "y", "", "")], "gpu1", "stops"
+    )
+    assert text == "gpu1 stops: 2 faults\n- user: this is user 1 (needed: root)\n  to mend: become\n- x: y"

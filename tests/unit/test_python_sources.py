@@ -1,0 +1,122 @@
+"""Package indexes as pip's and uv's files; both tools read what is written, and no password gets into it."""
+
+from __future__ import annotations
+
+import configparser
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stepladder import preparing, python_sources
+
+MIRROR = "https://pypi.tuna.tsinghua.edu.cn/simple"
+ALL: dict[str, Any] = {
+    "index_url": MIRROR,
+    "extra_index_urls": ["https://private/simple", "http://wheels/simple"],
+    "find_links": ["/srv/wheels"],
+    "certificate": "/etc/ssl/site.pem",
+    "trusted_hosts": ["wheels"],
+}
+NONE: dict[str, Any] = {"index_url": None, "extra_index_urls": [], "find_links": [], "certificate": None}
+
+
+def test_pip_reads_what_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "pip.conf"
+    path.write_text(python_sources.pip_conf(ALL))
+    environ = {"PIP_CONFIG_FILE": str(path), "HOME": str(tmp_path), "PATH": "/usr/bin"}
+    command = [sys.executable, "-m", "pip", "config", "list"]
+    listed = subprocess.run(command, env=environ, capture_output=True, text=True, check=True).stdout
+    assert f"global.index-url='{MIRROR}'" in listed
+    assert "https://private/simple\\nhttp://wheels/simple" in listed
+    assert "global.cert='/etc/ssl/site.pem'" in listed
+    parser = configparser.ConfigParser()
+    parser.read_string(path.read_text())
+    assert parser["global"]["trusted-host"] == "wheels"
+
+
+def test_uv_asks_the_private_index_first_and_the_main_one_last() -> None:
+    """A name that the private index has is never looked for on the main one (uv: index strategy first-index)."""
+    settings = tomllib.loads(python_sources.uv_toml(ALL))
+    assert settings["index-strategy"] == "first-index"
+    assert settings["index"] == [
+        {"url": "https://private/simple"},
+        {"url": "http://wheels/simple"},
+        {"url": MIRROR, "default": True},
+    ]
+    assert settings["find-links"] == ["/srv/wheels"]
+    assert settings["allow-insecure-host"] == ["wheels"]
+
+
+def test_nothing_named_is_nothing_written() -> None:
+    assert python_sources.pip_conf(NONE) == ""
+    assert python_sources.uv_toml(NONE) == ""
+    assert python_sources.problems(NONE) == []
+
+
+def test_a_folder_alone_will_do() -> None:
+    only = {**NONE, "find_links": ["/srv/wheels"]}
+    assert python_sources.pip_conf(only).endswith("[global]\nfind-links = /srv/wheels\n")
+    assert tomllib.loads(python_sources.uv_toml(only)) == {
+        "index-strategy": "first-index",
+        "find-links": ["/srv/wheels"],
+    }
+
+
+WRONG = {
+    "a password": (
+        {"index_url": "https://me:hunter2@private/simple"},
+        ["the address of private carries a password, and every user reads pip's and uv's files: name it in "
+         "python_mirror_credentials (host, user, password; keep them in a vault) and leave it out"],
+    ),
+    "no TLS": (
+        {"index_url": "http://wheels/simple"},
+        ["http://wheels has no TLS, so pip refuses it: use https, or name it in python_mirror_trusted_hosts (what is "
+         "pinned by hash is safe then, nothing else is)"],
+    ),
+    "further ones alone": (
+        {"extra_index_urls": ["https://private/simple"]},
+        ["python_mirror_extra_index_urls without python_mirror_index_url: name the main index too"],
+    ),
+    "all is well": (ALL, []),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("values", "expected"), WRONG.values(), ids=WRONG)
+def test_problems(values: dict[str, Any], expected: list[str]) -> None:
+    found = python_sources.problems(values)
+    assert found == expected
+    assert "hunter2" not in str(found)
+
+
+# ---- what prepare tells at its end -----------------------------------------------------------------------------------
+
+
+def test_the_report_tells_changes_reboots_and_failures() -> None:
+    rows: dict[str, dict[str, Any]] = {
+        "a": {
+            "gpu_driver_plan": {"summary": "NVIDIA H20: driver 580"},
+            "gpu_driver_changes": [f"install p{number} 1" for number in range(13)],
+            "gpu_driver_reboot": ["driver 580 is installed, in the kernel none runs"],
+            "python_mirror_changes": ["write /etc/pip.conf"],
+        },
+        "b": {"host_changes": [], "host_unmet": ["swap: 2 GB are in use"]},
+        "c": {"host_changes": ["write /x"]},
+    }
+    lines = preparing.report(rows, ["c"]).splitlines()
+    assert lines[:3] == [
+        "a: prepared; 14 changes; a reboot is due",
+        "    NVIDIA H20: driver 580",
+        "    reboot: driver 580 is installed, in the kernel none runs",
+    ]
+    assert lines[3] == "    driver: install p0 1"
+    assert lines[15:] == [
+        "    and 2 more; -v shows all",
+        "b: prepared; nothing changed; no reboot is due",
+        "    not possible here: swap: 2 GB are in use",
+        "c: not prepared, see above; 1 change; no reboot is due",
+        "    host: write /x",
+    ]
