@@ -8,7 +8,7 @@ from typing import Any
 
 from ansible.errors import AnsibleFilterError
 
-from stepladder import contents, difference, fitness, replica, show, status, units
+from stepladder import contents, difference, fitness, replica, runtime, show, status, units
 from stepladder.errors import StepladderError
 from stepladder.plan import Plan
 
@@ -68,6 +68,9 @@ class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Name the filters."""
         named: dict[str, Callable[..., Any]] = {
+            "gpu_vendor": runtime.gpu_vendor,
+            "image_bytes": contents.image_bytes,
+            "known_images": contents.known_images,
             "logs_text": status.logs_text,
             "difference_text": difference.node_text,
             "orphan_pids": units.orphan_pids,
@@ -75,6 +78,7 @@ class FilterModule:
             "planned_ports": units.planned_ports,
             "preflight_wishes": fitness.wishes,
             "release_processes": units.release_processes,
+            "runtime_faults": runtime.runtime_faults,
             "service_units": units.service_units,
             "standalone_slice": units.standalone_slice,
             "status_rows": status.rows,

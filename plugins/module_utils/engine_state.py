@@ -584,16 +584,28 @@ def listeners(port: int, proc: Path = Path("/proc")) -> set[str]:
 
 
 def stranger_on_port(port: int, family: Sequence[int], table: Mapping[int, Process], proc: Path = Path("/proc")) -> int:
-    """Pid that listens on a port without being of the family; 0 when the family does, or when it cannot be known.
-
-    The processes of a container are not of their client's family, so a container's client is not judged.
-    """
-    if any(table[pid].name in ("docker", "podman", "nerdctl") for pid in family if pid in table):
-        return 0
+    """Pid that listens on a port without being of the family; 0 when the family does, or when it cannot be known."""
     links = {f"socket:[{inode}]" for inode in listeners(port, proc)}
     if not links or any(_holds(pid, links, proc) for pid in family):
         return 0
     return next((pid for pid in table if pid not in family and _holds(pid, links, proc)), 0)
+
+
+def contained(id_file: str, table: Iterable[int], proc: Path = Path("/proc")) -> list[int]:
+    """Pids of a container's processes, known by its id in their control groups; none where nothing runs of it.
+
+    They are no children of the container's client, which the process manager keeps.
+    """
+    try:
+        container = Path(id_file).read_text().strip()
+    except OSError:
+        return []
+    found = []
+    for pid in table if container else ():
+        with contextlib.suppress(OSError):
+            if container in (proc / str(pid) / "cgroup").read_text():
+                found.append(pid)
+    return found
 
 
 def _holds(pid: int, links: set[str], proc: Path) -> bool:
@@ -644,6 +656,8 @@ def look(
         entry = table.get(managed.pid)
         alive = entry is not None and entry.state not in ("Z", "X")
         family = tree(managed.pid, table) if alive else []
+        if alive and process.get("container_id_file"):
+            family += [pid for pid in contained(process["container_id_file"], table) if pid not in family]
         environ = environment(managed.pid) if alive else None
         fingerprint = (environ or {}).get("STEPLADDER_FINGERPRINT")
         answer = probe(health, http_timeout) if alive else Probe("none")

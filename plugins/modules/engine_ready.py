@@ -91,6 +91,9 @@ options:
       wanted_fingerprint:
         description: Mark of the wanted command, as M(stepladder.core.release) returned it.
         type: str
+      container_id_file:
+        description: File that holds the id of the process's container, where it runs in one.
+        type: path
       ever_ready:
         description: Whether this same process was seen ready before this wait; what the wait sees is added to it.
         type: bool

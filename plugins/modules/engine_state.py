@@ -74,6 +74,9 @@ options:
       wanted_fingerprint:
         description: Mark of the wanted command, as M(stepladder.core.release) returned it.
         type: str
+      container_id_file:
+        description: File that holds the id of the process's container, where it runs in one.
+        type: path
       ever_ready:
         description:
           - Whether this same process was seen ready before.
@@ -201,6 +204,7 @@ PROCESS_SPEC = {
     "health": {"type": "dict", "options": HEALTH_SPEC, "default": {"kind": "none"}},
     "log": {"type": "path"},
     "wanted_fingerprint": {"type": "str"},
+    "container_id_file": {"type": "path"},
     "ever_ready": {"type": "bool", "default": False},
 }
 

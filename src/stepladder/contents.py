@@ -8,6 +8,7 @@ from typing import Any
 
 from stepladder.catalogue import Catalogue, content_sha256
 from stepladder.errors import CatalogueError
+from stepladder.planner import CONTAINER_STORE
 
 
 def venv_requirements(venv: Mapping[str, Any], catalogue: str) -> str:
@@ -22,6 +23,25 @@ def venv_requirements(venv: Mapping[str, Any], catalogue: str) -> str:
     """
     locks = [venv["lock"], *venv.get("extra_locks", [])]
     return "".join(Catalogue(Path(catalogue)).lock_path(lock).read_text() for lock in locks)
+
+
+def known_images(deployment: Mapping[str, Any], catalogue: str) -> list[str]:
+    """The images that the catalogue has for a deployment's engine and platform, newest first.
+
+    Args:
+        deployment: `deployment` of a node's slice of the plan.
+        catalogue: directory of the catalogue.
+    """
+    engine = Catalogue(Path(catalogue)).engines[deployment["engine"]]
+    images = [image for release in engine.releases if release.platform == deployment["platform"]
+              for image in release.images.values()]  # fmt: skip
+    return list(dict.fromkeys(images))
+
+
+def image_bytes(node_slice: Mapping[str, Any]) -> int:
+    """Bytes that the image of a node's slice of the plan takes below Docker's data root."""
+    space = node_slice["node"]["requirements"]["space"]
+    return int(next(need["minimum_free_bytes"] for need in space if need["path"] == CONTAINER_STORE))
 
 
 def venv_stand_ins(venv: Mapping[str, Any], catalogue: str) -> list[dict[str, Any]]:

@@ -455,7 +455,9 @@ def _container(found: FoundCommand, container: Container, gpu: Gpu, meant: Meant
 
     if TEMPORARY_TAG.search(container.image):
         yield _temporary_tag(container.image)
-    if gpu.vendor == "nvidia" and not container.has("--gpus") and "nvidia" not in container.values("--runtime"):
+    by_cdi = any(device.startswith("nvidia.com/gpu=") for device in container.values("--device"))
+    by_hook = container.has("--gpus") or "nvidia" in container.values("--runtime")
+    if gpu.vendor == "nvidia" and not by_cdi and not by_hook:
         yield Finding("error", "--gpus", "the container sees no GPU", "Add --gpus all.", "NVIDIA container toolkit")
     if gpu.vendor == "amd" and not {"/dev/kfd", "/dev/dri"} <= set(container.values("--device")):
         mend = "Add --device=/dev/kfd --device=/dev/dri."

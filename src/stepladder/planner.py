@@ -87,7 +87,7 @@ def make_plan(request: PlanRequest, catalogue: Catalogue) -> Plan:
         format_version=FORMAT_VERSION,
         state_directory=request.state_directory,
         deployment=_chosen(request.deployment, setting, parallel, topology, replicas),
-        not_deployable=_not_deployable(setting),
+        not_deployable=setting.engine.not_deployable,
         nodes=tuple(node_plans),
         memory=_memory_table(setting, parallel),
         candidates=tuple(_candidate(candidate, parallel) for candidate in weighed),
@@ -499,15 +499,6 @@ def _verification(setting: Setting) -> Verification:
     )
 
 
-def _not_deployable(setting: Setting) -> str | None:
-    """Roles grow after the planner: what can be planned and not yet be carried out is said before anything is done."""
-    if setting.engine.not_deployable:
-        return setting.engine.not_deployable
-    if setting.in_container:
-        return f"{setting.release_name} in a container can be planned; the role for that is not part of this version."
-    return None
-
-
 def _general_notes(request: PlanRequest, setting: Setting, parallel: Parallel, topology: str) -> list[Note]:
     notes = []
     if left_out := sorted({*request.deployment.features} - {*setting.deployment.features}):
@@ -532,6 +523,6 @@ def _general_notes(request: PlanRequest, setting: Setting, parallel: Parallel, t
         notes.append(
             Note(kind="warning", topic=setting.gpu.title, text=text, source=f"catalog/models/{setting.model.name}.yml")
         )
-    if reason := _not_deployable(setting):
+    if reason := setting.engine.not_deployable:
         notes.append(Note(kind="warning", topic="deploy", text=reason))
     return notes

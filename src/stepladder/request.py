@@ -51,6 +51,11 @@ class Parallel(Wish):
 
 
 SERVED_NAME = r"^[A-Za-z0-9][\w.\-/:]{0,199}$"
+# host:port/path:tag@digest; a tag or a digest is named, for what 'latest' is changes from day to day.
+IMAGE = (
+    r"^(?:[a-zA-Z0-9.\-]+(?::\d+)?/)?[a-z0-9]+(?:[._\-/]+[a-z0-9]+)*"
+    r"(?::[A-Za-z0-9_][\w.\-]{0,127}(?:@sha256:[0-9a-f]{64})?|@sha256:[0-9a-f]{64})$"
+)
 LONGEST_SHOWN = 120
 RESERVED_NAMES = {"rehearsal-hub"}
 # Plain names only: the path stands in scripts, unit files and sockets. Not the root, and no slash at the end.
@@ -83,7 +88,8 @@ class Deployment(Wish):
     """What is to be served, by which engine, and how.
 
     `context_length` in tokens (none: the model's own); `concurrency` is the number of full-length sequences that the
-    KV cache should hold at once; `port` none takes the engine's own.
+    KV cache should hold at once; `port` none takes the engine's own. `image` takes the place of
+    the catalogue's, by tag, digest or both.
     """
 
     name: str = Field("default", pattern=r"^[a-z][a-z0-9\-]{0,40}$")
@@ -101,6 +107,7 @@ class Deployment(Wish):
     port: int | None = Field(None, gt=0, lt=65536)
     engine_version: str | None = None
     install: Literal["auto", "venv", "container"] = "auto"
+    image: Annotated[str | None, Field(pattern=IMAGE, max_length=400)] = None
     accept_unsafe_version: bool = False
     weights_endpoint: Annotated[str | None, Field(pattern=r"^https?://[^\s/]+(/\S*)?$")] = None
     extra_arguments: tuple[Word, ...] = ()

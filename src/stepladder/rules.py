@@ -103,13 +103,16 @@ def features_apply(setting: Setting, parallel: Parallel) -> Violation | None:
 def installable(setting: Setting, parallel: Parallel) -> Violation | None:
     """There is a lock or an image for this GPU's platform, architecture and machine."""
     method = setting.deployment.install
-    image = setting.release.image_for(setting.gpu)
+    image = setting.known_image
     if method == "venv" and not setting.has_lock:
         mend = "Set deployment_install to container." if image else "Choose another engine release."
         return Violation("install", f"no lock for {setting.release_name} on {setting.gpu.title}", mend)
     if method == "container" and not image:
         found = f"no image of {setting.release_name} for {setting.gpu.architecture} on {setting.gpu.machine}"
-        return Violation("install", found, "Choose another engine or engine release.")
+        return Violation("install", found, "Choose another engine or engine release, or set deployment_image.")
+    if setting.deployment.image and not setting.in_container:
+        found = f"deployment_image is {setting.deployment.image}, and the engine runs in an environment"
+        return Violation("install", found, "Set deployment_install to container, or leave deployment_image out.")
     if method == "auto" and not image and not setting.has_lock:
         found = f"neither lock nor image of {setting.release_name} for {setting.gpu.title}"
         return Violation("install", found, "Choose another engine or engine release.")

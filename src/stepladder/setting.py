@@ -51,16 +51,21 @@ class Setting:
 
     @property
     def in_container(self) -> bool:
-        """Whether the engine runs in a container: as wished, or where there is no lock."""
+        """Whether the engine runs in a container: as wished, or where an image is named or there is no lock."""
         wished = self.deployment.install
-        return wished == "container" or (wished == "auto" and not self.has_lock)
+        return wished == "container" or (wished == "auto" and (self.deployment.image is not None or not self.has_lock))
 
     @property
     def image(self) -> str:
         """The engine's image for this GPU; only asked for once the rules have been kept."""
-        image = self.release.image_for(self.gpu)
+        image = self.known_image
         assert image is not None, f"no image for {self.gpu.name}"  # noqa: S101 - `rules.installable` refuses that
         return image
+
+    @property
+    def known_image(self) -> str | None:
+        """The operator's own image, else the catalogue's for this GPU; none where there is neither."""
+        return self.deployment.image or self.release.image_for(self.gpu)
 
     @property
     def release_name(self) -> str:

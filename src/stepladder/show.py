@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from stepladder.contents import image_bytes
 from stepladder.engines.common import NETWORK_TOPIC
 from stepladder.memory import GIGA
 from stepladder.plan import Candidate, MemoryTable, NodePlan, Note, Plan, Process
@@ -257,6 +258,7 @@ def removal(variables: Mapping[str, Any], hosts: Sequence[str], with_weights: bo
         parts = [(node["weights"]["path"], node["weights"]["bytes"], with_weights)]
         environments = [node[name] for name in ("venv", "tools") if node.get(name)]
         parts += [(found["path"], found["installed_bytes"], with_environments) for found in environments]
+        parts += [(image, image_bytes(kept), with_environments) for image in node.get("images", ())]
         for path, size, goes in parts:
             fate = "stays, another deployment uses it" if path in used else "will be removed" if goes else "stays"
             lines.append(f"  {path} (about {gigabytes(size)}) {fate}")

@@ -7,7 +7,21 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from stepladder.engines.common import container_id_file
 from stepladder.plan import ID_DIGITS
+
+# What runs a container's command: goes on with the container of this same command where it still runs, as after
+# Docker was started anew beside it (live-restore), and clears away any other of its name. $1: the container, $2: the
+# file for its id.
+CONTAINER_LAUNCHER = """\
+name=$1 id_file=$2; shift 2; mkdir -p "${id_file%/*}"
+kept=$(docker container inspect --format '{{.State.Running}} {{.Config.Env}}' "$name" 2>/dev/null) || kept=
+case $kept in "true "*"STEPLADDER_FINGERPRINT=$STEPLADDER_FINGERPRINT"*)
+  echo "stepladder: going on with container $name, which still runs"; exec docker attach --no-stdin "$name";;
+esac
+[ -z "$kept" ] || docker rm --force "$name" >/dev/null
+rm -f "$id_file"; exec "$@"
+"""
 
 
 def service_units(
@@ -35,6 +49,8 @@ def service_units(
             "stop_step": process.get("stop_step", 0),
             "health": {key: value for key, value in process["health"].items() if value is not None},
             "wanted_fingerprint": wanted.get(process["name"]),
+            "container": f"{deployment}-{process['name']}" if process.get("image") else None,
+            "container_id_file": container_id_file(deployment_path, process["name"]) if process.get("image") else None,
         }
         for process in processes
     ]
@@ -49,12 +65,20 @@ def planned_ports(processes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]
     ]
 
 
-def release_processes(node: Mapping[str, Any], launcher: Sequence[str] = ()) -> list[dict[str, Any]]:
+def release_processes(
+    node: Mapping[str, Any],
+    launcher: Sequence[str] = (),
+    deployment_path: str = "",
+    images: Mapping[str, str] | None = None,
+) -> list[dict[str, Any]]:
     """A node's processes with what `stepladder.core.release` writes for them.
 
     Args:
         node: the node's part of its slice of the plan.
         launcher: what runs each command; none where the process manager starts it itself.
+        deployment_path: the deployment's directory on the node.
+        images: by planned name the id of the image that lies on the node. A container is made of that and no other, so
+            that a tag which is moved changes nothing that runs, and a way back finds what it ran before.
 
     A process is to be started again when its weights were mended, its environment was made anew or a program of the
     toolkit's own that it runs is another one: each has a file that changes then.
@@ -63,9 +87,30 @@ def release_processes(node: Mapping[str, Any], launcher: Sequence[str] = ()) -> 
     started_from += [f"{node['venv']['path']}/.stepladder.json"] if node.get("venv") else []
     started_from += node.get("programs", [])
     return [
-        {key: process[key] for key in ("name", "argv", "env")} | {"launcher": [*launcher], "started_from": started_from}
+        {"name": process["name"], "env": process["env"], "started_from": started_from}
+        | _command(process, launcher, deployment_path, images or {})
         for process in node["processes"]
     ]
+
+
+def _command(
+    process: Mapping[str, Any], launcher: Sequence[str], deployment_path: str, images: Mapping[str, str]
+) -> dict[str, list[str]]:
+    image = process.get("image")
+    if not image:
+        return {"argv": process["argv"], "launcher": [*launcher]}
+    name = f"{deployment_path.rsplit('/', 1)[-1]}-{process['name']}"
+    held = [
+        "/bin/sh",
+        "-ec",
+        CONTAINER_LAUNCHER,
+        "container",
+        name,
+        container_id_file(deployment_path, process["name"]),
+    ]
+    place = process["argv"].index(image)
+    argv = [*process["argv"][:place], images.get(image, image), *process["argv"][place + 1 :]]
+    return {"argv": argv, "launcher": held}
 
 
 def watched_units(units: Sequence[Mapping[str, Any]], part: str = "all") -> list[dict[str, Any]]:
@@ -74,9 +119,9 @@ def watched_units(units: Sequence[Mapping[str, Any]], part: str = "all") -> list
     Args:
         part: `ray` leaves out what is started after Ray; with `engine` Ray is still watched.
     """
-    keys = ("name", "unit", "health", "log", "wanted_fingerprint")
+    keys = ("name", "unit", "health", "log", "wanted_fingerprint", "container_id_file")
     watched = [unit for unit in units if part != "ray" or unit["part"] == "ray"]
-    return [{key: unit[key] for key in keys if unit[key] is not None} for unit in watched]
+    return [{key: unit[key] for key in keys if unit.get(key) is not None} for unit in watched]
 
 
 def units_to_restart(
@@ -97,12 +142,13 @@ def orphan_pids(states: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def used_elsewhere(deployments: Mapping[str, Mapping[str, Any]], name: str) -> list[str]:
-    """Paths of environments and weights that deployments other than `name` still use."""
+    """Paths of environments and weights, and names of images, that deployments other than `name` still use."""
     paths: set[str] = set()
     for other, kept in deployments.items():
         node = kept.get("node", {})
         if other != name and "venv" in node:  # a helper such as the rehearsal hub needs nothing that a deployment lacks
             paths.update(node[part]["path"] for part in ("tools", "venv", "weights") if node.get(part))
+            paths.update(node.get("images", ()))
     return sorted(paths)
 
 

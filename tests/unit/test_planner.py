@@ -498,8 +498,10 @@ def test_same_input_gives_the_same_bytes_and_another_input_another_id() -> None:
 
 def test_what_cannot_be_carried_out_yet_is_said_in_the_plan() -> None:
     assert plan_for().not_deployable is None
-    assert "in a container can be planned" in str(plan_for(install="container", topology="mp").not_deployable)
+    assert plan_for(install="container", topology="mp").not_deployable is None
     assert plan_for(engine="sglang").not_deployable is None
+    tensorrt = plan_for(1, "h200", engine="tensorrt_llm", model="step-3.5-flash")
+    assert "TensorRT-LLM" in str(tensorrt.not_deployable)
 
 
 def test_differences_from_the_published_commands_are_explained() -> None:

@@ -79,13 +79,22 @@ STOP_HEAD, STOP_FOLLOWERS, STOP_RAY_WORKERS, STOP_RAY_HEAD = range(4)
 FOLLOWER_STOP_SECONDS = 15
 VISIBLE_GPUS = {"nvidia": "CUDA_VISIBLE_DEVICES", "amd": "HIP_VISIBLE_DEVICES"}
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+# What the run script marks every process with, and a container only hands on what is named to it.
+MARKS = ("STEPLADDER_DEPLOYMENT", "STEPLADDER_FINGERPRINT", "STEPLADDER_PROCESS")
 # Ranks share memory beyond Docker's 64 MB, and pin what the network reads (vllm 1710, 19613).
 CONTAINER_LIMITS = ("--ipc=host", "--shm-size=32g", "--ulimit", "memlock=-1", "--ulimit", "stack=67108864")
+# Without a GPU nothing is pinned, and not every machine may raise the limit.
+CPU_CONTAINER_LIMITS = ("--shm-size=1g",)
+# By CDI: the toolkit's description of the devices, and no hook in the container's way.
+NVIDIA_CONTAINER = ("--device=nvidia.com/gpu=all",)
 # What AMD's own commands have: the driver's devices, and the debugger's right that its runtime asks for.
 AMD_CONTAINER = (
     *("--device=/dev/kfd", "--device=/dev/dri", "--group-add", "video"),
     *("--cap-add=SYS_PTRACE", "--security-opt", "seccomp=unconfined"),
 )
+# The network's cards, and the right to pin memory for them.
+RDMA_CONTAINER = ("--device=/dev/infiniband", "--cap-add=IPC_LOCK")
+DEVICES = {"nvidia": NVIDIA_CONTAINER, "amd": AMD_CONTAINER, "cpu": ()}
 
 
 def launched(
@@ -102,6 +111,7 @@ def launched(
     stop_seconds: int,
     part: Literal["ray", "engine"] = "engine",
     stop_step: int = 0,
+    programs: str | None = None,
 ) -> Process:
     """A process in the node's environment, or in a container of the engine's image.
 
@@ -112,10 +122,12 @@ def launched(
             stands in a command line.
         part: what it belongs to; Ray's processes start before the engine's.
         stop_step: order of the stop over all nodes of the replica.
+        programs: directory of the toolkit's own programs, where the process runs one.
     """
     if setting.in_container:
-        argv = [*_container(setting, replica, name, env), setting.image, *arguments]
-        argv = [*argv[:2], "--entrypoint", program, *argv[2:]]
+        options = [*_container(setting, replica, name, env), *_volumes(replica, env, programs), *_names(env)]
+        stop = ["--stop-signal=SIGTERM", f"--stop-timeout={stop_seconds}"]
+        argv = ["docker", "run", *options, *stop, "--entrypoint", program, setting.image, *arguments]
         environment = dict(env)
     else:
         argv = [f"{replica.venv_path}/bin/{program}", *arguments]
@@ -134,18 +146,36 @@ def launched(
     )
 
 
+def container_id_file(deployment_path: str, process: str) -> str:
+    """Where Docker writes the id of a process's container, by which its processes are known."""
+    return f"{deployment_path}/containers/{process}.id"
+
+
 def _container(setting: Setting, replica: Replica, name: str, env: Mapping[str, str]) -> list[str]:
-    options = ["docker", "run", "--rm", "--name", f"{replica.deployment}-{name}", "--network=host", *CONTAINER_LIMITS]
-    options += ["--gpus", "all"] if setting.gpu.vendor == "nvidia" else list(AMD_CONTAINER)
-    options += ["--device=/dev/infiniband"] if len(replica.nodes) > 1 else []
-    options += ["--volume", f"{replica.model_path}:{replica.model_path}:ro"]
-    options += ["--volume", f"{replica.cache_path}:{replica.cache_path}"]
-    if "RAY_AUTH_TOKEN_PATH" in env:
-        secrets = f"{replica.deployment_path}/secrets"
-        options += ["--volume", f"{secrets}:{secrets}:ro"]
-    for variable in sorted(env):
-        options += ["--env", variable]
+    """How the container is called, watched and confined, and which devices it sees."""
+    # Not --rm: Docker 20.10 takes such a container away, running, when it is itself started anew beside live-restore.
+    options = ["--init", "--name", f"{replica.deployment}-{name}"]
+    options += ["--cidfile", container_id_file(replica.deployment_path, name)]
+    options += ["--label", f"stepladder.deployment={replica.deployment_path}"]
+    # The log is written once, where all verbs look for it; Docker's own copy would grow without a bound.
+    options += ["--log-driver=none", "--network=host", "--security-opt", "no-new-privileges"]
+    options += CPU_CONTAINER_LIMITS if setting.gpu.vendor == "cpu" else CONTAINER_LIMITS
+    options += DEVICES[setting.gpu.vendor]
+    options += RDMA_CONTAINER if len(replica.nodes) > 1 and setting.gpu.vendor != "cpu" else ()
     return options
+
+
+def _volumes(replica: Replica, env: Mapping[str, str], programs: str | None) -> list[str]:
+    """Directories of the node that the container sees, at the same place; only the cache can be written."""
+    read_only = [replica.model_path, *([programs] if programs else [])]
+    read_only += [f"{replica.deployment_path}/secrets"] if "RAY_AUTH_TOKEN_PATH" in env else []
+    volumes = [f"{path}:{path}:ro" for path in read_only] + [f"{replica.cache_path}:{replica.cache_path}"]
+    return [word for volume in volumes for word in ("--volume", volume)]
+
+
+def _names(env: Mapping[str, str]) -> list[str]:
+    """Variables by name: a value in a command line is read by every user of the node."""
+    return [word for name in sorted({*env, *MARKS}) for word in ("--env", name)]
 
 
 def network_environment(node: Node, several_nodes: bool) -> dict[str, str]:

@@ -30,6 +30,7 @@ def render(setting: Setting, replica: Replica) -> Rendered:
         ports=[Port(port=replica.port, host=replica.bind_address, purpose="OpenAI-compatible API", scope="clients")],
         health=Health(kind="vllm", host=replica.probe_host, port=replica.port, path="/health"),
         stop_seconds=setting.engine.defaults.stop_seconds,
+        programs=replica.programs_path,
     )
     programs = (program, f"{replica.programs_path}/{MODEL_CODE}")
     return Rendered(((process,),), tuple(_notes(setting)), programs)
