@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -21,7 +20,6 @@ from types import FrameType
 from typing import Any
 
 from ansible_collections.stepladder.core.plugins.module_utils.progress import ProgressFile
-from ansible_collections.stepladder.core.plugins.module_utils.watched import LockTimeoutError, exclusive
 from ansible_collections.stepladder.core.plugins.module_utils.weights_client import Transfer, bytes_there, download
 from ansible_collections.stepladder.core.plugins.module_utils.weights_copy import bring, list_source
 from ansible_collections.stepladder.core.plugins.module_utils.weights_hub import read_token, wanted_files
@@ -35,8 +33,10 @@ from ansible_collections.stepladder.core.plugins.module_utils.weights_manifest i
     files_under,
     hash_file,
     inspect,
+    parse_manifest,
+    read_or_empty,
     seal,
-    set_writable,
+    set_aside,
     stat_or_none,
     unseal,
 )
@@ -52,7 +52,10 @@ from ansible_collections.stepladder.core.plugins.module_utils.weights_request im
     WeightsError,
     problems,
 )
+from ansible_collections.stepladder.core.plugins.module_utils.weights_spread import Exchange
+from ansible_collections.stepladder.core.plugins.module_utils.weights_store import locked, remove
 
+MOST_WARNINGS = 10
 MOST_NAMED_FILES = 200  # in one run of the client, so that its command line stays short
 
 
@@ -64,6 +67,8 @@ class Outcome:
     actions: list[str] = field(default_factory=list)
     files: list[Proven] = field(default_factory=list)
     bytes_fetched: int = 0
+    bytes_from_peers: int = 0
+    warnings: list[str] = field(default_factory=list)
     bad_files: list[BadFile] = field(default_factory=list)
     extra_files: list[str] = field(default_factory=list)
     before: dict[str, Any] = field(default_factory=dict)
@@ -81,11 +86,13 @@ class Outcome:
             "files": len(self.files),
             "bytes": sum(one.size for one in self.files),
             "bytes_fetched": self.bytes_fetched,
+            "bytes_from_peers": self.bytes_from_peers,
+            "warnings": self.warnings[:MOST_WARNINGS],
             "seconds": round(seconds, 1),
             "manifest": str(request.manifest),
             "bad_files": [asdict(one) for one in self.bad_files],
             "extra_files": self.extra_files,
-            "remote_code": [{"path": one.path, "sha256": one.sha256} for one in self.files if one.path.endswith(".py")],
+            "remote_code": code_of(self.files),
             "hashed_bytes": self.hashed_bytes,
             "hash_gigabytes_per_second": round(rate, 2),
         }
@@ -103,42 +110,12 @@ def plan(current: Current, request: Request) -> list[str]:
     ] + [f"note that {path} is still right, though it was touched" for path in current.touched]
 
 
-@contextlib.contextmanager
-def locked(path: Path, timeout: float) -> Iterator[None]:
-    """Hold `<path>.lock` (flock: gone with the process, however it ends).
-
-    Raises WeightsError naming the holder after `timeout` seconds.
-    """
-    try:
-        with exclusive(path.with_name(path.name + ".lock"), timeout, poll_s=0.2):
-            yield
-    except LockTimeoutError as error:
-        raise WeightsError(f"another run works on {path}: {error}. What it has fetched is kept.") from error
-
-
 def free_bytes(path: Path) -> int:
     """Bytes that a user may still write on the file system where `path` is or will be."""
     while not path.exists():
         path = path.parent
     found = os.statvfs(path)
     return found.f_bavail * found.f_frsize
-
-
-def set_aside(request: Request, bad: Sequence[BadFile]) -> list[BadFile]:
-    """Move wrong files into the quarantine; returns them with the place where each lies now."""
-    moved = []
-    for one in bad:
-        source = Path(request.path) / one.path
-        if one.reason == "missing" or not source.exists():
-            moved.append(one)
-            continue
-        number = 1
-        while (target := request.bookkeeping / "quarantine" / f"{one.path}.{number}").exists():
-            number += 1
-        target.parent.mkdir(parents=True, exist_ok=True)
-        source.rename(target)
-        moved.append(BadFile(one.path, one.reason, one.expected, one.found, str(target)))
-    return moved
 
 
 def check_space(request: Request, needed: int, there: int) -> None:
@@ -182,8 +159,13 @@ def fetch(request: Request, current: Current, progress: Progress, outcome: Outco
         for one in wrong:
             prover.forget(one.path)
         missing = [one for one in missing if one.path not in prover.proven]
-        if missing:
-            bring_missing(request, missing, Transfer((), token, sizes, progress, prover.look, until))
+        transfer = Transfer((), token, sizes, progress, prover.look, until)
+        if request.spread:
+            exchange = Exchange(request, wanted, prover, transfer)
+            outcome.bad_files += exchange.run([*kept.values(), *prover.proven.values()], missing)
+            outcome.bytes_from_peers, outcome.warnings = exchange.from_peers, exchange.troubles
+        elif missing:
+            bring_missing(request, missing, transfer)
         prover.look(wait=True)
     finally:
         prover.close()
@@ -202,6 +184,18 @@ def fetch(request: Request, current: Current, progress: Progress, outcome: Outco
     outcome.bytes_fetched = max(0, bytes_there(root, sizes) - there)
     outcome.hashed_bytes += prover.hashed_bytes
     outcome.hash_seconds += prover.hash_seconds
+
+
+def pass_on(request: Request, files: Sequence[Proven], progress: Progress) -> None:
+    """Give the files of a complete directory to peers until each has them or is gone."""
+    wanted = [Listed(one.path, one.size, one.sha256) for one in files]
+    sizes = {one.path: one.size for one in wanted}
+    prover = Prover(request, ())
+    try:
+        until = time.monotonic() + request.deadline
+        Exchange(request, wanted, prover, Transfer((), "", sizes, progress, prover.look, until)).run(files, ())
+    finally:
+        prover.close()
 
 
 def leftovers(request: Request, missing: Sequence[Listed], prover: Prover) -> list[BadFile]:
@@ -239,6 +233,56 @@ def bring_missing(request: Request, missing: Sequence[Listed], transfer: Transfe
         return
     for start in range(0, len(names), MOST_NAMED_FILES):
         download(request, replace(transfer, only=tuple(names[start : start + MOST_NAMED_FILES])))
+
+
+def look(request: Request, check_mode: bool = False) -> dict[str, Any]:
+    """Say what is there, and what the source has of it; changes nothing.
+
+    In check mode the source is not asked. Raises WeightsError when it cannot say, or what is to come does not fit.
+    """
+    found = problems(request)
+    if found:
+        raise WeightsError("\n".join(found))
+    root = Path(request.path)
+    current = inspect(request, Progress(ProgressFile(None), Path(os.devnull)))
+    actions = plan(current, request)
+    answer = {
+        "model_id": request.model_id,
+        "revision": request.revision,
+        "include": list(request.include),
+        "exclude": list(request.exclude),
+        "complete": not actions,
+        "actions": actions,
+        "wanted": [],
+        "have": [],
+        "remote_code": code_of(current.good),
+        "remote_code_before": [],
+    }
+    if actions and not check_mode:
+        wanted = listing(request, read_token(request) if request.lists_hashes else "")
+        sizes = {one.path: one.size for one in wanted}
+        check_space(request, sum(sizes.values()), bytes_there(root, sizes))
+        kept = {one.path: one for one in current.good}
+        answer["wanted"] = [{"path": one.path, "size": one.size} for one in wanted]
+        answer["have"] = [one.path for one in wanted if not compare([one], kept)]
+        answer["remote_code"] = code_of(wanted)
+        answer["remote_code_before"] = code_before(root)
+    return answer
+
+
+def code_of(files: Sequence[Listed | Proven]) -> list[dict[str, str]]:
+    """The Python files, which an engine runs where remote code is trusted."""
+    return [{"path": one.path, "sha256": one.sha256} for one in files if one.path.endswith(".py")]
+
+
+def code_before(root: Path) -> list[dict[str, str]]:
+    """The Python files of the revision that was completed last beside this one; empty where there is none."""
+    marks = [path for path in root.parent.glob(f"*/{BOOKKEEPING}/complete") if path.parents[1] != root]
+    for mark in sorted(marks, key=lambda path: -path.stat().st_mtime_ns):
+        manifest = parse_manifest(read_or_empty(mark.with_name("manifest.json")))
+        if manifest:
+            return code_of(manifest["files"])
+    return []
 
 
 def ensure_present(request: Request, check_mode: bool = False) -> Outcome:
@@ -282,6 +326,8 @@ def present(request: Request, check_mode: bool) -> Outcome:
             named = "\n".join(f"  {action}" for action in outcome.actions)
             facts = {"bad_files": [asdict(one) for one in outcome.bad_files], **error.facts}
             raise WeightsError(f"{error}\nThis was to mend the files in {request.path}:\n{named}", **facts) from error
+    elif request.spread and not check_mode:
+        pass_on(request, current.good, progress)
     known = {one.path for one in outcome.files} | {one.path for one in current.bad}
     if known or not check_mode:
         outcome.extra_files = sorted(name for name, _ in files_under(root) if name not in known)
@@ -306,13 +352,7 @@ def ensure_absent(request: Request, check_mode: bool = False) -> Outcome:
     if check_mode:
         return outcome
     with locked(root, request.lock_timeout):
-        request.marker.unlink(missing_ok=True)
-        request.manifest.unlink(missing_ok=True)
-        set_writable(root, [], writable=True)
-        for entry in root.iterdir():
-            if entry.name != BOOKKEEPING:
-                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
-        shutil.rmtree(root)
+        remove(root)
     return outcome
 
 

@@ -257,6 +257,23 @@ def hash_files(
     return found, time.monotonic() - started
 
 
+def set_aside(request: Request, bad: Sequence[BadFile]) -> list[BadFile]:
+    """Move wrong files into the quarantine; returns them with the place where each lies now."""
+    moved = []
+    for one in bad:
+        source = Path(request.path) / one.path
+        if one.reason == "missing" or not source.exists():
+            moved.append(one)
+            continue
+        number = 1
+        while (target := request.bookkeeping / "quarantine" / f"{one.path}.{number}").exists():
+            number += 1
+        target.parent.mkdir(parents=True, exist_ok=True)
+        source.rename(target)
+        moved.append(BadFile(one.path, one.reason, one.expected, one.found, str(target)))
+    return moved
+
+
 class Prover:
     """Hashes files as they arrive, beside whatever fetches them, and notes in the journal those that are right.
 
