@@ -23,8 +23,11 @@ class ProgressFile:
         self._last_time: float | None = None
         self._last_text = ""
 
-    def write(self, text: str, force: bool = False) -> bool:
-        """Put a line into the file by atomic replace, however soon when forced. Returns whether it wrote."""
+    def write(self, text: str, force: bool = False, data: str = "") -> bool:
+        """Put a line into the file by atomic replace, however soon when forced. Returns whether it wrote.
+
+        data: a line for programs, without line breaks; it stands before the line for people.
+        """
         line = " ".join(text.split())
         now = self._clock()
         too_soon = self._last_time is not None and now - self._last_time < self.interval
@@ -35,7 +38,7 @@ class ProgressFile:
         try:
             descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
             with os.fdopen(descriptor, "w", encoding="utf-8", errors="replace") as stream:
-                stream.write(line + "\n")
+                stream.write(f"{data}\n{line}\n" if data else line + "\n")
             fresh.replace(self.path)
         except OSError:
             with contextlib.suppress(OSError):

@@ -8,16 +8,17 @@ module: model_weights
 short_description: Bring one revision of a model into a directory and prove it
 version_added: 0.1.0
 description:
-  - Fetches a model with the unmodified C(modelscope) client, and holds every file's SHA-256 against the hub's listing.
-  - "C(<path>/.stepladder/manifest.json) is written last, by rename: a directory without it is an unfinished run. What
-    such a run has fetched is kept, and the client goes on from there."
+  - Fetches a model with the hub's own client, unmodified, and holds every file's SHA-256 against the hub's listing.
+  - "C(<path>/.stepladder/complete) is written last, by rename: a directory without it is an unfinished run. What such a
+    run has fetched is kept, what it has proven is not read again, and the client goes on from there."
+  - A complete directory is read-only. It is opened only to mend a file in it.
   - A directory that is complete for the same model, revision and patterns is checked on the node alone; the hub is not
     asked. So a branch that moved is not followed; give a commit to pin one, or remove the directory to fetch anew.
   - "The cheap check compares size, mtime and inode of every file, and hashes a file where one of them differs; a
     file that was only touched is noted in the manifest, which is a change. A byte that flipped
     on the disk with all three unchanged is found by O(verify=full) only."
-  - A wrong file is set aside in C(<path>/.stepladder/quarantine/) and fetched again, alone. The quarantine is never
-    emptied by the module.
+  - A wrong file is set aside in C(<path>/.stepladder/quarantine/) before anything else and fetched again, alone. The
+    quarantine is never emptied by the module.
   - Two runs on one O(path) exclude each other by C(<path>.lock).
   - The node needs the standard library of Python 3.9 or later, and the client in an environment of its own.
 author:
@@ -36,11 +37,11 @@ options:
     type: path
     required: true
   client:
-    description: The C(modelscope) executable. Needed when O(state=present) has something to fetch.
+    description: The C(modelscope) or C(hf) executable. Needed when O(state=present) has something to fetch from a hub.
     type: path
     default: modelscope
   endpoint:
-    description: The hub's URL. Empty is C(https://www.modelscope.cn). Variables and logins on the node do not count.
+    description: The hub's URL; empty is the public one of O(source). Variables and logins on the node do not count.
     type: str
     default: ''
   token_file:
@@ -98,6 +99,29 @@ options:
     description: Seconds to wait for another run on the same O(path).
     type: float
     default: 600
+  source:
+    description:
+      - Where the files come from.
+      - With V(directory) and V(archive) their hashes are held against a manifest of this module or C(SHA256SUMS) in
+        it, where there is one.
+    type: str
+    choices: [modelscope, huggingface, directory, archive]
+    default: modelscope
+  source_path:
+    description: The directory, or the tar archive, on the node.
+    type: path
+    default: ''
+  bytes_per_second:
+    description: Limit for what the hub's client fetches; 0 is none.
+    type: int
+    default: 0
+  spread:
+    description:
+      - The node's part in an exchange with others, as the filter P(stepladder.core.weights_exchange#filter) works it
+        out, and C(python), C(program) and C(bytes_per_second). Empty for none.
+      - A node that has everything then gives it to its peers until each has it or is gone.
+    type: dict
+    default: {}
   state:
     description: Whether the weights are there or not. V(absent) removes only a directory that this module filled.
     type: str
@@ -151,6 +175,11 @@ bytes_fetched:
   returned: success
   type: int
   sample: 212500000000
+bytes_from_peers:
+  description: Bytes of files that came from other nodes.
+  returned: success
+  type: int
+  sample: 141666666666
 seconds:
   description: Seconds that the module took.
   returned: success
@@ -208,7 +237,8 @@ client_output:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.stepladder.core.plugins.module_utils.weights import Request, WeightsError, ensure
+from ansible_collections.stepladder.core.plugins.module_utils.weights import ensure
+from ansible_collections.stepladder.core.plugins.module_utils.weights_request import Request, WeightsError
 
 
 def main() -> None:
@@ -232,6 +262,14 @@ def main() -> None:
             "full_check_below_bytes": {"type": "int", "default": 0},
             "progress_file": {"type": "path", "default": ""},
             "lock_timeout": {"type": "float", "default": 600},
+            "source": {
+                "type": "str",
+                "choices": ["modelscope", "huggingface", "directory", "archive"],
+                "default": "modelscope",
+            },
+            "source_path": {"type": "path", "default": ""},
+            "bytes_per_second": {"type": "int", "default": 0},
+            "spread": {"type": "dict", "default": {}},
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
         },
         supports_check_mode=True,

@@ -116,13 +116,20 @@ class ProgressAction(ActionBase):
                 foreseen.get("failed")
                 or foreseen.get("skipped")
                 or self._task.check_mode
-                or not foreseen.get("changed")
+                or not self._is_needed(foreseen)
             ):
                 return {**result, **foreseen}
             done = self._run_job(arguments, deadline)
         finally:
             self._remove_tmp_path(self._connection._shell.tmpdir)
         return {**result, **done}
+
+    def _is_needed(self, foreseen: dict[str, Any]) -> bool:
+        """Whether there is something to do, after the look in check mode."""
+        return bool(foreseen.get("changed"))
+
+    def _heard(self, data: str) -> None:
+        """Takes what the module said for programs beside its line for people."""
 
     def _foresee(self, arguments: dict[str, Any]) -> dict[str, Any]:
         asked = self._task.check_mode
@@ -223,6 +230,8 @@ class ProgressAction(ActionBase):
         rest_lines = rest.strip().splitlines()
         alive = _GONE not in rest_lines
         said = [line for line in rest_lines if line != _GONE]
+        if len(said) > 1:
+            self._heard(said[0])
         return _RUNNING in status, alive, said[-1] if said else text
 
     def _status(self) -> dict[str, Any]:

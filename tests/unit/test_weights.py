@@ -14,15 +14,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from ansible_collections.stepladder.core.plugins.module_utils import weights
-from ansible_collections.stepladder.core.plugins.module_utils.weights import (
-    BadFile,
-    Current,
-    Listed,
-    Proven,
-    Request,
-    WeightsError,
+from ansible_collections.stepladder.core.plugins.module_utils import (
+    weights,
+    weights_client,
+    weights_hub,
+    weights_manifest,
+    weights_progress,
+    weights_request,
 )
+from ansible_collections.stepladder.core.plugins.module_utils.weights_manifest import BadFile, Current, Listed, Proven
+from ansible_collections.stepladder.core.plugins.module_utils.weights_request import Request, WeightsError
 
 import hub
 
@@ -61,7 +62,7 @@ PROBLEMS = {
 
 @pytest.mark.parametrize(("changes", "expected"), PROBLEMS.values(), ids=PROBLEMS)
 def test_problems(changes: dict, expected: list[str]) -> None:
-    assert weights.problems(replace(REQUEST, **changes)) == expected
+    assert weights_request.problems(replace(REQUEST, **changes)) == expected
 
 
 def listing(*entries: dict) -> str:
@@ -74,7 +75,7 @@ def blob(path: str) -> dict:
 
 def test_listing_leaves_directories_out_and_writes_hashes_small() -> None:
     text = listing({"Path": "sub", "Type": "tree", "Size": 0}, blob("sub/a.bin"))
-    assert weights.parse_listing(text, "http://hub") == [Listed("sub/a.bin", 3, "ab" * 32)]
+    assert weights_hub.parse_listing(text, "http://hub") == [Listed("sub/a.bin", 3, "ab" * 32)]
 
 
 WRONG_LISTINGS = {
@@ -104,7 +105,7 @@ WRONG_LISTINGS = {
 @pytest.mark.parametrize(("text", "message"), WRONG_LISTINGS.values(), ids=WRONG_LISTINGS)
 def test_wrong_listings(text: str, message: str) -> None:
     with pytest.raises(WeightsError) as error:
-        weights.parse_listing(text, "http://hub")
+        weights_hub.parse_listing(text, "http://hub")
     assert str(error.value) == message
 
 
@@ -117,20 +118,20 @@ PATHS = ("config.json", "sub/a.json", "sub/b.bin", "model[1].bin", "a,b.bin", "m
 def test_patterns_mean_what_they_mean_to_the_client(patterns: list[str]) -> None:
     client = pytest.importorskip("modelscope_hub._download")
     compat = pytest.importorskip("modelscope_hub.cli.compat")
-    ours = [path for path in PATHS if weights.matches(path, weights.split_patterns(patterns))]
+    ours = [path for path in PATHS if weights_hub.matches(path, weights_request.split_patterns(patterns))]
     theirs = [path for path in PATHS if client._matches_patterns(path, compat.normalize_patterns(patterns))]
     assert ours == theirs
 
 
 @pytest.mark.parametrize("path", PATHS)
 def test_a_name_as_a_pattern_means_this_name(path: str) -> None:
-    pattern = weights.split_patterns([weights.literal_pattern(path)])
+    pattern = weights_request.split_patterns([weights_hub.literal_pattern(path)])
     assert len(pattern) == 1
-    assert [other for other in PATHS if weights.matches(other, pattern)] == [path]
+    assert [other for other in PATHS if weights_hub.matches(other, pattern)] == [path]
 
 
 PROVEN = Proven("a.bin", 3, "ab" * 32, mtime_ns=7, inode=11)
-MANIFEST = json.loads(weights.render_manifest(REQUEST, [PROVEN], "2026-11-21T03:00:00Z"))
+MANIFEST = json.loads(weights_manifest.render_manifest(REQUEST, [PROVEN], "2026-11-21T03:00:00Z"))
 MANIFESTS = {
     "its own": (MANIFEST, REQUEST, ""),
     "another revision": (
@@ -144,14 +145,14 @@ MANIFESTS = {
         "the manifest is for include [] instead of ['*.json']",
     ),
     "another hub with the same model: the hashes prove it": (MANIFEST, replace(REQUEST, endpoint="http://mirror"), ""),
-    "a later format": ({**MANIFEST, "format_version": 2}, REQUEST, "no complete manifest"),
+    "a later format": ({**MANIFEST, "format_version": 3}, REQUEST, "no complete manifest"),
     "cut short": ({"format_version": 1}, REQUEST, "no complete manifest"),
 }
 
 
 @pytest.mark.parametrize(("manifest", "request_", "expected"), MANIFESTS.values(), ids=MANIFESTS)
 def test_manifest_speaks_for_the_request(manifest: dict, request_: Request, expected: str) -> None:
-    assert weights.unusable(weights.parse_manifest(json.dumps(manifest)), request_) == expected
+    assert weights_manifest.unusable(weights_manifest.parse_manifest(json.dumps(manifest)), request_) == expected
 
 
 def test_plan() -> None:
@@ -176,7 +177,7 @@ FULL_CHECKS = {
 
 @pytest.mark.parametrize(("changes", "total", "expected"), FULL_CHECKS.values(), ids=FULL_CHECKS)
 def test_full_check(changes: dict, total: int, expected: bool) -> None:
-    assert weights.needs_full_check(replace(REQUEST, **changes), total) is expected
+    assert weights_manifest.needs_full_check(replace(REQUEST, **changes), total) is expected
 
 
 SPACE = {
@@ -201,7 +202,7 @@ SPACE = {
 
 @pytest.mark.parametrize(("free", "needed", "there", "expected"), SPACE.values(), ids=SPACE)
 def test_space(free: int, needed: int, there: int, expected: str) -> None:
-    assert weights.space_problem("/srv/m", free, needed, there) == expected
+    assert weights_progress.space_problem("/srv/m", free, needed, there) == expected
 
 
 LINES = {
@@ -215,7 +216,7 @@ LINES = {
 
 @pytest.mark.parametrize(("done", "total", "rate", "expected"), LINES.values(), ids=LINES)
 def test_progress_line(done: int, total: int, rate: float, expected: str) -> None:
-    assert weights.progress_line(done, total, rate) == f"downloaded {expected}"
+    assert weights_progress.progress_line(done, total, rate) == f"downloaded {expected}"
 
 
 def test_client_gets_the_token_by_its_environment_only() -> None:
@@ -223,7 +224,7 @@ def test_client_gets_the_token_by_its_environment_only() -> None:
         REQUEST, client="/venv/bin/modelscope", endpoint="http://mirror/", include=("*.json",), exclude=("x",)
     )
     base = {"PATH": "/bin", "MODELSCOPE_DOMAIN": "other", "MODELSCOPE_API_TOKEN": "old", "https_proxy": "http://proxy"}
-    assert weights.client_argv(wanted, ()) == [
+    assert weights_client.client_argv(wanted, ()) == [
         "/venv/bin/modelscope",
         "download",
         "stepfun-ai/tiny",
@@ -233,8 +234,8 @@ def test_client_gets_the_token_by_its_environment_only() -> None:
         "--include=*.json",
         "--exclude=x",
     ]
-    assert weights.client_argv(wanted, ("a[1].json",))[-1] == "--include=a[[]1].json"
-    assert weights.client_environment(wanted, base, TOKEN) == {
+    assert weights_client.client_argv(wanted, ("a[1].json",))[-1] == "--include=a[[]1].json"
+    assert weights_client.client_environment(wanted, base, TOKEN) == {
         "PATH": "/bin",
         "https_proxy": "http://proxy",
         "MODELSCOPE_API_TOKEN": TOKEN,
@@ -245,13 +246,13 @@ def test_client_gets_the_token_by_its_environment_only() -> None:
         "PYTHONUNBUFFERED": "1",
         "TQDM_DISABLE": "1",
     }
-    assert "MODELSCOPE_API_TOKEN" not in weights.client_environment(wanted, base, "")
+    assert "MODELSCOPE_API_TOKEN" not in weights_client.client_environment(wanted, base, "")
 
 
 def test_last_lines_leave_the_banner_and_the_token_out() -> None:
     banner = " _   .-')\n( '.( OO )_  ,--.  `.'   |( OO'\n"
     text = banner + "".join(f"line {number}\n" for number in range(20)) + f"error: {TOKEN} refused\n\n"
-    assert weights.last_lines(text, TOKEN) == [f"line {number}" for number in range(6, 20)] + [
+    assert weights_client.last_lines(text, TOKEN) == [f"line {number}" for number in range(6, 20)] + [
         "error: ******** refused"
     ]
 
@@ -260,7 +261,7 @@ def test_compare_names_every_difference() -> None:
     wanted = [Listed("a.bin", 3, "aa"), Listed("b.bin", 3, "bb"), Listed("c.bin", 3, "cc"), Listed("d.bin", 3, "")]
     found = {"a.bin": Proven("a.bin", 3, "ff", 0, 0), "b.bin": Proven("b.bin", 4, "bb", 0, 0)}
     found["d.bin"] = Proven("d.bin", 3, "dd", 0, 0)  # a file that the hub lists without a hash is held by its size
-    assert weights.compare(wanted, found) == [
+    assert weights_manifest.compare(wanted, found) == [
         BadFile("a.bin", "sha256", "aa", "ff"),
         BadFile("b.bin", "size", "3 bytes", "4 bytes"),
         BadFile("c.bin", "missing", "3 bytes, sha256 cc", "nothing"),
@@ -272,7 +273,7 @@ def test_unfinished_files_count_as_there(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(bytes(size))
     (tmp_path / ".stepladder").mkdir()
     (tmp_path / ".stepladder" / "a.bin").write_bytes(bytes(10))
-    assert weights.bytes_there(tmp_path, {"a.bin": 10, "b.bin": 10, "c.bin": 10}) == 21
+    assert weights_client.bytes_there(tmp_path, {"a.bin": 10, "b.bin": 10, "c.bin": 10}) == 21
 
 
 # ---- with the real client --------------------------------------------------------------------------------------------
@@ -326,7 +327,7 @@ def wanted(served: SlowHub, tmp_path: Path) -> Request:
 
 
 def contents(root: Path) -> dict[str, bytes]:
-    return {name: (root / name).read_bytes() for name, _ in weights.files_under(root)}
+    return {name: (root / name).read_bytes() for name, _ in weights_manifest.files_under(root)}
 
 
 def origin(served: SlowHub) -> dict[str, bytes]:
@@ -359,7 +360,7 @@ def test_fresh_then_unchanged_with_the_hub_down(served: SlowHub, wanted: Request
     assert (done["files"], done["bytes"], done["bytes_fetched"]) == (5, sum(SIZES.values()), sum(SIZES.values()))
     assert [one["path"] for one in done["remote_code"]] == ["modeling_step.py"]
     assert (done["bad_files"], done["extra_files"]) == ([], [])
-    assert Path(wanted.progress_file).read_text().startswith("downloaded ")
+    assert Path(wanted.progress_file).read_text().splitlines()[-1].startswith(("downloaded ", "checking "))
     manifest = json.loads(Path(done["manifest"]).read_text())
     assert [one["path"] for one in manifest["files"]] == sorted(SIZES)
 
@@ -408,7 +409,7 @@ def test_flipped_byte_is_found_and_only_its_file_fetched(
     assert (check["changed"], check["actions"]) == (done["changed"], done["actions"])
     assert served.fetched() == {name: SIZES[name]}
     quarantine = Path(wanted.path) / ".stepladder" / "quarantine" / f"{name}.1"
-    expected, found = (weights.hash_file(path.parent, path.name, False).sha256 for path in (file, quarantine))
+    expected, found = (weights_manifest.hash_file(path.parent, path.name, False).sha256 for path in (file, quarantine))
     assert done["bad_files"] == [
         {"path": name, "reason": "sha256", "expected": expected, "found": found, "quarantine": str(quarantine)}
     ]
@@ -436,37 +437,38 @@ def test_a_repair_asks_for_its_file_alone_and_while_it_lasts_nothing_is_complete
 ) -> None:
     weights.ensure(wanted, "present")
     flip(Path(wanted.path) / "model-1.safetensors", keep_mtime=False)
-    run, seen = weights.run_client, []
+    run, seen = weights_client.run_client, []
 
-    def watch(request: Request, transfer: weights.Transfer, until: float) -> tuple[int, str]:
-        seen.append((transfer.only, wanted.manifest.exists()))
-        return run(request, transfer, until)
+    def watch(request: Request, transfer: weights_client.Transfer) -> tuple[int, str]:
+        seen.append((transfer.only, wanted.marker.exists()))
+        return run(request, transfer)
 
-    monkeypatch.setattr(weights, "run_client", watch)
+    monkeypatch.setattr(weights_client, "run_client", watch)
     weights.ensure(wanted, "present")
     # By name: asked for all, the client would read every file of the model again.
     assert seen == [(("model-1.safetensors",), False)]
 
 
-def test_a_wrong_file_is_named_when_the_hub_is_down_and_stays_as_it_is(served: SlowHub, wanted: Request) -> None:
+def test_a_wrong_file_is_named_and_out_of_reach_when_the_hub_is_down(served: SlowHub, wanted: Request) -> None:
     weights.ensure(wanted, "present")
-    (Path(wanted.path) / "config.json").write_bytes(b"{")
-    for _ in range(2):
-        with pytest.raises(WeightsError) as error:
-            weights.ensure(offline(wanted), "present")
-        first, *rest = str(error.value).splitlines()
-        assert first.startswith(
-            "the hub at http://127.0.0.1:9 gave no listing of stepfun-ai/tiny@master, asked 1 times: "
-        )
-        assert rest == [
-            f"This was to mend the files in {wanted.path}:",
-            "  set aside config.json (size: expected 90 bytes, found 1 bytes) and fetch it again",
-        ]
-        assert [one["path"] for one in error.value.facts["bad_files"]] == ["config.json"]
-        assert wanted.manifest.exists()
+    flip(Path(wanted.path) / "model-1.safetensors", keep_mtime=True)
+    with pytest.raises(WeightsError) as error:
+        weights.ensure(replace(offline(wanted), verify="full"), "present")
+    first, *rest = str(error.value).splitlines()
+    assert first.startswith(
+        "the hub at http://127.0.0.1:9 gave no listing of stepfun-ai/tiny@master, asked 1 times: "
+    )
+    assert rest[0] == f"This was to mend the files in {wanted.path}:"
+    assert rest[1].startswith("  set aside model-1.safetensors (sha256: expected ")
+    (bad,) = error.value.facts["bad_files"]
+    # No engine can start with it from now on, a running one keeps what it has read.
+    assert not (Path(wanted.path) / "model-1.safetensors").exists()
+    assert Path(bad["quarantine"]).stat().st_size == SIZES["model-1.safetensors"]
+    assert not wanted.marker.exists()
     served.fetched()
-    weights.ensure(wanted, "present")
-    assert served.fetched() == {"config.json": SIZES["config.json"]}
+    done = weights.ensure(wanted, "present")
+    assert served.fetched() == {"model-1.safetensors": SIZES["model-1.safetensors"]}
+    assert done["hashed_bytes"] == SIZES["model-1.safetensors"]
 
 
 RUN = """
@@ -524,7 +526,7 @@ def test_killed_in_the_middle_then_run_again(served: SlowHub, wanted: Request, h
     wait_for(lambda: not clients_of(wanted))
     kept = partial.stat().st_size
     assert 0 < kept < SIZES["model-1.safetensors"]
-    assert not wanted.manifest.exists()
+    assert not wanted.marker.exists()
     served.rest = 0.0
     time.sleep(1.2)  # the hub's threads finish what they were at
     served.fetched()
@@ -543,7 +545,7 @@ def test_deadline_stops_the_client(served: SlowHub, wanted: Request) -> None:
         "What was fetched is kept: run this again to go on, or give a longer deadline."
     )
     assert clients_of(wanted) == []
-    assert not wanted.manifest.exists()
+    assert not wanted.marker.exists()
 
 
 def test_wrong_hash_in_the_listing_fails_in_the_client(
@@ -567,7 +569,7 @@ def test_wrong_hash_in_the_listing_fails_in_the_client(
     )
     assert "config.json: [E2020] Hash mismatch for config.json: expected 0000000000000000..." in message
     assert error.value.facts["client_status"] == 1
-    assert not wanted.manifest.exists()
+    assert not wanted.marker.exists()
 
 
 def test_what_the_client_took_for_right_is_held_against_the_listing(
@@ -586,14 +588,14 @@ def test_what_the_client_took_for_right_is_held_against_the_listing(
     monkeypatch.setattr(served.tree, "listing", wrong_once)
     with pytest.raises(WeightsError) as error:
         weights.ensure(wanted, "present")
-    found = weights.hash_file(Path(wanted.path), "config.json", False).sha256
+    found = weights_manifest.hash_file(Path(wanted.path), "config.json", False).sha256
     assert str(error.value) == (
-        f"1 of 5 files of {MODEL}@master in {wanted.path} are not what the hub lists:\n"
+        f"1 of 5 files of {MODEL}@master in {wanted.path} are not what the source lists:\n"
         f"  config.json: sha256: expected {'0' * 64}, found {found}\n"
-        "Run this again: the client fetches a wrong file anew. If it stays, the revision moved meanwhile (pin a "
-        "commit), or something between this node and the hub changes the data."
+        "Run this again: a wrong file is fetched anew. If it stays, the revision moved meanwhile (pin a commit), or "
+        "something between this node and the source changes the data."
     )
-    assert not wanted.manifest.exists()
+    assert not wanted.marker.exists()
     assert weights.ensure(wanted, "present")["changed"] is True
 
 
@@ -675,7 +677,7 @@ def test_refusals(served: SlowHub, wanted: Request, changes: dict, status: int, 
     with pytest.raises(WeightsError) as error:
         weights.ensure(replace(wanted, **changes), "present")
     assert str(error.value).startswith(message)
-    assert not wanted.manifest.exists()
+    assert not wanted.marker.exists()
 
 
 def test_absent(served: SlowHub, wanted: Request) -> None:

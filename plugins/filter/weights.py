@@ -1,0 +1,96 @@
+"""What roles ask about weights; the logic is in `stepladder.spread` and `.stores`."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ansible.errors import AnsibleFilterError
+
+from stepladder import spread, stores
+from stepladder.errors import StepladderError
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value, default=lambda item: dict(item) if isinstance(item, Mapping) else list(item)))
+
+
+def _with_ansibles_errors(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def filtered(*arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except (KeyError, ValueError, StepladderError) as error:
+            raise AnsibleFilterError(str(error)) from error
+
+    return filtered
+
+
+def exchange(variables: Mapping[str, Any], hosts: Sequence[str], host: str, key: str, port: int) -> dict[str, Any]:
+    """A node's part in the exchange; empty where it is better alone.
+
+    Args:
+        variables: by host.
+        hosts: nodes that bring weights now.
+        host: the node asked about.
+        key: variable in which each node keeps what it looked up.
+        port: of the exchange.
+    """
+    looked = {name: _plain(variables[name][key]) for name in hosts if variables[name].get(key)}
+    return spread.exchanges(looked, int(port)).get(host, {})
+
+
+def exchange_part(found: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """A node's part in the exchange with what it runs it with; empty where it has none."""
+    return {**_plain(found), **_plain(own)} if found else {}
+
+
+def prune_text(variables: Mapping[str, Any], hosts: Sequence[str], stores_key: str, remove_key: str) -> str:
+    """`stores.prune_text` on plain data."""
+    keys = (stores_key, remove_key)
+    return stores.prune_text(
+        {host: {key: _plain(variables[host].get(key)) for key in keys} for host in hosts}, hosts, *keys
+    )
+
+
+def progress_text(variables: Mapping[str, Any], hosts: Sequence[str], key: str) -> str:
+    """What is being fetched on all nodes, a line each; empty for nothing."""
+    lines = [stores.progress_text(host, _plain(variables[host].get(key) or [])) for host in hosts]
+    return "\n".join(filter(None, lines))
+
+
+def removable(found: Sequence[Mapping[str, Any]], kept: Sequence[str]) -> list[str]:
+    """`stores.removable` on plain data."""
+    return stores.removable(_plain(found), _plain(kept))
+
+
+def check_code(look: Mapping[str, Any], name: str, accepted: str, trusted: bool) -> str:
+    """The report on a model's Python code; refuses a change that nobody accepted, where an engine runs it."""
+    files, before = _plain(look.get("remote_code") or []), _plain(look.get("remote_code_before") or [])
+    if trusted:
+        stores.check_code(name, files, before, str(accepted or ""))
+    return stores.code_text(name, files, trusted=trusted)
+
+
+def trusts_code(processes: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether one of a node's planned processes runs a model's own Python code."""
+    return any("--trust-remote-code" in process["argv"] for process in processes)
+
+
+class FilterModule:
+    """Filters of the collection about weights."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """Name the filters."""
+        named: dict[str, Callable[..., Any]] = {
+            "weights_code": check_code,
+            "weights_exchange": exchange,
+            "weights_exchange_part": exchange_part,
+            "weights_progress_text": progress_text,
+            "weights_prune_text": prune_text,
+            "weights_removable": removable,
+            "weights_trust": trusts_code,
+        }
+        return {name: _with_ansibles_errors(function) for name, function in named.items()}

@@ -1,0 +1,244 @@
+"""The hub's own client, unmodified: run, watched, tried again, stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from ansible_collections.stepladder.core.plugins.module_utils.weights_hub import literal_pattern
+from ansible_collections.stepladder.core.plugins.module_utils.weights_manifest import files_under
+from ansible_collections.stepladder.core.plugins.module_utils.weights_progress import Progress
+from ansible_collections.stepladder.core.plugins.module_utils.weights_request import Request, WeightsError, endpoint_of
+
+CLIENT_LINES = 15
+TERMINATE_SECONDS = 10.0
+# What the client leaves behind of a file that it has not finished: `.incomplete`, and the parts of a ranged download.
+UNFINISHED = re.compile(r"(\.incomplete|\.parallel_tmp|_\d+_\d+)$")
+# Errors of the client that another try will not mend: hash mismatch after its own three tries, refused, not found.
+PERMANENT = re.compile(r"\[E2020\]|\| code=40[134]\b|code=40[134]$", re.MULTILINE)
+# Set for the child from the parameters alone, so that a login or a variable left on the node cannot change the source.
+OWN_VARIABLES = (
+    "HF_ENDPOINT",
+    "HF_HOME",
+    "HF_HUB_CACHE",
+    "HF_HUB_OFFLINE",
+    "HF_TOKEN",
+    "HUGGING_FACE_HUB_TOKEN",
+    "MODELSCOPE_API_TOKEN",
+    "MODELSCOPE_CACHE",
+    "MODELSCOPE_DOMAIN",
+    "MODELSCOPE_ENDPOINT",
+    "MODELSCOPE_HOME",
+    "MODELSCOPE_PREFER_AI_SITE",
+    "PYTHONHOME",
+    "PYTHONPATH",
+)
+# Ends with the module, even by SIGKILL (prctl(2), PR_SET_PDEATHSIG), then becomes the client.
+LAUNCH = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execvp(sys.argv[1], sys.argv[1:])"
+TICK_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What the client is run for: single files of a repair (none: all), the sizes of all wanted files in bytes.
+
+    `tick` is called about twice a second while it runs. `until` is when it is given up, in monotonic seconds.
+    """
+
+    only: tuple[str, ...]
+    token: str
+    sizes: dict[str, int]
+    progress: Progress
+    tick: Callable[[], object] = lambda: None
+    until: float = math.inf
+
+
+def client_argv(request: Request, only: Sequence[str]) -> list[str]:
+    """The client's command line; `only` names single files of a repair, and replaces the patterns."""
+    include = [literal_pattern(path) for path in only] or list(request.include)
+    exclude = [] if only else list(request.exclude)
+    return [
+        request.client,
+        "download",
+        request.model_id,
+        f"--revision={request.revision}",
+        f"--local-dir={request.path}",
+        f"--max-workers={request.max_workers}",
+        *(f"--include={pattern}" for pattern in include),
+        *(f"--exclude={pattern}" for pattern in exclude),
+    ]
+
+
+def client_environment(request: Request, base: dict[str, str], token: str) -> dict[str, str]:
+    """The client's environment: the node's own, less what could change the source, plus what the request says."""
+    own = {key: value for key, value in base.items() if key not in OWN_VARIABLES}
+    # Its locks live with the weights: two nodes on one shared directory then exclude each other.
+    home = str(request.bookkeeping / "client")
+    own.update({"PYTHONUNBUFFERED": "1", "TQDM_DISABLE": "1"})
+    if request.source == "huggingface":
+        own.update({"HF_ENDPOINT": endpoint_of(request), "HF_HOME": home, "HF_HUB_DISABLE_TELEMETRY": "1"})
+        own.update({"HF_TOKEN": token} if token else {"HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"})
+        return own
+    own.update(
+        {
+            "MODELSCOPE_ENDPOINT": endpoint_of(request),
+            "MODELSCOPE_CACHE": home,
+            "MODELSCOPE_HOME": home,
+            "MODELSCOPE_DOWNLOAD_TOTAL_TIMEOUT": str(request.total_timeout),
+        }
+    )
+    if token:
+        own["MODELSCOPE_API_TOKEN"] = token
+    return own
+
+
+def last_lines(text: str, token: str, count: int = CLIENT_LINES) -> list[str]:
+    """The last lines that say something (the client's banner does not), with the token blotted out."""
+    if token:
+        text = text.replace(token, "********")
+    lines = [line.rstrip() for line in re.split(r"[\r\n]+", text)]
+    return [line for line in lines if re.search(r"[^\W\d_]{3}", line)][-count:]
+
+
+def bytes_there(path: Path, sizes: dict[str, int]) -> int:
+    """Bytes of the wanted files (path to size) that are on disk, unfinished ones included."""
+    counted: dict[str, int] = {}
+    for name, size in files_under(path):
+        file = name if name in sizes else UNFINISHED.sub("", name)
+        if file in sizes:
+            counted[file] = min(sizes[file], counted.get(file, 0) + size)
+    return sum(counted.values())
+
+
+def start_client(request: Request, transfer: Transfer, out: IO[bytes]) -> subprocess.Popen[bytes]:
+    """Start the client, which ends with this process.
+
+    Raises WeightsError when there is no such program.
+    """
+    if shutil.which(request.client) is None:
+        raise WeightsError(
+            f"the client {request.client} cannot be started: No such program. "
+            f"Give the path of the {'hf' if request.source == 'huggingface' else 'modelscope'} executable in the "
+            "environment that has it."
+        )
+    return subprocess.Popen(
+        [sys.executable, "-c", LAUNCH, *client_argv(request, transfer.only)],
+        env=client_environment(request, dict(os.environ), transfer.token),
+        stdin=subprocess.DEVNULL,
+        stdout=out,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+
+def run_client(request: Request, transfer: Transfer) -> tuple[int, str]:
+    """Run the client once, showing its progress; returns its exit status and what it printed.
+
+    Raises WeightsError when it cannot be started, or when its time is up.
+    """
+    log = request.bookkeeping / "client.log"
+    root = Path(request.path)
+    log.touch(mode=0o600)
+    with log.open("wb") as out:
+        child = start_client(request, transfer, out)
+        brake = Brake(child, request.bytes_per_second, bytes_there(root, transfer.sizes))
+        total, looked = sum(transfer.sizes.values()), 0.0
+        try:
+            while child.poll() is None:
+                now = time.monotonic()
+                if now >= transfer.until:
+                    raise WeightsError(
+                        f"the download of {request.name} did not end in {request.deadline:g} s (deadline) and was "
+                        "stopped. What was fetched is kept: run this again to go on, or give a longer deadline.",
+                        client_output=last_lines(log.read_text("utf-8", "replace"), transfer.token),
+                    )
+                if now - looked >= TICK_SECONDS:
+                    looked = now
+                    there = bytes_there(root, transfer.sizes)
+                    brake.hold(there)
+                    transfer.progress.fetching(there, total)
+                    transfer.tick()
+                time.sleep(0.1)
+        finally:
+            brake.release()
+            stop(child)
+        return child.returncode, log.read_text("utf-8", "replace")
+
+
+class Brake:
+    """Keeps a client that knows no limit within one: it is halted while it is ahead, and TCP holds the hub back.
+
+    Args:
+        child: leads a process group of its own.
+        bytes_per_second: the limit, 0 for none.
+        there: bytes on the disk at the start.
+    """
+
+    def __init__(self, child: subprocess.Popen[bytes], bytes_per_second: int, there: int) -> None:
+        self._child, self._limit, self._before = child, bytes_per_second, there
+        self._started = time.monotonic()
+        self._halted = False
+
+    def hold(self, there: int) -> None:
+        """Halt it or let it go on, by the bytes on the disk now."""
+        allowed = self._limit * (time.monotonic() - self._started)
+        halt = bool(self._limit) and there - self._before > allowed
+        if halt != self._halted:
+            self._signal(signal.SIGSTOP if halt else signal.SIGCONT)
+            self._halted = halt
+
+    def release(self) -> None:
+        """Let it go on, so that it can end."""
+        if self._halted:
+            self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._child.pid, number)
+
+
+def stop(child: subprocess.Popen[bytes]) -> None:
+    """End a child and its whole process group: asked first, killed after ten seconds."""
+    for sign in (signal.SIGTERM, signal.SIGKILL):
+        if child.poll() is not None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, sign)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(TERMINATE_SECONDS)
+
+
+def download(request: Request, transfer: Transfer) -> None:
+    """Run the client until it succeeds, `retries` times at most.
+
+    Raises WeightsError with the client's last lines; at once where another try cannot help.
+    """
+    for attempt in range(1, request.retries + 1):
+        status, printed = run_client(request, transfer)
+        if status == 0:
+            (request.bookkeeping / "client.log").unlink()
+            return
+        permanent = PERMANENT.search(printed) is not None
+        if permanent or attempt == request.retries:
+            break
+        time.sleep(min(2.0**attempt, max(0.0, transfer.until - time.monotonic())))
+    lines = last_lines(printed, transfer.token)
+    tries = f"{attempt} of {request.retries} tries" + (", the error is a lasting one" if permanent else "")
+    raise WeightsError(
+        f"{request.client} could not fetch {request.name}: exit status {status} after {tries}. "
+        "Files that are whole are kept: mend what its last lines name, then run this again to go on.\n"
+        + "\n".join(lines),
+        client_status=status,
+        client_output=lines,
+    )

@@ -1,0 +1,332 @@
+"""Weights that several nodes fetch together: each brings its share, and they exchange files over their own network.
+
+The bytes between nodes go by BitTorrent, in a program of its own (`spread.py`, beside the role) that this runs, tells
+what is there and proven, and asks what came. Every file that came is held against the hub's hash like any other.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import subprocess
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ansible_collections.stepladder.core.plugins.module_utils.weights_client import (
+    LAUNCH,
+    Transfer,
+    bytes_there,
+    download,
+    stop,
+)
+from ansible_collections.stepladder.core.plugins.module_utils.weights_manifest import (
+    BadFile,
+    Listed,
+    Proven,
+    Prover,
+    set_aside,
+)
+from ansible_collections.stepladder.core.plugins.module_utils.weights_request import Request, WeightsError
+
+SMALL_BYTES = 16_000_000
+MOST_NAMED_FILES = 200
+LINGER_SECONDS = 4.0  # longer than two looks of a peer, so that all learn that this one is done
+STALL_SECONDS = 600.0
+MOST_WRONG = 3
+STEP_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Fellow:
+    """What a peer told: whether it answers, was ever met, has everything; what it holds, what it is fetching."""
+
+    alive: bool
+    met: bool
+    done: bool
+    have: frozenset[str] = frozenset()
+    claims: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Claims:
+    """Who is to fetch what.
+
+    Args:
+        me: this node.
+        owners: by path, the node that is to fetch it from the hub.
+        givers: nodes that have everything.
+        held: by node, what it had of it before, proven.
+        workers: files that a run of the hub's client fetches at a time.
+    """
+
+    me: str
+    owners: Mapping[str, str]
+    givers: Sequence[str] = ()
+    held: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    workers: int = 8
+
+
+@dataclass
+class View:
+    """What is known of the exchange."""
+
+    fellows: dict[str, Fellow] = field(default_factory=dict)
+    coming: frozenset[str] = frozenset()
+    received: int = 0
+    sent: int = 0
+    incoming: int = 0
+
+
+def next_claims(
+    wish: Claims, missing: Sequence[Listed], fellows: Mapping[str, Fellow], coming: Iterable[str]
+) -> list[str]:
+    """Files to fetch from the hub now: the own ones; then those whose owner is gone; then, idle, those not begun.
+
+    Args:
+        wish: who is to fetch what.
+        missing: what this node lacks, in the hub's order.
+        fellows: the other nodes.
+        coming: what is arriving from peers.
+    """
+    me, arriving = wish.me, set(coming)
+    answering = {name for name, fellow in fellows.items() if fellow.alive}
+    fetching = {name for name in answering if not fellows[name].done}
+    taken = {path for name in fetching for path in fellows[name].claims}
+    held = {path for name in answering for path in fellows[name].have}
+    promised = {path for name in answering for path in wish.held.get(name, ())}
+    spared = taken | held | promised | arriving
+    free = [one for one in missing if one.path not in spared and not answering & set(wish.givers)]
+    mine = [one for one in free if wish.owners.get(one.path) == me]
+    orphans = [one for one in free if wish.owners.get(one.path) not in {*fetching, me}]
+    if orphans and not mine:
+        # All that are left divide them alike without asking each other: by turns, in the order of names.
+        names = sorted([me, *fetching])
+        mine = [one for at, one in enumerate(orphans) if names[at % len(names)] == me]
+    if not mine and not arriving and all(fellows[name].met for name in answering):
+        mine = spare(free, wish)
+    return [one.path for one in batch(mine, wish.workers)]
+
+
+def spare(free: Sequence[Listed], wish: Claims) -> list[Listed]:
+    """A file that a slow owner will not come to soon: the last of those behind its next run of the client."""
+    by_owner: dict[str, list[Listed]] = {}
+    for one in free:
+        by_owner.setdefault(wish.owners.get(one.path, ""), []).append(one)
+    behind = [files[len(batch(files, wish.workers)) :] for files in by_owner.values()]
+    longest = max(behind, key=len, default=[])
+    return longest[-1:]
+
+
+def batch(files: Sequence[Listed], workers: int) -> list[Listed]:
+    """As many as one run of the client takes: few enough that another node can take over what is not begun."""
+    chosen: list[Listed] = []
+    large = 0
+    for one in files[:MOST_NAMED_FILES]:
+        large += one.size >= SMALL_BYTES
+        if large > workers:
+            break
+        chosen.append(one)
+    return chosen
+
+
+def all_served(fellows: Mapping[str, Fellow]) -> bool:
+    """Whether no peer needs anything any more: each has everything, or is gone."""
+    return all(fellow.done or not fellow.alive for fellow in fellows.values())
+
+
+class Exchange:
+    """One node's part in an exchange; `start` and `close` go together.
+
+    Args:
+        request: with `spread` as the module takes it.
+        wanted: every file of the revision.
+        prover: proves what arrives.
+        transfer: what the hub's client needs to know.
+    """
+
+    def __init__(self, request: Request, wanted: Sequence[Listed], prover: Prover, transfer: Transfer) -> None:
+        self._request, self._wanted, self._prover, self._transfer = request, list(wanted), prover, transfer
+        self._spread: dict[str, Any] = request.spread
+        self._view = View()
+        self._events: queue.Queue[dict[str, Any]] = queue.Queue()
+        self._moved = time.monotonic()
+        self._child: subprocess.Popen[str]
+        self.troubles: list[str] = []
+        self.bad: list[BadFile] = []
+        self.from_peers = 0
+
+    def start(self, kept: Iterable[Proven]) -> None:
+        """Run the program, and offer what is proven already."""
+        spread, request = self._spread, self._request
+        config = request.bookkeeping / "spread.json"
+        owners = {path: name for name, paths in spread["shares"].items() for path in paths}
+        self._claims = Claims(spread["name"], owners, spread["givers"], spread["held"], request.max_workers)
+        wish = {
+            "run": spread["run"],
+            "name": spread["name"],
+            "address": spread["address"],
+            "port": spread["port"],
+            "root": request.path,
+            "incoming": str(request.bookkeeping / "incoming"),
+            "peers": spread["peers"],
+            "sizes": {one.path: one.size for one in self._wanted},
+            "owners": owners,
+            "givers": spread["givers"],
+            "bytes_per_second": spread.get("bytes_per_second", 0),
+        }
+        config.write_text(json.dumps(wish), encoding="utf-8")
+        environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
+        self._log = (request.bookkeeping / "spread.log").open("wb")
+        try:
+            self._child = subprocess.Popen(
+                [spread["python"], "-c", LAUNCH, spread["python"], "-u", spread["program"], str(config)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._log,
+                text=True,
+                env=environment,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise WeightsError(f"{spread['python']} cannot be started: {error.strerror}. Run deploy again.") from error
+        threading.Thread(target=self._read, daemon=True).start()
+        for one in kept:
+            self._tell(do="give", path=one.path)
+
+    def _read(self) -> None:
+        assert self._child.stdout is not None  # noqa: S101 - stdout=PIPE above; for the type checker
+        for line in self._child.stdout:
+            self._events.put(json.loads(line))
+        self._events.put({"event": "ended"})
+
+    def _tell(self, **command: object) -> None:
+        assert self._child.stdin is not None  # noqa: S101 - stdin=PIPE above; for the type checker
+        try:
+            self._child.stdin.write(json.dumps(command) + "\n")
+            self._child.stdin.flush()
+        except OSError:
+            pass  # it ended: its last event says so, and why
+
+    def step(self) -> None:
+        """Take in what came from peers and from the hub's client, prove it, and offer it.
+
+        Raises:
+            WeightsError: the program for the exchange ended.
+        """
+        while not self._events.empty():
+            self._take(self._events.get())
+        fresh = self._prover.look()
+        if fresh:
+            self._moved = time.monotonic()
+        for one in fresh:
+            self._tell(do="give", path=one.path)
+        for path, wrong in list(self._prover.bad.items()):
+            self._tell(do="drop", path=path)
+            self.bad += set_aside(self._request, [wrong])
+            self._prover.forget(path)
+            if sum(one.path == path for one in self.bad) >= MOST_WRONG:
+                raise WeightsError(
+                    f"{path} came wrong {MOST_WRONG} times: expected {wrong.expected}, found {wrong.found}. What came "
+                    f"lies in {self.bad[-1].quarantine}. Check the disks and the memory of the nodes that have it."
+                )
+
+    def run(self, kept: Iterable[Proven], missing: Sequence[Listed]) -> list[BadFile]:
+        """Start, bring what is missing, end; returns the wrong files that were set aside."""
+        self.start(kept)
+        try:
+            self.bring(missing)
+        finally:
+            self.close()
+        return self.bad
+
+    def _take(self, event: Mapping[str, Any]) -> None:
+        kind = event["event"]
+        if kind == "peers":
+            self._view.fellows = {
+                name: Fellow(one["alive"], one["met"], one["done"], frozenset(one["have"]), frozenset(one["claims"]))
+                for name, one in event["peers"].items()
+            }
+        elif kind == "rates":
+            if event["received"] + event["sent"] > self._view.received + self._view.sent:
+                self._moved = time.monotonic()
+            self._view.received, self._view.sent = event["received"], event["sent"]
+            self._view.incoming, self._view.coming = event["incoming"], frozenset(event["coming"])
+        elif kind == "came":
+            self._moved = time.monotonic()
+            self.from_peers += next(one.size for one in self._wanted if one.path == event["path"])
+        elif kind == "trouble" and event["text"] not in self.troubles:
+            self.troubles.append(event["text"])
+        elif kind in ("failed", "ended"):
+            said = event.get("text") or (self._request.bookkeeping / "spread.log").read_text("utf-8", "replace")[-2000:]
+            raise WeightsError(
+                f"the exchange with other nodes ended: {said.strip() or 'it said nothing'}. "
+                "What was fetched is kept. Free the port, or set model_weights_spread to false."
+            )
+
+    def bring(self, missing: Sequence[Listed]) -> None:
+        """Get every missing file, from the hub or from peers, and help the others until they have theirs.
+
+        Raises:
+            WeightsError: the hub does not give what no peer has; nothing moved for ten minutes; the time is up.
+        """
+        left = list(missing)
+        while left:
+            left = [one for one in left if one.path not in self._prover.proven]
+            self.step()
+            names = next_claims(self._claims, left, self._view.fellows, self._view.coming) if self._view.fellows else []
+            names = [name for name in names if name not in self._prover.proven]
+            if names and self._request.lists_hashes:
+                self._tell(do="claim", paths=names)
+                download(self._request, replace(self._transfer, only=tuple(names), tick=self._tick))
+                self._prover.look(wait=True)
+                self._moved = time.monotonic()
+                for name in set(names) & set(self._prover.proven):
+                    self._tell(do="give", path=name)
+                self._tell(do="claim", paths=[])
+            else:
+                self._tick()
+                time.sleep(STEP_SECONDS)
+            self._watch(left)
+        self._tell(do="done")
+        since = time.monotonic()
+        while not all_served(self._view.fellows) or time.monotonic() - since < LINGER_SECONDS:
+            self.step()
+            self._watch([])
+            waits = sorted(name for name, one in self._view.fellows.items() if one.alive and not one.done)
+            sent = self._view.sent
+            text = f"has everything, passes on to {', '.join(waits)}" if waits else "everybody has everything"
+            self._transfer.progress.say("passing-on", text, sent=sent, received=self._view.received)
+            time.sleep(STEP_SECONDS)
+
+    def _tick(self) -> None:
+        self.step()
+        sizes = self._transfer.sizes
+        there = bytes_there(Path(self._request.path), sizes) + self._view.incoming
+        numbers = {"received": self._view.received, "sent": self._view.sent}
+        self._transfer.progress.fetching(min(there, sum(sizes.values())), sum(sizes.values()), **numbers)
+
+    def _watch(self, left: Sequence[Listed]) -> None:
+        now = time.monotonic()
+        fellows = self._view.fellows
+        silent = sorted(name for name, one in fellows.items() if not one.alive)
+        if now >= self._transfer.until or (left and now - self._moved > STALL_SECONDS):
+            why = "its time is up" if now >= self._transfer.until else f"nothing moved for {STALL_SECONDS:.0f} s"
+            raise WeightsError(
+                f"the exchange of {self._request.name} was given up: {why}. {len(left)} files are missing, first "
+                f"{left[0].path if left else 'none'}; peers that do not answer: {', '.join(silent) or 'none'}. "
+                "What was fetched is kept: run this again to go on."
+            )
+
+    def close(self) -> None:
+        """End the program."""
+        self._tell(do="end")
+        try:
+            self._child.wait(5)
+        except subprocess.TimeoutExpired:
+            stop(self._child)
+        self._log.close()

@@ -1,0 +1,175 @@
+"""The stores of weights on a node: what each holds, who uses it, and how one is removed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ansible_collections.stepladder.core.plugins.module_utils.watched import LockTimeoutError, exclusive
+from ansible_collections.stepladder.core.plugins.module_utils.weights_manifest import set_writable
+from ansible_collections.stepladder.core.plugins.module_utils.weights_progress import read_state
+from ansible_collections.stepladder.core.plugins.module_utils.weights_request import BOOKKEEPING, WeightsError
+
+OWN_FILES = ("complete", "manifest.json", "proven.jsonl", "progress.json")
+
+
+@dataclass(frozen=True)
+class Store:
+    """One revision of a model on a node.
+
+    `used_by` are releases and processes, in words; `bytes` is what its files take, what was set aside included.
+    """
+
+    path: str
+    complete: bool
+    bytes: int
+    set_aside_bytes: int
+    used_by: tuple[str, ...]
+    progress: dict[str, object]
+
+
+def find_stores(state_directory: str) -> list[Store]:
+    """Every store below the state directory."""
+    root = Path(state_directory)
+    paths = [path for path in sorted(root.glob("models/*/*")) if is_store(path)]
+    users: dict[str, list[str]] = {str(path): [] for path in paths}
+    for path, user in release_users(root):
+        users.setdefault(path, []).append(user)
+    for path, user in process_users(users):
+        users[path].append(user)
+    return [look(path, users[str(path)]) for path in paths]
+
+
+def is_store(path: Path) -> bool:
+    """Whether a directory is one that was filled here, or was being filled."""
+    return not path.is_symlink() and any((path / BOOKKEEPING / name).exists() for name in OWN_FILES)
+
+
+def look(path: Path, used_by: Sequence[str]) -> Store:
+    """What a store holds."""
+    return Store(
+        str(path),
+        (path / BOOKKEEPING / "complete").exists(),
+        tree_bytes(path),
+        tree_bytes(path / BOOKKEEPING / "quarantine"),
+        tuple(sorted(set(used_by))),
+        read_state(path / BOOKKEEPING),
+    )
+
+
+def tree_bytes(path: Path) -> int:
+    """Bytes that the files below a directory take on the disk; sparse ones take less than their length."""
+    total = 0
+    for folder, _, files in os.walk(path):
+        for name in files:
+            with contextlib.suppress(OSError):  # it may go while this looks
+                total += (Path(folder) / name).lstat().st_blocks * 512
+    return total
+
+
+def release_users(root: Path) -> Iterator[tuple[str, str]]:
+    """Paths of weights with the release that points at them: the one that runs, and those to go back to."""
+    for path in sorted(root.glob("deployments/*/releases/*/plan.json")):
+        deployment, release = path.parts[-4], path.parts[-2]
+        try:
+            weights = json.loads(path.read_text(encoding="utf-8"))["node"]["weights"]["path"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        current = path.parents[2] / "current"
+        runs = current.exists() and current.resolve() == path.parent.resolve()
+        yield str(weights), f"deployment {deployment} ({'runs' if runs else f'release {release}, to go back to'})"
+
+
+def process_users(paths: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Paths with a process that has files below them open or mapped, or was started with them as an argument."""
+    wanted = list(paths)
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        seen = "\n".join(process_files(entry))
+        for path in wanted:
+            if f"{path}/" in seen or f"{path}\n" in f"{seen}\n":
+                yield path, f"process {entry.name} ({process_name(entry)})"
+
+
+def process_files(entry: Path) -> Iterator[str]:
+    """Files that a process has mapped or open, and its arguments; nothing of one that ends meanwhile."""
+    with contextlib.suppress(OSError):
+        for line in (entry / "maps").read_text(errors="replace").splitlines():
+            yield line.partition("/")[1] + line.partition("/")[2]
+    with contextlib.suppress(OSError):
+        yield from (entry / "cmdline").read_text(errors="replace").split("\0")
+    with contextlib.suppress(OSError):
+        for link in (entry / "fd").iterdir():
+            with contextlib.suppress(OSError):
+                yield os.readlink(link)  # noqa: PTH115 - pipes and sockets are no paths
+
+
+def process_name(entry: Path) -> str:
+    """A process's short name."""
+    try:
+        return (entry / "comm").read_text().strip()
+    except OSError:
+        return "ended meanwhile"
+
+
+@contextlib.contextmanager
+def locked(path: Path, timeout: float) -> Iterator[None]:
+    """Hold `<path>.lock` (flock: gone with the process, however it ends).
+
+    Raises WeightsError naming the holder after `timeout` seconds.
+    """
+    try:
+        with exclusive(lock_of(path), timeout, poll_s=0.2):
+            yield
+    except LockTimeoutError as error:
+        raise WeightsError(f"another run works on {path}: {error}. What it has fetched is kept.") from error
+
+
+def lock_of(path: Path) -> Path:
+    """The lock file beside a store."""
+    return path.with_name(path.name + ".lock")
+
+
+def remove(path: Path) -> None:
+    """Take a store away, marker first, bookkeeping last, so that an interrupted removal can go on. Lock held."""
+    for name in ("complete", "manifest.json"):
+        (path / BOOKKEEPING / name).unlink(missing_ok=True)
+    set_writable(path, [], writable=True)
+    for entry in path.iterdir():
+        if entry.name != BOOKKEEPING:
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+    shutil.rmtree(path)
+
+
+def prune(state_directory: str, paths: Sequence[str], timeout: float = 1.0, *, check_mode: bool = False) -> list[str]:
+    """Remove stores that nothing uses; returns those removed.
+
+    Raises WeightsError, before anything is removed, when one of them is no store or is in use; all of them at once.
+    """
+    stores = {one.path: one for one in find_stores(state_directory)}
+    there = [path for path in paths if Path(path).exists()]
+    faults = [f"{path} is no store of weights below {state_directory}/models" for path in there if path not in stores]
+    faults += [
+        f"{path} is used by {', '.join(stores[path].used_by)}"
+        for path in there
+        if path in stores and stores[path].used_by
+    ]
+    if faults:
+        raise WeightsError(
+            "\n".join([*faults, "Nothing was removed. Leave these out, or remove what uses them first."])
+        )
+    if check_mode:
+        return there
+    for path in there:
+        with locked(Path(path), timeout):
+            remove(Path(path))
+            lock_of(Path(path)).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # other revisions of the model are still there
+            Path(path).parent.rmdir()
+    return there

@@ -1,0 +1,149 @@
+#!/usr/bin/python
+"""Module stepladder.core.weights_look: parameters and result; the work is in module_utils/weights.py."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: weights_look
+short_description: Say which weights are there, and what their source has
+version_added: 0.2.0
+description:
+  - Looks at a directory as M(stepladder.core.model_weights) fills it. Where that would do something, the source is
+    asked for its files, and the free space is held against what is still to come.
+  - It is run on every node before the first byte is fetched on any.
+author:
+  - Stepladder contributors (@stepladder)
+options:
+  model_id:
+    description: The model, as C(owner/name).
+    type: str
+    required: true
+  revision:
+    description: Branch, tag or commit.
+    type: str
+    default: master
+  path:
+    description: Directory that holds the files, absolute and for this revision alone.
+    type: path
+    required: true
+  endpoint:
+    description: The hub's URL; empty is the public one of O(source).
+    type: str
+    default: ''
+  token_file:
+    description: File on the node that holds the hub's token.
+    type: path
+    default: ''
+  include:
+    description: Patterns of the files wanted; empty means all.
+    type: list
+    elements: str
+    default: []
+  exclude:
+    description: Patterns of the files not wanted, after O(include).
+    type: list
+    elements: str
+    default: []
+  full_check_below_bytes:
+    description: A model of at most so many bytes in all is read in full.
+    type: int
+    default: 0
+  source:
+    description: Where the files come from.
+    type: str
+    choices: [modelscope, huggingface, directory, archive]
+    default: modelscope
+  source_path:
+    description: The directory, or the tar archive, on the node.
+    type: path
+    default: ''
+attributes:
+  check_mode:
+    description: The source is not asked, so that a hub that is not there yet is no failure.
+    support: full
+  diff_mode:
+    description: It changes nothing.
+    support: none
+"""
+
+EXAMPLES = r"""
+- name: See what is there and what the source has
+  stepladder.core.weights_look:
+    model_id: stepfun-ai/Step-3.5-Flash
+    path: /var/lib/stepladder/models/stepfun-ai--Step-3.5-Flash/master
+  register: __example_look
+"""
+
+RETURN = r"""
+complete:
+  description: Whether nothing is to be done.
+  returned: success
+  type: bool
+  sample: false
+actions:
+  description: What is to be done; one sentence each.
+  returned: success
+  type: list
+  elements: str
+  sample: ["fetch stepfun-ai/Step-3.5-Flash@master into /var/lib/stepladder/models/x/master (no complete manifest)"]
+wanted:
+  description: Every file that the source has of it, with its bytes; empty where nothing is to be done.
+  returned: success
+  type: list
+  elements: dict
+  sample: [{path: config.json, size: 1234}]
+have:
+  description: Paths of the wanted files that are there and proven.
+  returned: success
+  type: list
+  elements: str
+  sample: []
+remote_code:
+  description: Python files of the revision, which an engine runs where remote code is trusted.
+  returned: success
+  type: list
+  elements: dict
+  sample: [{path: modeling_step.py, sha256: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08}]
+remote_code_before:
+  description: Those of the revision that was completed last beside it.
+  returned: success
+  type: list
+  elements: dict
+  sample: []
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.stepladder.core.plugins.module_utils.weights import look
+from ansible_collections.stepladder.core.plugins.module_utils.weights_request import Request, WeightsError
+
+
+def main() -> None:
+    """Read the parameters, look, answer once."""
+    module = AnsibleModule(
+        argument_spec={
+            "model_id": {"type": "str", "required": True},
+            "revision": {"type": "str", "default": "master"},
+            "path": {"type": "path", "required": True},
+            "endpoint": {"type": "str", "default": ""},
+            "token_file": {"type": "path", "default": "", "no_log": False},
+            "include": {"type": "list", "elements": "str", "default": []},
+            "exclude": {"type": "list", "elements": "str", "default": []},
+            "full_check_below_bytes": {"type": "int", "default": 0},
+            "source": {
+                "type": "str",
+                "choices": ["modelscope", "huggingface", "directory", "archive"],
+                "default": "modelscope",
+            },
+            "source_path": {"type": "path", "default": ""},
+        },
+        supports_check_mode=True,
+    )
+    try:
+        answer = look(Request.of(module.params), module.check_mode)
+    except (WeightsError, OSError) as error:
+        module.fail_json(msg=str(error))
+    module.exit_json(changed=False, **answer)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,456 @@
+#!/usr/bin/env python3
+"""Exchange whole files of a model with peers by BitTorrent (libtorrent), one torrent for a file.
+
+    spread.py CONFIG.json        commands on standard input, events on standard output, a JSON object a line
+
+It knows nothing of hubs, hashes and manifests. Whoever runs it says which files are there and proven (`give`), which
+it is fetching itself (`claim`) and when it has everything (`done`); it says which files came (`came`, at their place)
+and how the peers are (`peers`). Peers ask each other for what they hold by HTTP on `port` + 1, every second; the bytes
+go by BitTorrent on `port`. Only the addresses of the peers are answered.
+
+Every file has one owner among the nodes that lack it. The owner gets it (from the hub, or from a node that had it at
+the start) and the others take it from the owner and from each other while it is still coming: so a source sends each
+byte about once, however many nodes there are. A node with nothing better to do asks every holder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import queue
+import sys
+import threading
+import time
+import urllib.parse
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+POLL_SECONDS = 1.0
+PEER_GONE_SECONDS = 15.0
+ACTIVE_AT_A_TIME = 6
+HASHERS = 4
+PIECES_WANTED = 1000
+SMALLEST_PIECE, LARGEST_PIECE = 64 * 1024, 16 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is exchanged, and with whom.
+
+    Args:
+        run: the same on all nodes of one exchange; others are not spoken with.
+        name: this node's.
+        address: this node's, on the network of the exchange.
+        port: of BitTorrent; the one after it is for questions.
+        root: directory of the files.
+        incoming: directory for what is not whole yet, on the same file system.
+        peers: address of every other node by name.
+        sizes: every file with its bytes.
+        owners: by file, who brings it among the nodes that lack it.
+        givers: nodes that had everything that they have at the start.
+        bytes_per_second: limit for what goes out, and for what comes in; 0 for none.
+    """
+
+    run: str
+    name: str
+    address: str
+    port: int
+    root: str
+    incoming: str
+    peers: Mapping[str, str]
+    sizes: Mapping[str, int]
+    owners: Mapping[str, str]
+    givers: Sequence[str] = ()
+    bytes_per_second: int = 0
+
+
+@dataclass
+class Peer:
+    """What is known of a peer: `have` it holds whole, `part` it is receiving, `claims` it is fetching elsewhere."""
+
+    address: str
+    have: frozenset[str] = frozenset()
+    part: frozenset[str] = frozenset()
+    claims: frozenset[str] = frozenset()
+    done: bool = False
+    seen: float | None = None
+    started: float = field(default_factory=time.monotonic)
+
+    def alive(self, now: float) -> bool:
+        """Whether it answered lately, or had little time yet to begin."""
+        return now - (self.started if self.seen is None else self.seen) < PEER_GONE_SECONDS
+
+
+def piece_bytes(size: int) -> int:
+    """A piece size for a file: a power of two, for about a thousand pieces."""
+    piece = SMALLEST_PIECE
+    while piece < LARGEST_PIECE and size / piece > PIECES_WANTED:
+        piece *= 2
+    return piece
+
+
+def holders(path: str, peers: Mapping[str, Peer], now: float) -> dict[str, bool]:
+    """The living peers that hold a file, and whether each holds it whole."""
+    return {
+        name: path in peer.have
+        for name, peer in peers.items()
+        if peer.alive(now) and (path in peer.have or path in peer.part)
+    }
+
+
+def sources(path: str, wish: Wish, held: Mapping[str, bool], *, idle: bool) -> list[str]:
+    """Whom to ask for a file: the owner asks those that had it; the others spare these while the owner has it."""
+    owner = wish.owners.get(path)
+    fellows = [name for name in held if name not in wish.givers]
+    if owner == wish.name or idle or owner not in held:
+        return sorted(held)
+    return sorted(fellows) or sorted(held)
+
+
+def next_files(
+    wish: Wish, missing: Iterable[str], active: Sequence[str], peers: Mapping[str, Peer], now: float
+) -> list[str]:
+    """Which files to begin to receive now: the own ones first, then each node from another place in the list."""
+    room = ACTIVE_AT_A_TIME - len(active)
+    paths = sorted(missing)
+    names = sorted([wish.name, *wish.peers])
+    turn = len(paths) * names.index(wish.name) // len(names)
+    order = [*paths[turn:], *paths[:turn]]
+    ready = []
+    for path in order:
+        held = holders(path, peers, now)
+        owner = wish.owners.get(path, "")
+        waits = owner in peers and owner not in held and peers[owner].alive(now) and owner != wish.name
+        if path not in active and held and not waits:
+            ready.append(path)
+    ready.sort(key=lambda path: wish.owners.get(path) != wish.name)
+    if not ready and not active:  # the owners are slow, and there is nothing else to do
+        ready = [path for path in order if any(holders(path, peers, now).values())]
+    return ready[: max(0, room)]
+
+
+class Swarm:
+    """The torrents of one exchange. Its methods are called by one thread; HTTP reads `state` and `torrents`."""
+
+    def __init__(self, wish: Wish) -> None:
+        import libtorrent  # noqa: PLC0415 - what decides above is tested without it
+
+        self.lt = libtorrent
+        self.wish = wish
+        self.torrents: dict[str, bytes] = {}
+        self.handles: dict[str, Any] = {}
+        self.have: set[str] = set()
+        self.coming: set[str] = set()
+        self.moving: set[str] = set()
+        self.claims: set[str] = set()
+        self.done = False
+        self.received = self.sent = 0
+        self._hashers = ThreadPoolExecutor(HASHERS)
+        self.made: queue.Queue[tuple[str, bytes]] = queue.Queue()
+        limit = wish.bytes_per_second
+        self.session = libtorrent.session(
+            {
+                "listen_interfaces": f"{wish.address}:{wish.port}",
+                "outgoing_interfaces": wish.address,
+                "enable_dht": False,
+                "enable_lsd": False,
+                "enable_upnp": False,
+                "enable_natpmp": False,
+                "enable_incoming_utp": False,
+                "enable_outgoing_utp": False,
+                "in_enc_policy": 2,  # plain: the peers are the site's own, and hashes prove every piece
+                "out_enc_policy": 2,
+                "allow_multiple_connections_per_ip": False,
+                "connections_limit": 8000,
+                "connection_speed": 200,
+                "unchoke_slots_limit": 64,
+                "unchoke_interval": 2,
+                "min_reconnect_time": 1,
+                "peer_timeout": 20,
+                "request_timeout": 10,
+                "piece_timeout": 10,
+                "peer_turnover": 0,
+                "max_out_request_queue": 2000,
+                "send_buffer_watermark": 4 * 1024 * 1024,
+                "rate_limit_ip_overhead": False,
+                "upload_rate_limit": limit,
+                "download_rate_limit": limit,
+                "alert_mask": libtorrent.alert.category_t.status_notification
+                | libtorrent.alert.category_t.error_notification
+                | libtorrent.alert.category_t.storage_notification,
+            }
+        )
+        allowed = libtorrent.ip_filter()
+        everyone = ("0.0.0.0", "255.255.255.255")  # noqa: S104 - refused below, not listened on
+        allowed.add_rule(*everyone, 1)
+        for address in wish.peers.values():
+            allowed.add_rule(address, address, 0)
+        self.session.set_ip_filter(allowed)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What peers are told."""
+        return {
+            "run": self.wish.run,
+            "name": self.wish.name,
+            "have": sorted(self.have),
+            "part": sorted(self.coming),
+            "claims": sorted(self.claims),
+            "done": self.done,
+        }
+
+    def give(self, path: str) -> None:
+        """Offer a file that is at its place and proven; its pieces are hashed beside the rest."""
+        if path not in self.handles:
+            self._hashers.submit(self._make, path)
+
+    def _make(self, path: str) -> None:
+        try:
+            place = Path(self.wish.root) / path
+            maker = self.lt.create_torrent(
+                self.lt.list_files(str(place)), piece_bytes(self.wish.sizes[path]), flags=self.lt.create_torrent.v2_only
+            )
+            self.lt.set_piece_hashes(maker, str(place.parent))
+            self.made.put((path, self.lt.bencode(maker.generate())))
+        except Exception as error:
+            say(event="trouble", text=f"{path} cannot be offered to peers: {type(error).__name__}: {error}")
+
+    def offer(self, path: str, torrent: bytes) -> None:
+        """Seed a file whose torrent was made."""
+        if path in self.handles:
+            return
+        self.torrents[path] = torrent
+        self.have.add(path)
+        self._add(path, torrent, (Path(self.wish.root) / path).parent, self.lt.torrent_flags.seed_mode)
+
+    def receive(self, path: str, torrent: bytes) -> None:
+        """Begin to receive a file. A torrent that is not of this file is refused."""
+        info = self.lt.torrent_info(self.lt.bdecode(torrent))
+        found = info.layout()
+        padding = all(found.file_flags(at) & self.lt.file_flags_t.flag_pad_file for at in range(1, found.num_files()))
+        if not padding or found.file_size(0) != self.wish.sizes[path] or info.name() != Path(path).name:
+            text = f"a peer offers something else as {path}: {info.name()}, {found.file_size(0)} bytes"
+            say(event="trouble", text=text)
+            return
+        folder = (Path(self.wish.incoming) / path).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        self.torrents[path] = torrent
+        self.coming.add(path)
+        self._add(path, torrent, folder, 0)
+
+    def _add(self, path: str, torrent: bytes, folder: Path, flags: int) -> None:
+        lt = self.lt
+        wanted = lt.add_torrent_params()
+        wanted.ti = lt.torrent_info(lt.bdecode(torrent))
+        wanted.save_path = str(folder)
+        unmanaged = wanted.flags & ~lt.torrent_flags.auto_managed & ~lt.torrent_flags.paused
+        wanted.flags = unmanaged | flags
+        self.handles[path] = self.session.add_torrent(wanted)
+
+    def connect(self, path: str, addresses: Iterable[str]) -> None:
+        """Have a file's torrent ask these peers."""
+        for address in addresses:
+            self.handles[path].connect_peer((address, self.wish.port))
+
+    def drop(self, path: str) -> None:
+        """Stop with a file that turned out wrong, and forget its torrent."""
+        handle = self.handles.pop(path, None)
+        if handle is not None:
+            self.session.remove_torrent(handle)
+        self.torrents.pop(path, None)
+        for group in (self.have, self.coming, self.moving):
+            group.discard(path)
+
+    def step(self) -> None:
+        """Take in what libtorrent has done: finished files go to their place, and are told of there."""
+        while not self.made.empty():
+            self.offer(*self.made.get())
+        by_handle = {handle: path for path, handle in self.handles.items()}
+        for alert in self.session.pop_alerts():
+            kind = type(alert).__name__
+            path = by_handle.get(getattr(alert, "handle", None), "")
+            if kind == "torrent_finished_alert" and path in self.coming and path not in self.moving:
+                target = (Path(self.wish.root) / path).parent
+                target.mkdir(parents=True, exist_ok=True)
+                self.moving.add(path)
+                alert.handle.move_storage(str(target))
+            elif kind == "storage_moved_alert" and path in self.moving:
+                self.moving.discard(path)
+                self.coming.discard(path)
+                self.have.add(path)
+                say(event="came", path=path)
+            elif ("error" in kind or "failed" in kind) and kind not in {"peer_error_alert", "tracker_error_alert"}:
+                say(event="trouble", text=f"{path}: {alert.message()}")
+
+    def rates(self) -> dict[str, int]:
+        """Bytes that came and went, in all."""
+        status = [handle.status() for handle in self.handles.values()]
+        return {
+            "received": sum(one.total_payload_download for one in status),
+            "sent": sum(one.total_payload_upload for one in status),
+            "incoming": sum(
+                one.total_done for path, one in zip(self.handles, status, strict=True) if path in self.coming
+            ),
+        }
+
+
+def say(**event: Any) -> None:
+    """Tell whoever runs this."""
+    sys.stdout.write(json.dumps(event) + "\n")
+    sys.stdout.flush()
+
+
+class Answers(BaseHTTPRequestHandler):
+    """What peers may ask: the state, and a file's torrent."""
+
+    swarm: Swarm
+    timeout = 10
+
+    def do_GET(self) -> None:
+        """Answer a peer; anybody else is refused."""
+        url = urllib.parse.urlsplit(self.path)
+        if self.client_address[0] not in self.swarm.wish.peers.values():
+            self.send_error(403, "not a peer of this exchange")
+            return
+        path = urllib.parse.parse_qs(url.query).get("path", [""])[0]
+        if url.path == "/state":
+            body = json.dumps(self.swarm.state).encode()
+        elif url.path == "/torrent" and path in self.swarm.torrents:
+            body = self.swarm.torrents[path]
+        else:
+            self.send_error(404, "not offered here")
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing: standard output is for events."""
+
+
+def ask(wish: Wish, address: str, what: str) -> bytes:
+    """One answer of a peer. Raises OSError when it gives none within three seconds."""
+    # From the address that it knows this node by; no proxy, for peers are on the site's own network.
+    connection = http.client.HTTPConnection(address, wish.port + 1, timeout=3, source_address=(wish.address, 0))
+    try:
+        connection.request("GET", what)
+        answer = connection.getresponse()
+        body = answer.read()
+    except http.client.HTTPException as error:
+        raise OSError(f"{address} broke off: {error}") from error
+    finally:
+        connection.close()
+    if answer.status == 403:
+        say(event="trouble", text=f"{address} does not take this node for {wish.address}: is there NAT between them?")
+    if answer.status != 200:
+        raise OSError(f"{address} answered {answer.status} for {what}")
+    return body
+
+
+def learn(wish: Wish, peer: Peer) -> None:
+    """Ask a peer for its state; one that is silent or of another exchange stays as it was."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        state = json.loads(ask(wish, peer.address, "/state"))
+        if state["run"] == wish.run:
+            peer.have, peer.part = frozenset(state["have"]), frozenset(state["part"])
+            peer.claims, peer.done = frozenset(state["claims"]), bool(state["done"])
+            peer.seen = time.monotonic()
+
+
+def obey(swarm: Swarm, command: Mapping[str, Any]) -> bool:
+    """Carry out a command; False when it is the last."""
+    match command["do"]:
+        case "give":
+            swarm.give(command["path"])
+        case "claim":
+            swarm.claims = set(command["paths"])
+        case "drop":
+            swarm.drop(command["path"])
+        case "done":
+            swarm.done = True
+        case "end":
+            return False
+    return True
+
+
+def receive_more(swarm: Swarm, peers: Mapping[str, Peer]) -> None:
+    """Begin with further files, and have every file that is coming ask those that it should."""
+    wish, now = swarm.wish, time.monotonic()
+    missing = [path for path in wish.sizes if path not in swarm.handles and path not in swarm.claims]
+    active = sorted(swarm.coming - swarm.moving)
+    fresh = next_files(wish, missing, active, peers, now)
+    for path in fresh:
+        held = holders(path, peers, now)
+        for name in sorted(held, key=lambda one: not held[one]):
+            with contextlib.suppress(OSError):
+                swarm.receive(
+                    path, ask(wish, peers[name].address, f"/torrent?{urllib.parse.urlencode({'path': path})}")
+                )
+                break
+    idle = len(active) < ACTIVE_AT_A_TIME and not fresh
+    for path in sorted(swarm.coming - swarm.moving):
+        chosen = sources(path, wish, holders(path, peers, now), idle=idle)
+        swarm.connect(path, [peers[name].address for name in chosen])
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one exchange until standard input ends or says so."""
+    wish = Wish(**json.loads(Path(arguments[0]).read_text()))
+    swarm = Swarm(wish)
+    peers = {name: Peer(address) for name, address in wish.peers.items()}
+    handler = type("Bound", (Answers,), {"swarm": swarm})
+    try:
+        server = ThreadingHTTPServer((wish.address, wish.port + 1), handler)
+    except OSError as error:
+        say(event="failed", text=f"{wish.address}:{wish.port + 1} cannot be listened on: {error.strerror}")
+        return 1
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    commands: queue.Queue[str] = queue.Queue()
+
+    def read() -> None:
+        for line in sys.stdin:
+            commands.put(line)
+        commands.put('{"do": "end"}')
+
+    threading.Thread(target=read, daemon=True).start()
+    asking = ThreadPoolExecutor(max(1, len(peers)))
+    polled, told = 0.0, ""
+    while True:
+        with contextlib.suppress(queue.Empty):
+            if not obey(swarm, json.loads(commands.get(timeout=0.1))):
+                break
+            continue
+        swarm.step()
+        now = time.monotonic()
+        if now - polled >= POLL_SECONDS:
+            polled = now
+            list(asking.map(lambda peer: learn(wish, peer), peers.values()))
+            receive_more(swarm, peers)
+            view = {
+                name: {
+                    "alive": peer.alive(now),
+                    "met": peer.seen is not None,
+                    "done": peer.done,
+                    "have": sorted(peer.have),
+                    "claims": sorted(peer.claims),
+                }
+                for name, peer in peers.items()
+            }
+            text = json.dumps(view)
+            if text != told:
+                told = text
+                say(event="peers", peers=view)
+            say(event="rates", coming=sorted(swarm.coming), **swarm.rates())
+    server.shutdown()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

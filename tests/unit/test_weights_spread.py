@@ -1,0 +1,302 @@
+"""The exchange of weights between nodes: who brings what, as tables; and the whole of it on loopback addresses."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ansible_collections.stepladder.core.plugins.module_utils.weights_manifest import Listed
+from ansible_collections.stepladder.core.plugins.module_utils.weights_spread import Claims, Fellow, next_claims
+
+import hub
+import spread as program
+from stepladder.spread import exchanges, shares
+
+GB = 10**9
+CLIENT = Path(sys.executable).with_name("modelscope")
+MODEL = "stepfun-ai/tiny"
+
+# ---- who brings what -------------------------------------------------------------------------------------------------
+
+SIZES = {"a": 4 * GB, "b": 4 * GB, "c": 4 * GB, "d": 4 * GB, "config.json": 900, "code.py": 90}
+SHARES = {
+    "nobody has anything": (
+        {"n1": [], "n2": []},
+        {"n1": ["a", "c", "code.py", "config.json"], "n2": ["b", "d"]},
+    ),
+    "what one has proven before is fetched by nobody": (
+        {"n1": ["a"], "n2": []},
+        {"n1": ["b", "d"], "n2": ["c", "code.py", "config.json"]},
+    ),
+    "a node that has all gives it, each file to one of the others first": (
+        {"n1": list(SIZES), "n2": [], "n3": []},
+        {"n2": ["a", "c", "code.py", "config.json"], "n3": ["b", "d"]},
+    ),
+    "all have all": ({"n1": list(SIZES), "n2": list(SIZES)}, {}),
+}
+
+
+@pytest.mark.parametrize(("have", "expected"), SHARES.values(), ids=SHARES)
+def test_shares(have: dict, expected: dict) -> None:
+    assert shares(SIZES, have) == expected
+
+
+def test_shares_of_a_real_model_are_even() -> None:
+    sizes = {f"model-{number:05}.safetensors": 4 * GB for number in range(160)}
+    loads = [sum(sizes[path] for path in paths) for paths in shares(sizes, {f"n{i}": [] for i in range(64)}).values()]
+    assert max(loads) - min(loads) <= 4 * GB
+
+
+def node(address: str, complete: bool = False, revision: str = "v1") -> dict:
+    wanted = [] if complete else [{"path": "a", "size": GB}, {"path": "b", "size": GB}]
+    return {"address": address, "model_id": "x/y", "revision": revision, "complete": complete, "wanted": wanted}
+
+
+def test_exchanges_are_between_nodes_that_need_the_same() -> None:
+    found = exchanges(
+        {"n1": node("198.18.0.1"), "n2": node("198.18.0.2"), "n3": node("198.18.0.3", revision="v2")}, 29870
+    )
+    assert found["n3"] == {}
+    assert found["n1"]["run"] == found["n2"]["run"]
+    assert found["n2"]["peers"] == {"n1": "198.18.0.1"}
+    assert found["n1"]["shares"] == {"n1": ["a"], "n2": ["b"]}
+    assert found["n1"]["givers"] == []
+
+
+ALONE = {
+    "one node": {"n1": node("198.18.0.1")},
+    "on loopback no peer can be reached": {"n1": node("127.0.0.1"), "n2": node("127.0.0.1")},
+    "all have it": {"n1": node("198.18.0.1", True), "n2": node("198.18.0.2", True)},
+}
+
+
+@pytest.mark.parametrize("nodes", ALONE.values(), ids=ALONE)
+def test_no_exchange(nodes: dict) -> None:
+    assert exchanges(nodes, 29870) == {name: {} for name in nodes}
+
+
+FILES = [Listed(name, 4 * GB, "") for name in "abcdef"]
+OWNERS = {"a": "n1", "b": "n1", "c": "n2", "d": "n2", "e": "n3", "f": "n3"}
+WISH = Claims("n1", OWNERS, workers=1)
+HERE = Fellow(alive=True, met=True, done=False)
+GONE = Fellow(alive=False, met=True, done=False)
+NEW = Fellow(alive=True, met=False, done=False)
+
+
+def holding(*paths: str, claims: tuple[str, ...] = ()) -> Fellow:
+    return Fellow(alive=True, met=True, done=False, have=frozenset(paths), claims=frozenset(claims))
+
+
+CLAIMS = {
+    "its own first, as many as one run takes": (WISH, FILES, {"n2": NEW, "n3": NEW}, [], ["a"]),
+    "not what is arriving": (WISH, FILES[:2], {"n2": HERE}, ["a"], ["b"]),
+    "not what a peer holds": (WISH, FILES[:2], {"n2": holding("a", "b")}, [], []),
+    "not what a peer had before": (Claims("n1", OWNERS, (), {"n2": ["a", "b"]}, 1), FILES[:2], {"n2": NEW}, [], []),
+    "nothing while somebody has all of it": (Claims("n1", OWNERS, ("n2",)), FILES[:2], {"n2": NEW}, [], []),
+    "all of it where who had it is gone": (Claims("n1", OWNERS, ("n2",)), FILES[:2], {"n2": GONE}, [], ["a", "b"]),
+    "what a lost peer should have brought, by turns": (
+        Claims("n1", OWNERS, workers=8), FILES[2:4], {"n2": GONE, "n3": HERE}, [], ["c"],
+    ),
+    "the other half goes to the other": (
+        Claims("n3", OWNERS, workers=8), FILES[2:4], {"n2": GONE, "n1": HERE}, [], ["d"],
+    ),
+    "a slow peer's last file, which it does not come to soon": (WISH, FILES[2:4], {"n2": HERE}, [], ["d"]),
+    "not what a slow peer comes to next": (WISH, FILES[2:3], {"n2": HERE}, [], []),
+    "nothing of a peer that was not met yet": (WISH, FILES[2:4], {"n2": NEW}, [], []),
+    "nothing of a slow peer while something arrives": (WISH, FILES[2:4], {"n2": HERE}, ["c"], []),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("wish", "missing", "fellows", "coming", "expected"), CLAIMS.values(), ids=CLAIMS)
+def test_next_claims(wish: Claims, missing: list, fellows: dict, coming: list, expected: list) -> None:
+    assert next_claims(wish, missing, fellows, coming) == expected
+
+
+def wish(**changes: object) -> program.Wish:
+    given = {
+        "run": "r", "name": "n2", "address": "", "port": 1, "root": "", "incoming": "", "peers": {"n1": "", "n3": ""},
+        "sizes": dict.fromkeys("abcd", 1), "owners": {"a": "n2", "b": "n3", "c": "n2", "d": "n3"}, "givers": ["n1"],
+    }  # fmt: skip
+    return program.Wish(**{**given, **changes})
+
+
+SOURCES = {
+    "the owner asks who had it": ("a", {"n1": True, "n3": False}, False, ["n1", "n3"]),
+    "the others spare who had it": ("b", {"n1": True, "n3": False}, False, ["n3"]),
+    "unless the owner has nothing of it": ("b", {"n1": True}, False, ["n1"]),
+    "or there is nothing else to do": ("b", {"n1": True, "n3": False}, True, ["n1", "n3"]),
+}
+
+
+@pytest.mark.parametrize(("path", "held", "idle", "expected"), SOURCES.values(), ids=SOURCES)
+def test_sources(path: str, held: dict, idle: bool, expected: list) -> None:
+    assert program.sources(path, wish(), held, idle=idle) == expected
+
+
+def peer(have: str = "", part: str = "", seen: float | None = 100.0) -> program.Peer:
+    return program.Peer("", frozenset(have), frozenset(part), seen=seen, started=0.0)
+
+
+NEXT = {
+    "the own ones first": ({"n1": peer("abcd"), "n3": peer(part="bd")}, [], ["a", "c", "b", "d"]),
+    "what the owner has not begun waits": ({"n1": peer("abcd"), "n3": peer()}, [], ["a", "c"]),
+    "not for an owner that is gone": ({"n1": peer("abcd"), "n3": peer(seen=10.0)}, [], ["a", "c", "b", "d"]),
+    "only so many at a time": ({"n1": peer("abcd"), "n3": peer("bd")}, ["x"] * 5, ["c"]),
+    "slow owners are not waited for with idle hands": ({"n1": peer("b"), "n3": peer()}, [], ["b"]),
+    "nobody has anything": ({"n1": peer(), "n3": peer()}, [], []),
+}
+
+
+@pytest.mark.parametrize(("peers", "active", "expected"), NEXT.values(), ids=NEXT)
+def test_next_files(peers: dict, active: list, expected: list) -> None:
+    found = program.next_files(wish(), "abcd", active, peers, now=101.0)
+    assert sorted(found[:2]) == sorted(expected[:2])
+    assert sorted(found) == sorted(expected)
+
+
+@pytest.mark.parametrize(("size", "piece"), [(1, 65536), (64_000_000, 65536), (4 * GB, 4194304), (10**12, 16777216)])
+def test_pieces(size: int, piece: int) -> None:
+    assert program.piece_bytes(size) == piece
+
+
+# ---- the whole of it -------------------------------------------------------------------------------------------------
+
+RUN = """
+import json, sys
+from ansible_collections.stepladder.core.plugins.module_utils import weights
+try:
+    print(json.dumps(weights.ensure(weights.Request(**json.loads(sys.argv[1])), "present")))
+except weights.WeightsError as error:
+    sys.exit(f"WeightsError: {error}")
+"""
+
+
+class Cluster:
+    """Nodes that are folders, with an address of 127.0.0.0/8 each; a hub that counts what leaves it."""
+
+    def __init__(self, folder: Path, served: hub.Hub, port: int) -> None:
+        self.folder, self.served, self.port = folder, served, port
+        self.runs: dict[str, subprocess.Popen[str]] = {}
+
+    def root(self, name: str) -> Path:
+        return self.folder / name / "models" / "tiny" / "master"
+
+    def start(self, nodes: dict[str, str], have: dict[str, list[str]] | None = None) -> None:
+        """Begin on every node; `nodes` are addresses by name, `have` what is proven there."""
+        origin = self.served.tree.files(MODEL)
+        wanted = [{"path": name, "size": path.stat().st_size} for name, path in origin.items()]
+        looked = {
+            name: {
+                "address": address, "model_id": MODEL, "revision": "master", "wanted": wanted,
+                "have": (have or {}).get(name, []), "complete": len((have or {}).get(name, [])) == len(wanted),
+            }
+            for name, address in nodes.items()
+        }  # fmt: skip
+        # Loopback is refused for real nodes; here it is what keeps them apart.
+        elsewhere = {name: {**one, "address": f"198.18.0.{len(name)}{name}"} for name, one in looked.items()}
+        parts = exchanges(elsewhere, self.port)
+        for name, part in parts.items():
+            part.update(address=nodes[name], peers={other: nodes[other] for other in nodes if other != name})
+            part.update(python=sys.executable, program=program.__file__)
+            request = {
+                "model_id": MODEL, "path": str(self.root(name)), "client": str(CLIENT), "endpoint": self.served.url,
+                "spread": part, "retries": 1, "max_workers": 2,
+            }  # fmt: skip
+            self.runs[name] = subprocess.Popen(
+                [sys.executable, "-c", RUN, json.dumps(request)],
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+            )  # fmt: skip
+
+    def answers(self, *names: str) -> dict[str, dict]:
+        found = {}
+        for name in names or tuple(self.runs):
+            out, err = self.runs[name].communicate(timeout=90)
+            assert self.runs[name].returncode == 0, f"{name}: {err}"
+            found[name] = json.loads(out)
+        return found
+
+    def egress(self) -> int:
+        return sum(self.served.bytes_sent.values())
+
+    def assert_right(self, *names: str) -> None:
+        for name in names:
+            for path, place in self.served.tree.files(MODEL).items():
+                assert (self.root(name) / path).read_bytes() == place.read_bytes(), f"{name}: {path}"
+            assert (self.root(name) / ".stepladder" / "complete").exists()
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, unused_port: int) -> Iterator[Cluster]:
+    pytest.importorskip("libtorrent", reason="comes with requirements/test.txt")
+    root = tmp_path / "hub" / MODEL
+    root.mkdir(parents=True)
+    for number in range(6):
+        (root / f"model-{number}.safetensors").write_bytes(os.urandom(17_000_000))
+    (root / "config.json").write_bytes(b"{}")
+    with hub.Hub(tmp_path / "hub") as served:
+        thread = threading.Thread(target=served.serve_forever, args=(0.02,), daemon=True)
+        thread.start()
+        found = Cluster(tmp_path, served, unused_port)
+        yield found
+        for run in found.runs.values():
+            if run.poll() is None:
+                os.killpg(run.pid, signal.SIGKILL)
+            run.communicate()
+        served.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def unused_port() -> int:
+    """Of two in a row that nobody has; the lower half of what the system never hands out by itself."""
+    return 20000 + os.getpid() % 5000 * 2
+
+
+ADDRESSES = {"n1": "127.0.0.11", "n2": "127.0.0.12", "n3": "127.0.0.13"}
+TOTAL = 6 * 17_000_000 + 2
+
+
+def test_every_byte_leaves_the_hub_once(cluster: Cluster) -> None:
+    cluster.start(ADDRESSES)
+    answers = cluster.answers()
+    cluster.assert_right(*ADDRESSES)
+    assert cluster.egress() == TOTAL
+    assert sum(one["bytes_from_peers"] for one in answers.values()) == 2 * TOTAL
+    # A node that comes later takes all of it from those that have it.
+    have = {name: [*cluster.served.tree.files(MODEL)] for name in ADDRESSES}
+    cluster.runs.clear()
+    cluster.start({**ADDRESSES, "n4": "127.0.0.14"}, have)
+    assert cluster.answers()["n4"]["bytes_from_peers"] == TOTAL
+    cluster.assert_right("n4")
+    assert cluster.egress() == TOTAL
+
+
+@pytest.mark.nightly
+def test_a_node_that_dies_is_replaced(cluster: Cluster) -> None:
+    cluster.start(ADDRESSES)
+    until = time.monotonic() + 30
+    while cluster.egress() < TOTAL // 4 and time.monotonic() < until:
+        time.sleep(0.02)
+    os.killpg(cluster.runs["n3"].pid, signal.SIGKILL)
+    cluster.answers("n1", "n2")
+    cluster.assert_right("n1", "n2")
+    # Its bytes that it had not passed on leave the hub once more; nobody else's do.
+    assert cluster.egress() <= TOTAL + TOTAL // 3 + 17_000_000
+    kept = {path.name for path in cluster.root("n3").glob("*.safetensors")}
+    before = cluster.egress()
+    del cluster.runs["n3"]
+    full = [*cluster.served.tree.files(MODEL)]
+    cluster.start(ADDRESSES, {"n1": full, "n2": full})
+    done = cluster.answers()["n3"]
+    cluster.assert_right("n3")
+    assert cluster.egress() == before
+    assert done["bytes_from_peers"] <= TOTAL - len(kept) * 17_000_000
