@@ -14,7 +14,7 @@ from stepladder.errors import PlanRefusedError, StepladderError, Violation, unkn
 from stepladder.network import Seen, settle
 from stepladder.plan import Plan
 from stepladder.planner import make_plan
-from stepladder.request import Deployment, PlanRequest, parse_request
+from stepladder.request import Deployment, GatewayWish, PlanRequest, parse_request
 
 # Variables of the role that are not fields of a deployment: of nodes, of the run, and what the role itself sets.
 KNOWN_BESIDE = {
@@ -23,6 +23,12 @@ KNOWN_BESIDE = {
     *("deployment_state_directory", "deployment_plan_file", "deployment_plan", "deployment_slice"),
     "deployment_seen",
     "deployment_may_be_refused",
+}
+# Variables of the gateway's role that are not part of the plan.
+GATEWAY_BESIDE = {
+    *("gateway_address", "gateway_plan", "gateway_deployment", "gateway_state_directory", "gateway_program"),
+    *("gateway_python", "gateway_tools", "gateway_replica", "gateway_weight", "gateway_drain_seconds"),
+    *("gateway_ready_seconds", "gateway_allow_last"),
 }
 MAKE = "Make it anew with the verb 'plan' and -e plan_out=FILE, and look at it again."
 NODE_VARIABLES = {
@@ -45,19 +51,22 @@ class ActionModule(ActionBase):
                 "deployment": {"type": "dict", "required": True},
                 "hosts": {"type": "list", "elements": "str", "required": True},
                 "state_directory": {"type": "path", "required": True},
+                "gateway_hosts": {"type": "list", "elements": "str", "default": []},
                 "plan_file": {"type": "path"},
                 "seen": {"type": "dict"},
                 "may_be_refused": {"type": "bool", "default": False},
             }
         )
         try:
-            _refuse_unknown_hosts(arguments["hosts"], variables["hostvars"])
+            _refuse_unknown_hosts("deployment_hosts", arguments["hosts"], variables["hostvars"])
+            _refuse_unknown_hosts("gateway_hosts", arguments["gateway_hosts"], variables["hostvars"])
             _refuse_unknown_variables(variables)
             nodes = [_node(host, variables["hostvars"][host]) for host in arguments["hosts"]]
             request = parse_request(
                 {
                     "deployment": {key: value for key, value in arguments["deployment"].items() if value is not None},
                     "nodes": nodes,
+                    "gateway": _gateway(arguments["gateway_hosts"], variables),
                     "state_directory": arguments["state_directory"],
                 }
             )
@@ -74,8 +83,8 @@ class ActionModule(ActionBase):
         return result | {"changed": False, "plan": plan.as_document(), "slices": plan.slices()}
 
 
-def _refuse_unknown_hosts(hosts: list[str], hostvars: Any) -> None:
-    broken = [unknown_name("host in deployment_hosts", host, hostvars) for host in hosts if host not in hostvars]
+def _refuse_unknown_hosts(variable: str, hosts: list[str], hostvars: Any) -> None:
+    broken = [unknown_name(f"host in {variable}", host, hostvars) for host in hosts if host not in hostvars]
     if broken:
         raise PlanRefusedError(broken)
 
@@ -97,6 +106,27 @@ def _node(host: str, variables: Any) -> dict[str, Any]:
         mend = "Put the host into the group of its GPU type, or set deployment_gpu."
         raise PlanRefusedError([Violation("variable deployment_gpu", f"not set for {host}", mend)])
     return {"name": host, "address": address, "address_declared": bool(wished), **node}
+
+
+def _gateway(hosts: list[str], variables: dict[str, Any]) -> dict[str, Any] | None:
+    """The wished gateway, from the variables of its first host; none where the inventory has no host for it."""
+    if not hosts:
+        return None
+    first = variables["hostvars"][hosts[0]]
+    known = {f"gateway_{name}" for name in GatewayWish.model_fields} | GATEWAY_BESIDE
+    found = {name for name in (*variables, *first) if name.startswith("gateway_")} - known
+    if found:
+        raise PlanRefusedError([unknown_name("variable", name, known) for name in sorted(found)])
+    names = {name: f"gateway_{name}" for name in GatewayWish.model_fields if name != "hosts"}
+    wish = {name: first.get(variable) for name, variable in names.items() if first.get(variable) not in (None, "")}
+    return wish | {"hosts": [{"name": host, "address": _client_address(host, variables)} for host in hosts]}
+
+
+def _client_address(host: str, variables: dict[str, Any]) -> str:
+    """Where clients reach a host of the gateway."""
+    facts = variables["hostvars"][host]
+    found = (facts.get(name) for name in ("gateway_address", "ansible_host", "deployment_address"))
+    return next((address for address in found if address), host)
 
 
 def _with_networks(request: PlanRequest, plan: Plan, told: dict[str, Any]) -> PlanRequest:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ansible.errors import AnsibleFilterError
 
-from stepladder import contents, difference, fitness, replica, runtime, show, status, units
+from stepladder import contents, difference, fitness, gateway, replica, runtime, show, status, units
 from stepladder.errors import StepladderError
 from stepladder.plan import Plan
 
@@ -73,6 +73,9 @@ class FilterModule:
             "known_images": contents.known_images,
             "logs_text": status.logs_text,
             "difference_text": difference.node_text,
+            "gateway_agent_settings": gateway.agent_settings,
+            "gateway_configuration": gateway.configuration,
+            "gateway_slice": gateway.gateway_slice,
             "orphan_pids": units.orphan_pids,
             "plan_text": plan_text,
             "planned_ports": units.planned_ports,

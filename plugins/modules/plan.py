@@ -21,6 +21,13 @@ options:
     type: list
     elements: str
     required: true
+  gateway_hosts:
+    description:
+      - Inventory hosts that the gateway runs on; none plans without one.
+      - The C(gateway_*) variables of the first are read, and the C(gateway_address) of each.
+    type: list
+    elements: str
+    default: []
   state_directory:
     description: Where the toolkit keeps everything on a node.
     type: path

@@ -228,6 +228,45 @@ class Endpoint(Part):
     base_url: str
 
 
+class GatewayNode(Part):
+    """A machine that the gateway runs on, and where clients reach it there."""
+
+    name: str
+    base_url: str
+
+
+class GatewayServer(Part):
+    """A replica as the gateway reaches it."""
+
+    replica: int
+    node: str
+    address: str
+    port: int
+
+
+class Gateway(Part):
+    """The endpoint in front of all replicas; see `stepladder.gateway` for what is made of it.
+
+    `check_path` answers quickly whether an engine takes requests; whether tokens come, the agent on `agent_port` knows.
+    """
+
+    nodes: tuple[GatewayNode, ...]
+    servers: tuple[GatewayServer, ...]
+    bind_address: str
+    port: int
+    tls: bool
+    keys: bool
+    metrics_address: str
+    metrics_port: int
+    agent_port: int
+    paths: tuple[str, ...]
+    check_path: str
+    max_body_bytes: int
+    answer_seconds: int
+    stall_seconds: int
+    affinity_header: str | None
+
+
 class Chosen(Part):
     """The deployment with every default and every `auto` resolved."""
 
@@ -270,6 +309,7 @@ class Plan(Part):
     memory: MemoryTable
     candidates: tuple[Candidate, ...]
     endpoints: tuple[Endpoint, ...]
+    gateway: Gateway | None = None
     bytes_from_hub: int
     verification: Verification
     notes: tuple[Note, ...]

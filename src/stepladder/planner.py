@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from stepladder.catalogue import Catalogue, Engine, EngineRelease, Gpu, Model, Variant, Verified, content_sha256
 from stepladder.engines import sglang, tensorrt_llm, transformers, vllm
-from stepladder.engines.common import EVERYWHERE, Rendered, Replica, visible_gpu_indices
+from stepladder.engines.common import Rendered, Replica, visible_gpu_indices
 from stepladder.errors import PlanRefusedError, Violation, unknown_name
+from stepladder.gateway import gateway_notes, plan_gateway
 from stepladder.layout import Weighed, choose_layout
 from stepladder.memory import MIB
 from stepladder.plan import (
@@ -31,7 +32,7 @@ from stepladder.plan import (
     Verification,
     Weights,
 )
-from stepladder.request import DEFAULT_FEATURES, FEATURES, Deployment, Node, Parallel, PlanRequest
+from stepladder.request import DEFAULT_FEATURES, EVERYWHERE, FEATURES, PRIVATE, Deployment, Node, Parallel, PlanRequest
 from stepladder.setting import Setting, memory_budget
 
 RENDERERS = {
@@ -83,6 +84,7 @@ def make_plan(request: PlanRequest, catalogue: Catalogue) -> Plan:
     supplies = _supplies(request, setting, catalogue, topology)
     replicas = _place(request, setting, parallel, topology, supplies)
     node_plans, notes = _render(setting, replicas, supplies)
+    gateway = plan_gateway(request.gateway, replicas, node_plans, setting.engine.name) if request.gateway else None
     return Plan(
         format_version=FORMAT_VERSION,
         state_directory=request.state_directory,
@@ -95,9 +97,10 @@ def make_plan(request: PlanRequest, catalogue: Catalogue) -> Plan:
             Endpoint(replica=replica.index, node=replica.head.name, base_url=replica.client_url())
             for replica in replicas
         ),
+        gateway=gateway,
         bytes_from_hub=setting.variant.bytes_on_disk * len({node.name for r in replicas for node in r.nodes}),
         verification=_verification(setting),
-        notes=tuple(_general_notes(request, setting, parallel, topology) + notes),
+        notes=tuple(_general_notes(request, setting, parallel, topology) + gateway_notes(gateway) + notes),
     )
 
 
@@ -304,7 +307,7 @@ def _place(
                 topology=topology,
                 parallel=parallel,
                 served_name=deployment.served_name or setting.model.served_name,
-                bind_address=deployment.bind_address or ("127.0.0.1" if loopback_only else EVERYWHERE),
+                bind_address=_bind_address(deployment, nodes[0], loopback_only),
                 port=first_port + slot,
                 first_gpu=slot * parallel.world_size,
                 model_path=supplies.weights.path,
@@ -316,6 +319,12 @@ def _place(
             )
         )
     return replicas
+
+
+def _bind_address(deployment: Deployment, head: Node, loopback_only: bool) -> str:
+    if deployment.bind_address == PRIVATE:
+        return head.address
+    return deployment.bind_address or ("127.0.0.1" if loopback_only else EVERYWHERE)
 
 
 def _render(setting: Setting, replicas: Sequence[Replica], supplies: Supplies) -> tuple[list[NodePlan], list[Note]]:
@@ -511,10 +520,13 @@ def _general_notes(request: PlanRequest, setting: Setting, parallel: Parallel, t
         text = f"{each.name} {each.version}, rehearsal only: {each.reason}"
         notes.append(Note(kind="note", topic="stand-in", text=text, source=f"catalog/stand_ins/{each.name}"))
     if setting.gpu.platform != "cpu":
-        text = (
-            "The endpoint asks for no key and answers anyone who reaches its port: keep it on a private network or "
-            "behind a proxy that authenticates."
-        )
+        text = "An engine asks for no key and answers anyone who reaches its port"
+        if request.deployment.bind_address == PRIVATE:
+            text += ": it listens on its node's own address alone; let only the gateway and this machine reach that."
+        elif request.gateway:
+            text += ": set deployment_bind_address to 'private', so that it listens on its node's own address alone."
+        else:
+            text += ": keep it on a private network, or put the gateway in front (docs/gateway.md)."
         notes.append(Note(kind="warning", topic="access", text=text))
     published = setting.model.published_on
     if published and setting.gpu.name not in published:

@@ -5,9 +5,18 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from stepladder.errors import PlanRefusedError, Violation
 
@@ -57,6 +66,11 @@ IMAGE = (
     r"(?::[A-Za-z0-9_][\w.\-]{0,127}(?:@sha256:[0-9a-f]{64})?|@sha256:[0-9a-f]{64})$"
 )
 LONGEST_SHOWN = 120
+EVERYWHERE = "0.0.0.0"  # noqa: S104 - an endpoint for clients on other machines is the purpose
+# Each replica answers on the address of its own node alone.
+PRIVATE = "private"
+# A deployment's helpers are called after it.
+HELPERS = ("-gateway", "-watchdog")
 RESERVED_NAMES = {"rehearsal-hub"}
 # Plain names only: the path stands in scripts, unit files and sockets. Not the root, and no slash at the end.
 STATE_DIRECTORY = r"^/[A-Za-z0-9._\-]+(/[A-Za-z0-9._\-]+)*$"
@@ -84,12 +98,17 @@ def _read_list(value: object) -> object:
     return [part for part in re.split(r"[,\s]+", value) if part] if isinstance(value, str) else value
 
 
+def _read_list_of_rules(value: object) -> object:
+    """Accept 'GET /a,POST /b' from a command line beside a list; a rule has a blank in it."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
 class Deployment(Wish):
     """What is to be served, by which engine, and how.
 
     `context_length` in tokens (none: the model's own); `concurrency` is the number of full-length sequences that the
-    KV cache should hold at once; `port` none takes the engine's own. `image` takes the place of
-    the catalogue's, by tag, digest or both.
+    KV cache should hold at once; `port` none takes the engine's own. `image` takes the place of the catalogue's, by tag,
+    digest or both. `bind_address` private is the node's own address.
     """
 
     name: str = Field("default", pattern=r"^[a-z][a-z0-9\-]{0,40}$")
@@ -116,7 +135,7 @@ class Deployment(Wish):
     @field_validator("name")
     @classmethod
     def _not_reserved(cls, value: str) -> str:
-        if value in RESERVED_NAMES:
+        if value in RESERVED_NAMES or value.endswith(HELPERS):
             raise ValueError(f"'{value}' is the name of a helper of the toolkit's own")
         return value
 
@@ -172,11 +191,67 @@ class Node(Wish):
             return self.address == "localhost"
 
 
+# What clients of the protocol need; everything else that an engine answers stays behind the gateway.
+GATEWAY_PATHS = ("GET /v1/models", "POST /v1/chat/completions", "POST /v1/completions")
+PathRule = Annotated[str, Field(pattern=r"^(GET|POST) /[A-Za-z0-9._~/\-]*$", max_length=200)]
+HeaderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9\-]+$", max_length=60)]
+PortNumber = Annotated[int, Field(gt=0, lt=65536)]
+
+
+class GatewayHost(Wish):
+    """A machine that the gateway runs on; `address` is where clients reach it."""
+
+    name: str
+    address: Address
+
+
+class GatewayWish(Wish):
+    """One endpoint in front of all replicas, on each of its hosts.
+
+    `answer_seconds` is how long an engine may stay silent within an answer, and how long a reload lets streams run on;
+    `affinity_header` names a header whose value decides the replica. `agent_port` is the loopback's alone. The files
+    lie on the controller; the plan knows only whether there are any.
+    """
+
+    hosts: tuple[GatewayHost, ...]
+    bind_address: Address = EVERYWHERE
+    port: PortNumber = 8080
+    metrics_address: Address = "127.0.0.1"
+    metrics_port: PortNumber = 8405
+    agent_port: PortNumber = 8406
+    paths: Annotated[tuple[PathRule, ...], BeforeValidator(_read_list_of_rules), Field(min_length=1)] = GATEWAY_PATHS
+    max_body_bytes: PositiveInt = 33554432
+    answer_seconds: PositiveInt = 3600
+    stall_seconds: Annotated[int, Field(ge=30)] = 100
+    affinity_header: HeaderName | None = None
+    certificate_file: str | None = None
+    private_key_file: str | None = None
+    api_keys_file: str | None = None
+
+    @field_validator("metrics_address")
+    @classmethod
+    def _private(cls, value: str) -> str:
+        try:
+            address = ipaddress.ip_address(value)
+        except ValueError:
+            return value
+        if address.is_unspecified or address.is_global:
+            raise ValueError("anyone may read the metrics there: expected a private address of the gateway's hosts")
+        return value
+
+    @model_validator(mode="after")
+    def _certificate_and_key(self) -> Self:
+        if bool(self.certificate_file) != bool(self.private_key_file):
+            raise ValueError("gateway_certificate_file and gateway_private_key_file go together: set both or none")
+        return self
+
+
 class PlanRequest(Wish):
     """Everything a plan depends on; the same request and catalogue give the same plan to the byte."""
 
     deployment: Deployment
     nodes: tuple[Node, ...]
+    gateway: GatewayWish | None = None
     state_directory: Annotated[str, Field(pattern=STATE_DIRECTORY, max_length=80)] = "/var/lib/stepladder"
 
 
@@ -196,7 +271,9 @@ def parse_request(data: Mapping[str, Any]) -> PlanRequest:
 
 def _as_violation(problem: Any) -> Violation:
     where = [str(part) for part in problem["loc"]]
-    if where[:1] == ["deployment"]:
+    if where[:1] == ["gateway"]:
+        name = "_".join(where[:2])
+    elif where[:1] == ["deployment"]:
         name = "_".join(where[:2]) + "".join(f".{part}" for part in where[2:] if part not in PARALLEL_BRANCHES)
     else:
         name = ".".join(where)

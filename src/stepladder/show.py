@@ -11,7 +11,7 @@ from typing import Any
 from stepladder.contents import image_bytes
 from stepladder.engines.common import NETWORK_TOPIC
 from stepladder.memory import GIGA
-from stepladder.plan import Candidate, MemoryTable, NodePlan, Note, Plan, Process
+from stepladder.plan import Candidate, Gateway, MemoryTable, NodePlan, Note, Plan, Process
 
 WIDTH = 110
 
@@ -21,6 +21,7 @@ def human(plan: Plan) -> str:
     sections = [
         _head(plan),
         *(_node(plan, node) for node in plan.nodes),
+        _gateway(plan.gateway),
         _memory(plan.memory),
         _candidates(plan.candidates),
     ]
@@ -50,6 +51,8 @@ def markdown(plan: Plan) -> str:
         parts.append(f"## {node.name} ({node.address}): replica {node.replica}, rank {node.rank}")
         for process in node.processes:
             parts += [f"{process.name}: {process.purpose}; ports {_ports(process)}", f"```sh\n{shell(process)}\n```"]
+    if plan.gateway:
+        parts += ["## Gateway", "\n".join(["| | |", "|---|---|", *_markdown_rows(gateway_rows(plan.gateway))])]
     parts += ["## Memory", f"```text\n{_memory(plan.memory)}\n```"]
     for title, kind in (("Warnings", "warning"), ("Notes", "note")):
         lines = [f"- **{note.topic}** {note.text}" for note in plan.notes if note.kind == kind]
@@ -75,19 +78,24 @@ def client_example(plan: Plan) -> str:
     """How to use the deployment: a curl line, a Python snippet, and where to look."""
     base_url, model = plan.endpoints[0].base_url, plan.deployment.served_name
     body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello"}]})
-    urls = "\n".join(
-        f"  {endpoint.base_url}   (replica {endpoint.replica}, {endpoint.node})" for endpoint in plan.endpoints
-    )
+    lines = [f"  {endpoint.base_url}   (replica {endpoint.replica}, {endpoint.node})" for endpoint in plan.endpoints]
+    if plan.gateway:
+        base_url = plan.gateway.nodes[0].base_url
+        lines = [f"  {node.base_url}   (gateway, {node.name})" for node in plan.gateway.nodes]
+    urls = "\n".join(lines)
+    with_key = plan.gateway is not None and plan.gateway.keys
+    header = ' -H "Authorization: Bearer $KEY"' if with_key else ""
+    key = "KEY" if with_key else "EMPTY"
     return f"""The endpoint is up:
 {urls}
 
 Ask it from a shell:
-  curl -s {base_url}/chat/completions -H 'Content-Type: application/json' \\
+  curl -s {base_url}/chat/completions -H 'Content-Type: application/json'{header} \\
     -d {shlex.quote(body)}
 
 Or from Python:
   from openai import OpenAI
-  client = OpenAI(base_url="{base_url}", api_key="EMPTY")
+  client = OpenAI(base_url="{base_url}", api_key="{key}")
   reply = client.chat.completions.create(model="{model}", messages=[{{"role": "user", "content": "Hello"}}])
   print(reply.choices[0].message.content)
 """
@@ -143,6 +151,26 @@ def _node(plan: Plan, node: NodePlan) -> str:
         lines += ["", f"  {process.name}: {process.purpose}; ports {_ports(process)}"]
         lines += [textwrap.indent(shell(process), "    ")]
     return "\n".join(lines)
+
+
+def _gateway(gateway: Gateway | None) -> str:
+    if gateway is None:
+        return ""
+    return "\n".join(["Gateway", *(f"  {label:<12} {text}" for label, text in gateway_rows(gateway))])
+
+
+def gateway_rows(gateway: Gateway) -> list[tuple[str, str]]:
+    """What the gateway is, in labelled lines."""
+    affinity = f"sessions by {gateway.affinity_header}" if gateway.affinity_header else "the least busy replica"
+    servers = (f"replica {server.replica} {server.address}:{server.port}" for server in gateway.servers)
+    secured = f"{'TLS' if gateway.tls else 'no TLS'}, {'API keys' if gateway.keys else 'no keys'}"
+    return [
+        ("endpoints", ", ".join(f"{node.base_url} ({node.name})" for node in gateway.nodes)),
+        ("access", f"{secured}; {', '.join(gateway.paths)}"),
+        ("in front of", f"{', '.join(servers)}; {affinity}"),
+        ("limits", f"body {gigabytes(gateway.max_body_bytes)}, silence {gateway.answer_seconds} s"),
+        ("metrics", f"http://{gateway.metrics_address}:{gateway.metrics_port}/metrics"),
+    ]
 
 
 def _hardware(plan: Plan, node: NodePlan) -> str:

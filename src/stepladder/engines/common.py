@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from stepladder.plan import Health, Note, Port, Process
-from stepladder.request import Node, Parallel
+from stepladder.request import EVERYWHERE, Node, Parallel
 from stepladder.setting import Setting
 
 NETWORK_TOPIC = "network between the nodes"
-EVERYWHERE = "0.0.0.0"  # noqa: S104 - an endpoint for clients on other machines is the purpose
 
 
 @dataclass(frozen=True)
@@ -50,11 +49,15 @@ class Replica:
             return None
         return health.model_copy(update={"host": self.head.address, "model": None})
 
+    @property
+    def client_host(self) -> str:
+        """Where clients reach the head."""
+        clients = self.head.client_address or self.head.address
+        return clients if self.bind_address == EVERYWHERE else self.bind_address
+
     def client_url(self) -> str:
         """Base URL for OpenAI clients."""
-        clients = self.head.client_address or self.head.address
-        host = clients if self.bind_address == EVERYWHERE else self.bind_address
-        return f"http://{host}:{self.port}/v1"
+        return f"http://{self.client_host}:{self.port}/v1"
 
 
 @dataclass(frozen=True)

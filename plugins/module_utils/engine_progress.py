@@ -1,0 +1,192 @@
+"""Whether an engine makes progress: tokens, not `/health`, which answers 200 through a deadlock (vllm 39863).
+
+The decision is pure and knows no clock but the one that it is told: `Watch`. Standard library only; roles copy this
+file to nodes, where the watchdog and the gateway's agent run it.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+# What moves while an engine works. vLLM 0.33.0: tokens, and the steps of the engine, which move through a long prompt
+# too. SGLang 0.5.23: its own token counters move when a request ends, the realtime ones every few steps.
+_COUNTERS = re.compile(
+    r"^(?:vllm:(?:generation_tokens_total|prompt_tokens_total|iteration_tokens_total_count)"
+    r"|sglang:(?:realtime_tokens_total|generation_tokens_total|prompt_tokens_total))(?:\{[^}]*\})? (\S+)",
+    re.M,
+)
+_PENDING = re.compile(
+    r"^(?:vllm:num_requests_(?:running|waiting)|sglang:num_(?:running|queue)_reqs)(?:\{[^}]*\})? (\S+)", re.M
+)
+METRICS_TIMEOUT = 5.0
+
+# What a look at the metrics or a probe found.
+OK, SILENT, REFUSED, UNSUITABLE = "ok", "silent", "refused", "unsuitable"
+# What is decided.
+UNKNOWN, WORKING, IDLE, SUSPECT, STALLED = "unknown", "working", "idle", "suspect", "stalled"
+
+
+@dataclass(frozen=True)
+class Look:
+    """What `/metrics` said. answer: OK, SILENT (no answer in time), REFUSED (nobody listens) or UNSUITABLE.
+
+    progress: sum of what only grows; pending: requests that run or wait. None where the metrics do not say.
+    """
+
+    answer: str
+    progress: float | None = None
+    pending: float | None = None
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a request for one token brought: OK, SILENT, REFUSED or UNSUITABLE, and in words why it was no token."""
+
+    answer: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is known of an engine. state: one of the constants above. probe: whether to ask for a token now."""
+
+    state: str
+    detail: str
+    probe: bool = False
+
+
+class Watch:
+    """Judges one engine from looks at its metrics and from probes.
+
+    A token is proven when a counter moved or a probe was answered. An engine that gave none for `probe_after` seconds
+    is asked for one; it is stalled when none was proven for `stall_after` seconds and a probe failed meanwhile. A
+    saturated engine moves its counters and is never asked. One that loads refuses connections or says 503, and is not
+    judged until it has given its first token (`armed`).
+
+    Args:
+        stall_after: seconds without a token, of an engine that owes one.
+        probe_after: seconds without one after which it is asked for one.
+        armed: judge it before its first token too.
+    """
+
+    def __init__(self, stall_after: float, probe_after: float, *, armed: bool = False) -> None:
+        self.stall_after = stall_after
+        self.probe_after = probe_after
+        self._armed_from_start = armed
+        self._reset()
+
+    def _reset(self) -> None:
+        self._armed = self._armed_from_start
+        self._proven: float | None = None
+        self._since: float | None = None
+        self._progress: float | None = None
+        self._failure = ""
+        self._pending: float | None = None
+
+    def look(self, now: float, look: Look) -> Verdict:
+        """Take in what the metrics said. now: seconds of any clock that only goes on."""
+        if look.answer == REFUSED:
+            # It ended or loads: the process manager's matter, and whoever stops or starts it.
+            self._reset()
+            return Verdict(UNKNOWN, "nobody listens: it loads or does not run")
+        self._since = now if self._since is None else self._since
+        self._pending = look.pending
+        if look.progress is not None:
+            if self._progress is not None and look.progress < self._progress:
+                self._reset()  # another process than before
+                self._since = now
+            elif self._progress is not None and look.progress > self._progress:
+                self._prove(now)
+            self._progress = look.progress
+        return self.verdict(now)
+
+    def probed(self, now: float, probe: Probe) -> Verdict:
+        """Take in what a probe brought."""
+        if probe.answer == OK:
+            self._prove(now)
+        elif probe.answer == REFUSED:
+            self._reset()
+        elif probe.answer == SILENT:
+            self._failure = probe.detail
+        return self.verdict(now)
+
+    def restarted(self) -> None:
+        """Forget everything: it was started again."""
+        self._reset()
+
+    def _prove(self, now: float) -> None:
+        self._proven, self._armed, self._failure = now, True, ""
+
+    def verdict(self, now: float) -> Verdict:
+        """What is known at this moment."""
+        start = self._proven if self._proven is not None else self._since
+        silent = 0.0 if start is None else now - start
+        ask = silent >= self.probe_after
+        if not self._armed or self._progress is None:
+            # Without counters a busy engine cannot be told from a hung one.
+            why = "no token was seen since it started" if not self._armed else "its metrics count no tokens"
+            return Verdict(UNKNOWN, why, probe=ask)
+        owed = "" if self._pending is None else f", {self._pending:.0f} request(s) running or waiting"
+        if silent >= self.stall_after and self._failure:
+            return Verdict(STALLED, f"no token for {silent:.0f} s{owed}, and {self._failure}", probe=True)
+        if self._failure or (ask and self._pending):
+            return Verdict(SUSPECT, f"no token for {silent:.0f} s{owed}", probe=ask)
+        return Verdict(WORKING if self._pending else IDLE, f"last token {silent:.0f} s ago", probe=ask)
+
+
+def read_metrics(text: str) -> Look:
+    """The look that an engine's metrics give."""
+    counters, pending = _COUNTERS.findall(text), _PENDING.findall(text)
+    return Look(
+        OK,
+        sum(float(number) for number in counters) if counters else None,
+        sum(float(number) for number in pending) if pending else None,
+    )
+
+
+def look_at(health: Mapping[str, Any]) -> Look:
+    """Ask an engine for its metrics. health: host and port."""
+    status, text, answer = _request(health, "GET", "/metrics", None, METRICS_TIMEOUT)
+    if answer != OK:
+        return Look(answer)
+    return read_metrics(text) if status == 200 else Look(UNSUITABLE)
+
+
+def ask_for_token(health: Mapping[str, Any], timeout: float) -> Probe:
+    """Ask an engine for one token, as a client does. health: host, port and model (the served name)."""
+    message = {"role": "user", "content": "a"}
+    wish = json.dumps({"model": health["model"], "messages": [message], "max_tokens": 1, "temperature": 0})
+    status, text, answer = _request(health, "POST", "/v1/chat/completions", wish, timeout)
+    if answer != OK:
+        return Probe(answer, f"a request for one token had {text}")
+    if status == 200:
+        return Probe(OK)
+    if status == 503:  # it loads, or ends
+        return Probe(REFUSED, "answered 503")
+    if status >= 500:
+        return Probe(SILENT, f"a request for one token was answered {status}")
+    return Probe(UNSUITABLE, f"a request for one token was answered {status}")
+
+
+def _request(
+    health: Mapping[str, Any], method: str, path: str, body: str | None, timeout: float
+) -> tuple[int, str, str]:
+    """Status, text, and whether there was an answer at all (else the text says what there was)."""
+    connection = http.client.HTTPConnection(str(health["host"]), int(health["port"]), timeout=timeout)
+    try:
+        connection.request(method, path, body, {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode("utf-8", "replace"), OK
+    except ConnectionRefusedError:
+        return 0, "its connection refused", REFUSED
+    except TimeoutError:
+        return 0, f"no answer within {timeout:.0f} s", SILENT
+    except (OSError, http.client.HTTPException) as error:
+        return 0, f"no answer ({error or type(error).__name__})", SILENT
+    finally:
+        connection.close()
