@@ -107,8 +107,8 @@ class Deployment(Wish):
     """What is to be served, by which engine, and how.
 
     `context_length` in tokens (none: the model's own); `concurrency` is the number of full-length sequences that the
-    KV cache should hold at once; `port` none takes the engine's own. `image` takes the place of the catalogue's, by tag,
-    digest or both. `bind_address` private is the node's own address.
+    KV cache should hold at once; `port` none takes the engine's own. `image` takes the place of the catalogue's, by
+    tag, digest or both. `bind_address` private is the node's own address.
     """
 
     name: str = Field("default", pattern=r"^[a-z][a-z0-9\-]{0,40}$")
