@@ -187,7 +187,7 @@ def test_sglang_on_the_cpu() -> None:
         f"sglang serve --model-path {TINY} --served-model-name tiny-step3p5 --tp-size 1 --host 0.0.0.0 --port 30000 "
         "--trust-remote-code --tool-call-parser step3p5 --reasoning-parser step3p5 --context-length 1024 --device cpu "
         "--attention-backend torch_native --sampling-backend pytorch --disable-overlap-schedule --disable-radix-cache "
-        "--max-total-tokens 8192 --enable-metrics --watchdog-timeout 900"
+        "--sleep-on-idle --max-total-tokens 8192 --enable-metrics --watchdog-timeout 900"
     )
     environment = plan.nodes[0].processes[0].env
     assert "SGLANG_CPU_OMP_THREADS_BIND" not in environment

@@ -30,10 +30,10 @@ SPECULATIVE_FLAGS = (
 )
 
 # What runs without SGLang's compiled kernels: PyTorch's own attention and sampling, and no cache or schedule that are
-# written in Triton.
+# written in Triton. Left alone each rank spins on a core while nobody asks, which starves a rehearsal on few cores.
 CPU_FLAGS = (
     *("--device", "cpu", "--attention-backend", "torch_native", "--sampling-backend", "pytorch"),
-    *("--disable-overlap-schedule", "--disable-radix-cache"),
+    *("--disable-overlap-schedule", "--disable-radix-cache", "--sleep-on-idle"),
 )
 # Full-length sequences that the KV cache holds at least; left alone it takes most of the machine's memory.
 CPU_SEQUENCES = 4
