@@ -44,6 +44,13 @@ def _preparation_report(variables: Mapping[str, Any], hosts: list[str], failed: 
     return preparing.report(rows, failed)
 
 
+def _firewall_peers(hosts: list[str], variables: Mapping[str, Any]) -> list[str]:
+    """`preparing.firewall_peers` of what the inventory says of some hosts."""
+    return preparing.firewall_peers(
+        {name: {key: variables[name].get(key) for key in preparing.ADDRESSES} for name in hosts}
+    )
+
+
 class FilterModule:
     """Filters of the collection."""
 
@@ -51,6 +58,7 @@ class FilterModule:
         """Name the filters."""
         return {
             "driver_plan": _driver_plan,
+            "firewall_peers": _firewall_peers,
             "mixed_types": _mixed_types,
             "pip_conf": lambda values: python_sources.pip_conf(_plain(values)),
             "preparation_report": _preparation_report,

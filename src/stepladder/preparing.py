@@ -14,6 +14,8 @@ CHANGES = {
 }
 FACTS = (*CHANGES, "gpu_driver_plan", "gpu_driver_reboot", "host_unmet")
 MOST_LINES = 12
+# Where the inventory says at which addresses a node is.
+ADDRESSES = ("deployment_address", "ansible_host", "lab_storage_address")
 
 
 def report(rows: Mapping[str, Mapping[str, Any]], failed: Sequence[str]) -> str:
@@ -39,3 +41,16 @@ def report(rows: Mapping[str, Mapping[str, Any]], failed: Sequence[str]) -> str:
         if len(changes) > MOST_LINES:
             lines.append(f"    and {len(changes) - MOST_LINES} more; -v shows all")
     return "\n".join(lines)
+
+
+def firewall_peers(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The addresses of all nodes that the inventory tells; a node that it only names is told by its name.
+
+    Args:
+        rows: by node its `ADDRESSES`.
+    """
+    found: dict[str, None] = {}
+    for name, row in rows.items():
+        addresses = [str(row[key]) for key in ADDRESSES if row.get(key)] or [name]
+        found |= dict.fromkeys(addresses)
+    return list(found)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import platform
 import re
+import socket
 import subprocess
 import tempfile
 import time
@@ -171,12 +172,35 @@ def island(mirror: Mirror) -> Iterator[RealLab]:
     lab = RealLab("isle", state, state / "inventory", environ={"XDG_STATE_HOME": str(state)})
     try:
         lab.run("up", "--nodes", "2", "--inventory", str(lab.inventory))
+        carry_in(lab, mirror)
         for node in ("node1", "node2"):
-            lab.ssh(node, "ip route del default; rm -f /etc/pip.conf; : >/etc/environment")
+            lab.ssh(node, "ip route del default; rm -rf /etc/pip.conf /var/lib/apt/lists/*_*; : >/etc/environment")
         yield lab
     finally:
         done = lab.run("down", check=False)
         assert done.returncode == 0, f"the lab in {state} was not removed:\n{done.stdout}{done.stderr}"
+
+
+def carry_in(lab: RealLab, mirror: Mirror) -> None:
+    """Put the real package nftables into the mirror, with what it needs on a node; no stand-in."""
+    planned = lab.ssh(
+        "node1", "apt-get update -q >/dev/null && apt-get -s install --no-install-recommends nftables"
+    ).stdout
+    names = re.findall(r"(?m)^Inst (\S+)", planned)
+    packages = mirror.folder / "packages"
+    packages.mkdir()
+    subprocess.run(["apt-get", "download", *names], cwd=packages, check=True, capture_output=True, timeout=120)
+    signed_repository.build(mirror.folder / "debian", [], [*packages.iterdir()])
+    signed_repository.sign(mirror.folder / "debian", mirror.folder.parent / "keys" / "good")
+
+
+def reaches(address: str, port: int) -> bool:
+    """Whether this machine, which is no peer, gets a connection."""
+    try:
+        socket.create_connection((address, port), timeout=3).close()
+    except OSError:
+        return False
+    return True
 
 
 def forget(lab: RealLab, node: str) -> None:
@@ -322,3 +346,39 @@ def test_without_root_nothing_is_tried(island: RealLab, mirror: Mirror) -> None:
     said = done.stdout + done.stderr
     assert "- user: packages and settings of the system need root, and this is user" in said
     assert "to mend: set ansible_become: true" in said
+
+
+@pytest.mark.nightly
+def test_the_firewall_lets_peers_in_and_strangers_not(island: RealLab, mirror: Mirror) -> None:
+    here = at(mirror, island)
+    site = {"name": "site", "url": f"{here.url}debian/", "key_url": f"{here.url}debian/key.asc",
+            "fingerprints": [here.fingerprint]}  # fmt: skip
+    variables = here.variables(host_repositories=[site], host_firewall=True)
+    address = island.address("node1")
+    for port in (8000, 2222):
+        island.ssh("node1", f"systemd-run -q --unit=stand-in-{port} python3 -m http.server {port}", check=False)
+    island.ssh("node1", "nft add table inet theirs 2>/dev/null", check=False)
+    peer = f"python3 -c 'import socket; socket.create_connection((\"{address}\", 8000), 3)'"
+    deadline = time.monotonic() + 30
+    while not reaches(address, 8000):
+        assert time.monotonic() < deadline, "the node's server did not come up"
+        time.sleep(0.5)
+    prepare(island, variables)
+    assert not reaches(address, 8000)
+    assert reaches(address, 2222)
+    assert reaches(address, 22)
+    island.ssh("node2", peer)
+    assert changed_tasks(prepare(island, variables)) == {"node1": 0, "node2": 0}
+    assert changed_tasks(prepare(island, variables, "--check", "--diff")) == {"node1": 0, "node2": 0}
+    island.ssh("node1", "nft add table inet theirs; nft delete rule inet stepladder input handle "
+               "$(nft -a list table inet stepladder | sed -n 's/.*tcp dport @ports.*# handle //p')")  # fmt: skip
+    assert "host: load the rules" in prepare(island, variables, "--limit", "node1").stdout
+    assert not reaches(address, 8000)
+    assert "theirs" in island.ssh("node1", "nft list tables").stdout
+    clients = variables | {"host_firewall_clients": [here.url.split("/")[2].rpartition(":")[0]]}
+    prepare(island, clients, "--limit", "node1")
+    assert reaches(address, 8000)
+    prepare(island, variables | {"host_firewall": False}, "--limit", "node1")
+    tables = island.ssh("node1", "nft list tables").stdout
+    assert "stepladder" not in tables
+    assert "theirs" in tables
