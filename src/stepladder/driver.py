@@ -227,7 +227,7 @@ def _repository(
     known: dict[str, Any], mirrors: Mapping[str, Mapping[str, Any]], words: Mapping[str, str]
 ) -> dict[str, Any]:
     """A repository with the site's mirror in place of the vendor's."""
-    mirror = {name: value for name, value in mirrors.get(known["name"], {}).items() if value}
+    mirror = {name: value for name, value in mirrors.get(known["name"], {}).items() if value not in (None, "")}
     merged = known | mirror
     if "key" in mirror:
         merged.pop("key_url")

@@ -12,7 +12,7 @@ CHANGES = {
     "container_runtime_changes": "containers",
     "python_mirror_changes": "python",
 }
-FACTS = (*CHANGES, "gpu_driver_plan", "gpu_driver_reboot", "host_unmet")
+FACTS = (*CHANGES, "gpu_driver_plan", "gpu_driver_reboot", "gpu_driver_unmet", "host_unmet")
 MOST_LINES = 12
 # Where the inventory says at which addresses a node is.
 ADDRESSES = ("deployment_address", "ansible_host", "lab_storage_address")
@@ -36,7 +36,8 @@ def report(rows: Mapping[str, Mapping[str, Any]], failed: Sequence[str]) -> str:
         summary = (row.get("gpu_driver_plan") or {}).get("summary")
         lines += [f"    {summary}"] if summary else []
         lines += [f"    reboot: {reason}" for reason in reboot]
-        lines += [f"    not possible here: {text}" for text in row.get("host_unmet") or []]
+        unmet = [*(row.get("host_unmet") or []), *(row.get("gpu_driver_unmet") or [])]
+        lines += [f"    not possible here: {text}" for text in unmet]
         lines += [f"    {change}" for change in changes[:MOST_LINES]]
         if len(changes) > MOST_LINES:
             lines.append(f"    and {len(changes) - MOST_LINES} more; -v shows all")

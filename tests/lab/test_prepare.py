@@ -6,11 +6,13 @@ not set are told and not made (`host_strict: false`).
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import re
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -20,12 +22,13 @@ from typing import Any
 
 import pytest
 import signed_repository
-from real_lab import RealLab, why_not
+from real_lab import REPOSITORY, RealLab, why_not
 from signed_repository import StandIn
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
 VERSION, NEWER = "580.126.20", "580.159.04"
+LOGIN = "site:correct-horse"
 SLOW = "nvidia-kernel-open-dkms"  # a real one takes minutes to be built
 
 
@@ -68,9 +71,11 @@ def mirror(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mirror]:
     packages += signed_repository.driver_packages(NEWER, "")
     signed_repository.build(www / "nvidia", packages)
     signed_repository.sign(www / "nvidia", folder / "keys" / "good")
+    signed_repository.build(www / "amd", signed_repository.amd_packages(platform.release()))
+    signed_repository.sign(www / "amd", folder / "keys" / "good")
     signed_repository.build(www / "strange", [StandIn("nvidia-driver-cuda", f"{VERSION}-1")])
     signed_repository.sign(www / "strange", folder / "keys" / "other")
-    with signed_repository.served(www, "0.0.0.0") as url:
+    with signed_repository.served(www, "0.0.0.0", LOGIN) as url:
         yield Mirror(url, good, other, www)
 
 
@@ -382,3 +387,80 @@ def test_the_firewall_lets_peers_in_and_strangers_not(island: RealLab, mirror: M
     tables = island.ssh("node1", "nft list tables").stdout
     assert "stepladder" not in tables
     assert "theirs" in tables
+
+
+@pytest.mark.nightly
+def test_amd_gets_rocm_groups_and_kernel_settings(island: RealLab, mirror: Mirror) -> None:
+    forget(island, "node2")
+    here = at(mirror, island)
+    flat = {"url": f"{here.url}amd/", "suites": ["/"], "components": [], "key_url": f"{here.url}amd/key.asc",
+            "fingerprints": [here.fingerprint]}  # fmt: skip
+    variables = here.variables(
+        deployment_gpu="mi355x", gpu_driver_mirrors={"amdgpu": flat, "rocm": flat}, gpu_driver_strict=False,
+        gpu_driver_users=["serving"],
+    )  # fmt: skip
+    island.ssh("node2", "id serving >/dev/null 2>&1 || useradd serving")
+    prepare(island, variables, "--limit", "node2", "--check", "--diff")
+    first = prepare(island, variables, "--limit", "node2")
+    assert "AMD Instinct MI355X: ROCm 7.2.4, amdgpu 30.30.4" in first.stdout
+    assert "reboot: the kernel runs without iommu=pt pci=realloc=off" in first.stdout
+    assert "not possible here: there is no GRUB: start the kernel with iommu=pt pci=realloc=off" in first.stdout
+    assert "render" in island.ssh("node2", "id -nG serving").stdout.split()
+    held = island.ssh("node2", "apt-mark showhold").stdout.split()
+    assert held == ["amd-smi-lib", "amdgpu-dkms", "rocm-core", "rocm-smi-lib", "rocminfo"]
+    sysctl = island.ssh("node2", "cat /etc/sysctl.d/60-stepladder-gpu.conf 2>/dev/null", check=False).stdout
+    assert "kernel.numa_balancing = 0" in sysctl or not Path("/proc/sys/kernel/numa_balancing").exists()
+    assert changed_tasks(prepare(island, variables, "--limit", "node2")) == {"node2": 0}
+
+
+def ad_hoc(lab: RealLab, node: str, module: str, arguments: dict[str, Any]) -> subprocess.CompletedProcess[str]:
+    """One module of ours on one node."""
+    ansible = Path(sys.executable).with_name("ansible")
+    command = [ansible, node, "-i", lab.inventory, "-m", f"stepladder.core.{module}", "-a", json.dumps(arguments)]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=600)
+
+
+@pytest.mark.nightly
+def test_environments_are_made_from_the_sites_index_alone(island: RealLab, mirror: Mirror, tmp_path: Path) -> None:
+    """The module that makes engines' environments, on a node without a way out: uv and a package come from a static
+    index that asks for a password, and nobody but root reads that."""
+    here = at(mirror, island)
+    host = here.url.split("/")[2].rpartition(":")[0]
+    tools = (REPOSITORY / "catalog/tools.yml").read_text()
+    uv_version = re.search(r"(?m)^uv: (\S+)$", tools)
+    assert uv_version
+    download = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(tmp_path)]
+    subprocess.run([*download, f"uv=={uv_version[1]}", "six"], check=True, timeout=300)
+    wheels = sorted(tmp_path.glob("*.whl"))
+    signed_repository.index(mirror.folder / "private/simple", wheels)
+    six = next(wheel for wheel in wheels if wheel.name.startswith("six-"))
+    digest = hashlib.sha256(six.read_bytes()).hexdigest()
+    user, _, password = LOGIN.partition(":")
+    variables = {
+        "deployment_gpu": "cpu",
+        "python_mirror_index_url": f"{here.url}private/simple/",
+        "python_mirror_trusted_hosts": [host],
+        "python_mirror_credentials": [{"host": host, "user": user, "password": password}],
+    }
+    leaky = variables | {"python_mirror_index_url": f"http://{LOGIN}@{host}/simple/"}
+    refused = prepare(island, leaky, "--limit", "node2", check=False)
+    assert f"the address of {host} carries a password" in refused.stdout + refused.stderr
+    shown = prepare(island, variables, "--limit", "node2", "--diff", "-vv")
+    assert "python: write /root/.netrc" in shown.stdout
+    assert password not in shown.stdout + shown.stderr
+    assert changed_tasks(prepare(island, variables, "--limit", "node2")) == {"node2": 0}
+    assert island.ssh("node2", "stat -c '%a %U' /root/.netrc").stdout == "600 root\n"
+    assert island.ssh("node2", f"grep -rl {password} /etc /var/log /tmp 2>/dev/null", check=False).stdout == ""
+    made = ad_hoc(
+        island, "node2", "python_venv",
+        {
+            "path": "/var/lib/stepladder/venvs/probe",
+            "requirements": f"six=={six.name.split('-')[1]} --hash=sha256:{digest}\n",
+            "uv_version": uv_version[1],
+            "uv_requirement": (REPOSITORY / "catalog/locks/uv.txt").read_text(),
+            "tools_dir": "/var/lib/stepladder/tools",
+            "cache_dir": "/var/lib/stepladder/cache",
+        },
+    )  # fmt: skip
+    assert made.returncode == 0, made.stdout[-3000:] + made.stderr[-2000:]
+    assert island.ssh("node2", "/var/lib/stepladder/venvs/probe/bin/python -c 'import six'").returncode == 0

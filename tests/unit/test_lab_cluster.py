@@ -164,7 +164,7 @@ def test_a_lab_without_a_second_network_does_not_get_one() -> None:
 
 @pytest.mark.parametrize(
     ("gpu", "group", "variables"),
-    [("h20-96", "h20", {}), ("cpu", "cpu", {}), ("mi300x", "mi300x", {"deployment_gpu": "mi300x"}),
+    [("h20-96", "h20", {}), ("cpu", "cpu", {}), ("mi300x", "mi300x", {}),
      ("h20-x", "h20_x", {"deployment_gpu": "h20-x"})],
 )  # fmt: skip
 def test_group_of_a_gpu_type(gpu: str, group: str, variables: dict[str, str]) -> None:
