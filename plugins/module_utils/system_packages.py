@@ -198,8 +198,12 @@ class _AptRun(_Run):
             # After an interruption this is the first look that apt lets one have.
             self._refuse(self.manager.installed(), self._foresee(missing, [None] if fresh else [sources, None]))
             self.manager.install(missing, self.wanted.allow_change)
-        if hold:
-            self.manager.hold(hold)
+        # After an interruption more is there than could be foreseen.
+        due = package_plan.to_hold(self.wanted.hold, self.manager.installed(), Foreseen({}), self.manager.held())
+        if due:
+            self.manager.hold(due)
+        if more := sorted(set(due) - set(hold)):
+            self.outcome.actions.append(f"hold {' '.join(more)}")
 
     def _try(
         self,

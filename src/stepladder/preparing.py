@@ -18,19 +18,21 @@ MOST_LINES = 12
 ADDRESSES = ("deployment_address", "ansible_host", "lab_storage_address")
 
 
-def report(rows: Mapping[str, Mapping[str, Any]], failed: Sequence[str]) -> str:
+def report(rows: Mapping[str, Mapping[str, Any]], failed: Sequence[str], check: bool = False) -> str:
     """A line for each node, and below it what was changed.
 
     Args:
         rows: by node, of `FACTS` those that its roles have set.
         failed: nodes that a fault stopped; what it was stands above.
+        check: whether it was only looked at.
     """
     lines = []
     for name, row in rows.items():
         changes = [f"{part}: {action}" for key, part in CHANGES.items() for action in row.get(key) or []]
         reboot = row.get("gpu_driver_reboot") or []
-        state = "not prepared, see above" if name in failed else "prepared"
-        count = "nothing changed" if not changes else f"{len(changes)} change{'s' if len(changes) > 1 else ''}"
+        state = "not prepared, see above" if name in failed else "can be prepared" if check else "prepared"
+        number = f"{len(changes)} change{'s' if len(changes) > 1 else ''}{' to make' if check else ''}"
+        count = number if changes else "nothing to change" if check else "nothing changed"
         due = "a reboot is due" if reboot else "no reboot is due"
         lines.append(f"{name}: {state}; {count}; {due}")
         summary = (row.get("gpu_driver_plan") or {}).get("summary")

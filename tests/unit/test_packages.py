@@ -305,6 +305,7 @@ class Recorder:
 
     def install(self, specs: list[Spec], allow_change: bool) -> None:
         self.done.append(f"install {' '.join(map(str, specs))}")
+        self.there = self.there | {name: Package(version) for name, version in self.foreseen.installs.items()}
 
     def hold(self, names: list[str]) -> None:
         self.done.append(f"hold {' '.join(names)}")
@@ -370,9 +371,10 @@ def test_a_wrong_key_writes_nothing(node: Callable[..., Any], tmp_path: Path) ->
 def test_what_an_interruption_left_is_finished_first(node: Callable[..., Any]) -> None:
     node(Recorder({}, FRESH), packages=[Spec.of("fm")])
     recorder = Recorder({"fm": Package("580.126.20-1", "iF")})
-    outcome = node(recorder, packages=[Spec.of("fm")])
+    outcome = node(recorder, packages=[Spec.of("fm")], hold=[Spec.of("fm")])
     assert recorder.done[:2] == ["wait", "finish"]
-    assert outcome.actions[0] == "finish what an earlier dpkg left: fm"
+    assert recorder.done[-1] == "hold fm"
+    assert outcome.actions == ["finish what an earlier dpkg left: fm", "hold fm"]
 
 
 def test_lists_that_an_interruption_left_out_are_fetched_from_the_mirror_first(node: Callable[..., Any]) -> None:
