@@ -35,13 +35,20 @@ def _mixed_types(hosts: list[str], variables: Mapping[str, Any], host: str) -> l
     return driver.mixed_types(types, deployments, host)
 
 
-def _preparation_report(variables: Mapping[str, Any], hosts: list[str], failed: list[str]) -> str:
+def _preparation_report(variables: Mapping[str, Any], hosts: list[str], failed: list[str], check: bool) -> str:
     """`preparing.report` on plain rows; the variables of hosts are read one by one, all of them would cost minutes."""
     rows = {
         name: {key: _plain(variables[name].get(key)) for key in preparing.FACTS if variables[name].get(key) is not None}
         for name in hosts
     }
-    return preparing.report(rows, failed)
+    return preparing.report(rows, failed, check)
+
+
+def _firewall_peers(hosts: list[str], variables: Mapping[str, Any]) -> list[str]:
+    """`preparing.firewall_peers` of what the inventory says of some hosts."""
+    return preparing.firewall_peers(
+        {name: {key: variables[name].get(key) for key in preparing.ADDRESSES} for name in hosts}
+    )
 
 
 class FilterModule:
@@ -51,6 +58,7 @@ class FilterModule:
         """Name the filters."""
         return {
             "driver_plan": _driver_plan,
+            "firewall_peers": _firewall_peers,
             "mixed_types": _mixed_types,
             "pip_conf": lambda values: python_sources.pip_conf(_plain(values)),
             "preparation_report": _preparation_report,

@@ -155,27 +155,40 @@ class Apt:
             # Without it apt takes old lists for good where none can be fetched.
             self._do("fetch the lists of packages", ["apt-get", "update", "-q", "--error-on=any", *options], not into)
 
-    def simulate(self, specs: Sequence[Spec], into: Path | None = None) -> Foreseen:
+    def wait(self) -> None:
+        """Wait for another package manager.
+
+        Raises:
+            PackagesError: it was at work until the deadline; it is named.
+        """
+        wait_for_locks(self._lock_seconds, self._report)
+
+    def simulate(self, specs: Sequence[Spec], allow_change: bool, into: Path | None = None) -> Foreseen:
         """What installing would do; nothing is changed.
+
+        Args:
+            specs: what to install.
+            allow_change: whether holds may be passed over.
+            into: a scratch folder; none for the node itself.
 
         Raises:
             PackagesError: it cannot be done.
         """
         if not specs:
             return Foreseen({})
-        argv = ["apt-get", "-s", *install_arguments(specs), *(scratch_options(into) if into else [])]
+        argv = ["apt-get", "-s", *install_arguments(specs, allow_change), *(scratch_options(into) if into else [])]
         done = subprocess.run(argv, env=self._environ, capture_output=True, text=True, check=False)
         if done.returncode:
             raise PackagesError(_failure("install", (done.stdout + done.stderr).splitlines()[-12:]))
         return package_plan.parse_simulation(done.stdout)
 
-    def install(self, specs: Sequence[Spec]) -> None:
+    def install(self, specs: Sequence[Spec], allow_change: bool) -> None:
         """Install packages in the versions asked for.
 
         Raises:
             PackagesError: that failed.
         """
-        self._do("install", ["apt-get", *install_arguments(specs), *KEEP_SETTINGS])
+        self._do("install", ["apt-get", *install_arguments(specs, allow_change), *KEEP_SETTINGS])
 
     def hold(self, names: Sequence[str]) -> None:
         """Keep packages as they are until they are let go: `apt-get upgrade` and unattended upgrades leave them out.
@@ -191,7 +204,7 @@ class Apt:
     def _do(self, step: str, argv: list[str], locked: bool = True) -> None:
         for attempt in (1, 2, 3):
             if locked:
-                wait_for_locks(self._lock_seconds, self._report)
+                self.wait()
             status, tail = watched.run(argv, self._environ, on_line=lambda line: self._report(f"{step}: {line}"))
             if not status:
                 return
@@ -199,10 +212,10 @@ class Apt:
                 raise PackagesError(_failure(step, tail[-12:]))
 
 
-def install_arguments(specs: Sequence[Spec]) -> list[str]:
-    """What follows `apt-get` to install packages."""
-    options = ["--no-install-recommends", "--allow-change-held-packages", "--allow-downgrades"]
-    return ["install", "-y", "-q", *options, *map(str, specs)]
+def install_arguments(specs: Sequence[Spec], allow_change: bool) -> list[str]:
+    """What follows `apt-get` to install packages; with a change allowed, dependencies that are held move along."""
+    change = ["--ignore-hold", "--allow-change-held-packages", "--allow-downgrades"] if allow_change else []
+    return ["install", "-y", "-q", "--no-install-recommends", *change, *map(str, specs)]
 
 
 def _failure(step: str, tail: Sequence[str]) -> str:

@@ -76,6 +76,7 @@ class Facts:
         installed_at, booted_at: seconds since 1970; the first is 0 where the main package is not there.
         gpus: number of GPUs on the PCI bus by vendor.
         reboot_wanted: what the system itself says about a reboot that is due.
+        kernels: version of the module by release of each kernel that is installed beside the running one and newer.
     """
 
     hostname: str = ""
@@ -90,6 +91,7 @@ class Facts:
     command_line: Sequence[str] = ()
     gpus: Mapping[str, int] = field(default_factory=dict)
     reboot_wanted: str = ""
+    kernels: Mapping[str, str] = field(default_factory=dict)
 
     def as_result(self) -> dict[str, Any]:
         """The facts that the module returns."""
@@ -213,6 +215,12 @@ def faults_after(facts: Facts, wanted: Wanted) -> Iterator[Fault]:
             f"library {wanted.library}", facts.library or "not there", wanted.version if wanted.install else "there",
             "another driver's library is in its place: ldconfig -p | grep nvidia-ml, dpkg -S on what it says",
         )  # fmt: skip
+    for kernel in [release for release, version in facts.kernels.items() if not version] if facts.on_disk else []:
+        yield Fault(
+            f"kernel {kernel}", f"installed, and has no module {wanted.module}", "one with it",
+            f"the node would come up without GPUs: install linux-headers-{kernel} (kernel-devel-{kernel}) and run dkms "
+            "autoinstall, or take that kernel out",
+        )  # fmt: skip
     if facts.loaded == (facts.library or facts.on_disk) and facts.loaded:
         return
     if not _not_rebooted(facts) and (facts.library or wanted.vendor == "amd"):
@@ -255,6 +263,7 @@ def gather(wanted: Wanted, root: Path = Path("/")) -> Facts:
         command_line=preflight.read_text(root / "proc/cmdline").split(),
         gpus=_on_bus(root),
         reboot_wanted=_reboot_wanted(root),
+        kernels={release: _modinfo(wanted.module, release) for release in _newer_kernels(root)},
     )
 
 
@@ -278,11 +287,23 @@ def _loaded(wanted: Wanted, root: Path) -> str:
     return ""
 
 
-def _modinfo(module: str) -> str:
+def _newer_kernels(root: Path) -> list[str]:
+    """Releases of the kernels in /boot that are newer than the running one: the node comes up with the newest."""
+    running = os.uname().release
+    releases = [path.name.partition("-")[2] for path in (root / "boot").glob("vmlinuz-*")]
+    return sorted(each for each in releases if _kernel_key(each) > _kernel_key(running) and "rescue" not in each)
+
+
+def _kernel_key(release: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", release)]
+
+
+def _modinfo(module: str, kernel: str = "") -> str:
     program = shutil.which("modinfo", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"]))
     if not module or not program:
         return ""
-    done = subprocess.run([program, "-F", "version", module], capture_output=True, text=True, check=False)
+    of = ["-k", kernel] if kernel else []
+    done = subprocess.run([program, *of, "-F", "version", module], capture_output=True, text=True, check=False)
     return done.stdout.strip()
 
 

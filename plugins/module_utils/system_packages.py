@@ -181,16 +181,29 @@ class _AptRun(_Run):
         self._tell_packages(installed, foreseen, hold)
         self._tell_versions(installed, foreseen)
         if self.outcome.actions and not self.check:
-            if self.manager.interrupted(installed):
-                self.manager.finish_interrupted()
-            if fresh:
-                write(fresh)
-                self.manager.update(sources or None)
-            if missing:
-                self._install(missing)
-            if hold:
-                self.manager.hold(hold)
+            self._apply(fresh, sources, missing, hold)
         return self.outcome
+
+    def _apply(
+        self, fresh: Mapping[str, bytes], sources: Sequence[str], missing: Sequence[Spec], hold: Sequence[str]
+    ) -> None:
+        self.manager.wait()  # before a file is written: who holds apt is told while nothing is changed
+        if self.manager.interrupted(self.manager.installed()):
+            self.manager.finish_interrupted()
+        if fresh:
+            write(fresh)
+            if sources:
+                self.manager.update(sources)
+        if missing:
+            # After an interruption this is the first look that apt lets one have.
+            self._refuse(self.manager.installed(), self._foresee(missing, [None] if fresh else [sources, None]))
+            self.manager.install(missing, self.wanted.allow_change)
+        # After an interruption more is there than could be foreseen.
+        due = package_plan.to_hold(self.wanted.hold, self.manager.installed(), Foreseen({}), self.manager.held())
+        if due:
+            self.manager.hold(due)
+        if more := sorted(set(due) - set(hold)):
+            self.outcome.actions.append(f"hold {' '.join(more)}")
 
     def _try(
         self,
@@ -201,27 +214,44 @@ class _AptRun(_Run):
     ) -> Foreseen:
         """Ask the repositories, in a copy of apt's world, for what is wanted, before a file is written."""
         with apt.scratch(fresh) as root:
-            if fresh and sources:
-                self.manager.update([str(root / "sources" / Path(path).name) for path in sources], root)
+            copies = [str(root / "sources" / Path(path).name) for path in sources]
+            if fresh and copies:
+                self.manager.update(copies, root)
             try:
-                foreseen = self.manager.simulate(missing, root)
+                foreseen = self._foresee(missing, [None] if fresh else [copies, None], root)
             except PackagesError:
                 if self.manager.interrupted(installed):
                     return Foreseen({})  # apt plans nothing before that is mended
-                self.manager.update(None, root)  # dependencies come from the node's other sources, never asked maybe
-                foreseen = self.manager.simulate(missing, root)
+                raise
         self._refuse(installed, foreseen)
         return foreseen
 
-    def _install(self, missing: Sequence[Spec]) -> None:
-        installed = self.manager.installed()
+    def _foresee(
+        self, missing: Sequence[Spec], updates: Sequence[Sequence[str] | None], root: Path | None = None
+    ) -> Foreseen:
+        """What installing would do; lists that may be old or missing are fetched where it cannot be told without.
+
+        Args:
+            missing: what to install.
+            updates: whose lists to fetch, one after the other until it can be told: sources, or none for all. One
+                that does not answer is no error: without a way out only the mirror does.
+            root: a scratch folder; none for the node itself.
+
+        Raises:
+            PackagesError: it cannot be done with what the sources have.
+        """
         try:
-            foreseen = self.manager.simulate(missing)
-        except PackagesError:
-            self.manager.update(None)
-            foreseen = self.manager.simulate(missing)
-        self._refuse(installed, foreseen)  # after an interruption this is the first look
-        self.manager.install(missing)
+            return self.manager.simulate(missing, self.wanted.allow_change, root)
+        except PackagesError as error:
+            reason = error
+        for sources in updates:
+            with contextlib.suppress(PackagesError):
+                self.manager.update(sources, root)
+            try:
+                return self.manager.simulate(missing, self.wanted.allow_change, root)
+            except PackagesError as error:
+                reason = error
+        raise reason
 
 
 class _DnfRun(_Run):

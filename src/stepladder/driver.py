@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -91,7 +92,7 @@ def driver_plan(wish: Mapping[str, Any], facts: Mapping[str, Any], directory: st
         CatalogueError: the catalogue is broken.
     """
     wanted = Wish(**{name: value for name, value in wish.items() if value is not None})
-    catalogue = Catalogue(Path(directory))
+    catalogue = _catalogue(directory)
     gpu = catalogue.gpus.get(wanted.gpu)
     if gpu is None:
         violation = unknown_name("GPU type", wanted.gpu or "(deployment_gpu is not set)", catalogue.gpus)
@@ -106,6 +107,12 @@ def driver_plan(wish: Mapping[str, Any], facts: Mapping[str, Any], directory: st
     if not release or not known:
         return _nothing(gpu.vendor, gpu.title) | {"faults": [_fault(each) for each in faults]}
     return _plan(wanted, gpu, release, known, system) | {"faults": [_fault(each) for each in faults]}
+
+
+@functools.cache
+def _catalogue(directory: str) -> Catalogue:
+    """A catalogue, read once for all nodes."""
+    return Catalogue(Path(directory))
 
 
 def mixed_types(types: Mapping[str, str], deployments: Mapping[str, str], host: str) -> list[dict[str, str]]:
@@ -227,7 +234,7 @@ def _repository(
     known: dict[str, Any], mirrors: Mapping[str, Mapping[str, Any]], words: Mapping[str, str]
 ) -> dict[str, Any]:
     """A repository with the site's mirror in place of the vendor's."""
-    mirror = {name: value for name, value in mirrors.get(known["name"], {}).items() if value}
+    mirror = {name: value for name, value in mirrors.get(known["name"], {}).items() if value not in (None, "")}
     merged = known | mirror
     if "key" in mirror:
         merged.pop("key_url")

@@ -12,30 +12,48 @@ CHANGES = {
     "container_runtime_changes": "containers",
     "python_mirror_changes": "python",
 }
-FACTS = (*CHANGES, "gpu_driver_plan", "gpu_driver_reboot", "host_unmet")
+FACTS = (*CHANGES, "gpu_driver_plan", "gpu_driver_reboot", "gpu_driver_unmet", "host_unmet")
 MOST_LINES = 12
+# Where the inventory says at which addresses a node is.
+ADDRESSES = ("deployment_address", "ansible_host", "lab_storage_address")
 
 
-def report(rows: Mapping[str, Mapping[str, Any]], failed: Sequence[str]) -> str:
+def report(rows: Mapping[str, Mapping[str, Any]], failed: Sequence[str], check: bool = False) -> str:
     """A line for each node, and below it what was changed.
 
     Args:
         rows: by node, of `FACTS` those that its roles have set.
         failed: nodes that a fault stopped; what it was stands above.
+        check: whether it was only looked at.
     """
     lines = []
     for name, row in rows.items():
         changes = [f"{part}: {action}" for key, part in CHANGES.items() for action in row.get(key) or []]
         reboot = row.get("gpu_driver_reboot") or []
-        state = "not prepared, see above" if name in failed else "prepared"
-        count = "nothing changed" if not changes else f"{len(changes)} change{'s' if len(changes) > 1 else ''}"
+        state = "not prepared, see above" if name in failed else "can be prepared" if check else "prepared"
+        number = f"{len(changes)} change{'s' if len(changes) > 1 else ''}{' to make' if check else ''}"
+        count = number if changes else "nothing to change" if check else "nothing changed"
         due = "a reboot is due" if reboot else "no reboot is due"
         lines.append(f"{name}: {state}; {count}; {due}")
         summary = (row.get("gpu_driver_plan") or {}).get("summary")
         lines += [f"    {summary}"] if summary else []
         lines += [f"    reboot: {reason}" for reason in reboot]
-        lines += [f"    not possible here: {text}" for text in row.get("host_unmet") or []]
+        unmet = [*(row.get("host_unmet") or []), *(row.get("gpu_driver_unmet") or [])]
+        lines += [f"    not possible here: {text}" for text in unmet]
         lines += [f"    {change}" for change in changes[:MOST_LINES]]
         if len(changes) > MOST_LINES:
             lines.append(f"    and {len(changes) - MOST_LINES} more; -v shows all")
     return "\n".join(lines)
+
+
+def firewall_peers(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The addresses of all nodes that the inventory tells; a node that it only names is told by its name.
+
+    Args:
+        rows: by node its `ADDRESSES`.
+    """
+    found: dict[str, None] = {}
+    for name, row in rows.items():
+        addresses = [str(row[key]) for key in ADDRESSES if row.get(key)] or [name]
+        found |= dict.fromkeys(addresses)
+    return list(found)

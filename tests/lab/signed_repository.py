@@ -6,10 +6,13 @@ versions and say in their description that they are empty; no driver is in them.
 
 from __future__ import annotations
 
+import base64
 import functools
+import hashlib
 import http.server
 import os
 import platform
+import re
 import shutil
 import subprocess
 import threading
@@ -81,6 +84,19 @@ def driver_packages(version: str, kernel: str, broken: str = "") -> list[StandIn
             for one in made]  # fmt: skip
 
 
+def amd_packages(kernel: str) -> list[StandIn]:
+    """Stand-ins for what Debian 12 gets for an MI355X: names of AMD's repositories, ROCm 7.2.4, amdgpu 30.30.4."""
+    versions = {
+        "amdgpu-dkms": "1:6.16.13.30300400-2341068.22.04",
+        "rocm-core": "7.2.4.70204-93~22.04",
+        "rocminfo": "1.0.0.70204-93~22.04",
+        "rocm-smi-lib": "7.8.0.70204-93~22.04",
+        "amd-smi-lib": "26.2.2.70204-93~22.04",
+        f"linux-headers-{kernel}": "1",
+    }
+    return [StandIn(name, version) for name, version in versions.items()]
+
+
 def build(folder: Path, packages: Sequence[StandIn], extra: Sequence[Path] = ()) -> None:
     """Make a flat apt repository of stand-ins and of real packages; it is signed by `sign`."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -130,11 +146,39 @@ def sign(folder: Path, home: Path) -> None:
     (folder / "key.asc").write_text(_gpg(home, "--armor", "--export"))
 
 
+def index(folder: Path, wheels: Sequence[Path]) -> None:
+    """Make a static package index (PEP 503) of wheels: a page for each name, with the files' hashes."""
+    pages: dict[str, list[str]] = {}
+    for wheel in wheels:
+        name = re.sub(r"[-_.]+", "-", wheel.name.partition("-")[0]).lower()
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(wheel, folder / name)
+        digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+        pages.setdefault(name, []).append(f'<a href="{wheel.name}#sha256={digest}">{wheel.name}</a>')
+    for name, links in pages.items():
+        (folder / name / "index.html").write_text(f"<!DOCTYPE html><html><body>{''.join(links)}</body></html>")
+
+
 @contextmanager
-def served(folder: Path, address: str) -> Iterator[str]:
-    """Serve a folder over HTTP on an address of this machine; the URL."""
+def served(folder: Path, address: str, login: str = "") -> Iterator[str]:
+    """Serve a folder over HTTP on an address of this machine; the URL.
+
+    Args:
+        folder: what is served.
+        address: where to listen.
+        login: `user:password` that has to be given for what is below `private/`.
+    """
+    expected = f"Basic {base64.b64encode(login.encode()).decode()}"
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path.startswith("/private/") and self.headers.get("Authorization") != expected:
+                self.send_response(401)
+                self.send_header("WWW-Authenticate", 'Basic realm="private"')
+                self.end_headers()
+                return
+            super().do_GET()
+
         def log_message(self, format: str, *arguments: object) -> None:
             pass
 

@@ -6,25 +6,31 @@ not set are told and not made (`host_strict: false`).
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import re
+import shutil
+import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import signed_repository
-from real_lab import RealLab, why_not
+from real_lab import REPOSITORY, RealLab, why_not
 from signed_repository import StandIn
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
 VERSION, NEWER = "580.126.20", "580.159.04"
+LOGIN = "site:correct-horse"
 SLOW = "nvidia-kernel-open-dkms"  # a real one takes minutes to be built
 
 
@@ -67,9 +73,11 @@ def mirror(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mirror]:
     packages += signed_repository.driver_packages(NEWER, "")
     signed_repository.build(www / "nvidia", packages)
     signed_repository.sign(www / "nvidia", folder / "keys" / "good")
+    signed_repository.build(www / "amd", signed_repository.amd_packages(platform.release()))
+    signed_repository.sign(www / "amd", folder / "keys" / "good")
     signed_repository.build(www / "strange", [StandIn("nvidia-driver-cuda", f"{VERSION}-1")])
     signed_repository.sign(www / "strange", folder / "keys" / "other")
-    with signed_repository.served(www, "0.0.0.0") as url:
+    with signed_repository.served(www, "0.0.0.0", LOGIN) as url:
         yield Mirror(url, good, other, www)
 
 
@@ -87,6 +95,15 @@ def prepare(
         json.dump(variables, file)
         file.flush()
         return lab.play("prepare", "-e", f"@{file.name}", *options, check=check)
+
+
+@contextmanager
+def started(lab: RealLab, variables: dict[str, Any], *options: str) -> Iterator[subprocess.Popen[str]]:
+    """`prepare` while it runs."""
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump(variables, file)
+        file.flush()
+        yield lab.start("prepare", "-e", f"@{file.name}", *options)
 
 
 def changed_tasks(done: subprocess.CompletedProcess[str]) -> dict[str, int]:
@@ -107,9 +124,18 @@ def files(lab: RealLab, node: str) -> str:
 
 
 def test_check_on_fresh_nodes_tells_the_very_versions_and_changes_nothing(lab: RealLab, mirror: Mirror) -> None:
+    """A node with a fault keeps no other from it; the report tells of both."""
     before = files(lab, "node1")
-    done = prepare(lab, at(mirror, lab).variables(), "--check", "--diff")
-    assert "node1: prepared; 16 changes; no reboot is due" in done.stdout
+    hosts = lab.inventory / "host_vars"
+    hosts.mkdir()
+    try:
+        (hosts / "node2.yml").write_text("gpu_driver_minimum_free_bytes: {/var: 1000000000000000}\n")
+        done = prepare(lab, at(mirror, lab).variables(), "--check", "--diff", check=False)
+    finally:
+        shutil.rmtree(hosts)
+    assert done.returncode == 2
+    assert "node1: can be prepared; 16 changes to make; no reboot is due" in done.stdout
+    assert "node2: not prepared, see above; nothing to change" in done.stdout
     assert f"+nvidia-fabricmanager: {VERSION}-1" in done.stdout
     assert "+hold of libnvidia-ml1: yes" in done.stdout
     assert files(lab, "node1") == before
@@ -143,9 +169,7 @@ def test_unlike_gpus_in_one_deployment_are_told_of_each_node(lab: RealLab, mirro
         (hosts / "node2.yml").write_text("deployment_gpu: h200\n")
         done = prepare(lab, variables, check=False)
     finally:
-        for path in hosts.iterdir():
-            path.unlink()
-        hosts.rmdir()
+        shutil.rmtree(hosts)
     said = done.stdout + done.stderr
     assert "GPU types of one deployment: h20-96 here, h200 on node2 (needed: one type)" in said
     assert "GPU types of one deployment: h200 here, h20-96 on node1 (needed: one type)" in said
@@ -171,12 +195,35 @@ def island(mirror: Mirror) -> Iterator[RealLab]:
     lab = RealLab("isle", state, state / "inventory", environ={"XDG_STATE_HOME": str(state)})
     try:
         lab.run("up", "--nodes", "2", "--inventory", str(lab.inventory))
+        carry_in(lab, mirror)
         for node in ("node1", "node2"):
-            lab.ssh(node, "ip route del default; rm -f /etc/pip.conf; : >/etc/environment")
+            lab.ssh(node, "ip route del default; rm -rf /etc/pip.conf /var/lib/apt/lists/*_*; : >/etc/environment")
         yield lab
     finally:
         done = lab.run("down", check=False)
         assert done.returncode == 0, f"the lab in {state} was not removed:\n{done.stdout}{done.stderr}"
+
+
+def carry_in(lab: RealLab, mirror: Mirror) -> None:
+    """Put the real package nftables into the mirror, with what it needs on a node; no stand-in."""
+    planned = lab.ssh(
+        "node1", "apt-get update -q >/dev/null && apt-get -s install --no-install-recommends nftables"
+    ).stdout
+    names = re.findall(r"(?m)^Inst (\S+)", planned)
+    packages = mirror.folder / "packages"
+    packages.mkdir()
+    subprocess.run(["apt-get", "download", *names], cwd=packages, check=True, capture_output=True, timeout=120)
+    signed_repository.build(mirror.folder / "debian", [], [*packages.iterdir()])
+    signed_repository.sign(mirror.folder / "debian", mirror.folder.parent / "keys" / "good")
+
+
+def reaches(address: str, port: int) -> bool:
+    """Whether this machine, which is no peer, gets a connection."""
+    try:
+        socket.create_connection((address, port), timeout=3).close()
+    except OSError:
+        return False
+    return True
 
 
 def forget(lab: RealLab, node: str) -> None:
@@ -200,7 +247,7 @@ def test_first_run_installs_second_changes_nothing(island: RealLab, mirror: Mirr
     first = prepare(island, variables)
     assert all(count > 0 for count in changed_tasks(first).values())
     for node in ("node1", "node2"):
-        assert f"{node}: prepared; 16 changes; a reboot is due" in first.stdout
+        assert f"{node}: prepared; 18 changes; a reboot is due" in first.stdout
         held = island.ssh(node, "apt-mark showhold").stdout.split()
         assert held == ["libnvidia-ml1", "libnvidia-nscq", "nvidia-driver-cuda", "nvidia-fabricmanager",
                         "nvidia-kernel-open-dkms", "nvidia-persistenced"]  # fmt: skip
@@ -252,21 +299,23 @@ def test_another_version_is_a_decision(island: RealLab, mirror: Mirror) -> None:
 @pytest.mark.nightly
 def test_who_holds_apt_is_named_and_waited_for(island: RealLab, mirror: Mirror) -> None:
     forget(island, "node1")
-    code = "import fcntl,time;f=open('/var/lib/dpkg/lock-frontend','w');fcntl.lockf(f,fcntl.LOCK_EX);time.sleep({})"
-    hold = 'systemd-run -q --unit=stand-in-holder python3 -c "' + code + '"'
-    island.ssh("node1", hold.format(600))
-    started = time.monotonic()
+    code = "import fcntl,time;f=open('/var/lib/dpkg/lock-frontend','w');fcntl.lockf(f,fcntl.LOCK_EX);time.sleep(600)"
+    island.ssh("node1", f'systemd-run -q --unit=stand-in-holder python3 -c "{code}"')
     refused = prepare(island, at(mirror, island).variables(gpu_driver_lock_timeout=5), "--limit", "node1", check=False)
-    assert time.monotonic() - started < 90
     said = refused.stdout + refused.stderr
     assert re.search(
         r"/var/lib/dpkg/lock-frontend was held for 5 s by process \d+ \(/usr/bin/python3 -c import fcntl", said
     )
-    island.ssh("node1", "systemctl stop stand-in-holder; systemctl reset-failed 2>/dev/null; true")
-    island.ssh("node1", hold.format(25))
-    done = prepare(island, at(mirror, island).variables(), "--limit", "node1")
-    assert "waiting for process" in done.stdout
-    assert "node1: prepared" in done.stdout
+    with started(island, at(mirror, island).variables(), "--limit", "node1") as running:
+        assert running.stdout is not None
+        lines: list[str] = []
+        for line in running.stdout:
+            lines.append(line)
+            if "waiting for process" in line:
+                island.ssh("node1", "systemctl stop stand-in-holder")
+        assert running.wait() == 0, "".join(lines)
+    assert any("waiting for process" in line for line in lines)
+    assert any("node1: prepared" in line for line in lines)
 
 
 @pytest.mark.nightly
@@ -290,11 +339,8 @@ def test_a_run_that_was_killed_in_dpkg_is_finished_by_the_next(island: RealLab, 
     forget(island, "node1")
     island.ssh("node1", "touch /run/stand-in-hangs")
     variables = at(mirror, island).variables()
-    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-        json.dump(variables, file)
-        file.flush()
-        running = island.start("prepare", "-e", f"@{file.name}", "--limit", "node1")
-        deadline = time.monotonic() + 120
+    with started(island, variables, "--limit", "node1") as running:
+        deadline = time.monotonic() + 180
         while island.ssh("node1", "pgrep -f [s]leep.600", check=False).returncode:
             assert time.monotonic() < deadline, "dpkg never came to the package that hangs"
             time.sleep(1)
@@ -322,3 +368,116 @@ def test_without_root_nothing_is_tried(island: RealLab, mirror: Mirror) -> None:
     said = done.stdout + done.stderr
     assert "- user: packages and settings of the system need root, and this is user" in said
     assert "to mend: set ansible_become: true" in said
+
+
+@pytest.mark.nightly
+def test_the_firewall_lets_peers_in_and_strangers_not(island: RealLab, mirror: Mirror) -> None:
+    here = at(mirror, island)
+    site = {"name": "site", "url": f"{here.url}debian/", "key_url": f"{here.url}debian/key.asc",
+            "fingerprints": [here.fingerprint]}  # fmt: skip
+    variables = here.variables(host_repositories=[site], host_firewall=True)
+    address = island.address("node1")
+    for port in (8000, 2222):
+        island.ssh("node1", f"systemd-run -q --unit=stand-in-{port} python3 -m http.server {port}", check=False)
+    island.ssh("node1", "nft add table inet theirs 2>/dev/null", check=False)
+    peer = f"python3 -c 'import socket; socket.create_connection((\"{address}\", 8000), 3)'"
+    deadline = time.monotonic() + 30
+    while not reaches(address, 8000):
+        assert time.monotonic() < deadline, "the node's server did not come up"
+        time.sleep(0.5)
+    prepare(island, variables)
+    assert not reaches(address, 8000)
+    assert reaches(address, 2222)
+    assert reaches(address, 22)
+    island.ssh("node2", peer)
+    assert changed_tasks(prepare(island, variables)) == {"node1": 0, "node2": 0}
+    assert changed_tasks(prepare(island, variables, "--check", "--diff")) == {"node1": 0, "node2": 0}
+    island.ssh("node1", "nft add table inet theirs; nft delete rule inet stepladder input handle "
+               "$(nft -a list table inet stepladder | sed -n 's/.*tcp dport @ports.*# handle //p')")  # fmt: skip
+    assert "host: load the rules" in prepare(island, variables, "--limit", "node1").stdout
+    assert not reaches(address, 8000)
+    assert "theirs" in island.ssh("node1", "nft list tables").stdout
+    clients = variables | {"host_firewall_clients": [here.url.split("/")[2].rpartition(":")[0]]}
+    prepare(island, clients, "--limit", "node1")
+    assert reaches(address, 8000)
+    prepare(island, variables | {"host_firewall": False}, "--limit", "node1")
+    tables = island.ssh("node1", "nft list tables").stdout
+    assert "stepladder" not in tables
+    assert "theirs" in tables
+
+
+@pytest.mark.nightly
+def test_amd_gets_rocm_groups_and_kernel_settings(island: RealLab, mirror: Mirror) -> None:
+    forget(island, "node2")
+    here = at(mirror, island)
+    flat = {"url": f"{here.url}amd/", "suites": ["/"], "components": [], "key_url": f"{here.url}amd/key.asc",
+            "fingerprints": [here.fingerprint]}  # fmt: skip
+    variables = here.variables(
+        deployment_gpu="mi355x", gpu_driver_mirrors={"amdgpu": flat, "rocm": flat}, gpu_driver_strict=False,
+        gpu_driver_users=["serving"],
+    )  # fmt: skip
+    island.ssh("node2", "id serving >/dev/null 2>&1 || useradd serving")
+    prepare(island, variables, "--limit", "node2", "--check", "--diff")
+    first = prepare(island, variables, "--limit", "node2")
+    assert "AMD Instinct MI355X: ROCm 7.2.4, amdgpu 30.30.4" in first.stdout
+    assert "reboot: the kernel runs without iommu=pt pci=realloc=off" in first.stdout
+    assert "not possible here: there is no GRUB: start the kernel with iommu=pt pci=realloc=off" in first.stdout
+    assert "render" in island.ssh("node2", "id -nG serving").stdout.split()
+    held = island.ssh("node2", "apt-mark showhold").stdout.split()
+    assert held == ["amd-smi-lib", "amdgpu-dkms", "rocm-core", "rocm-smi-lib", "rocminfo"]
+    sysctl = island.ssh("node2", "cat /etc/sysctl.d/60-stepladder-gpu.conf 2>/dev/null", check=False).stdout
+    assert "kernel.numa_balancing = 0" in sysctl or not Path("/proc/sys/kernel/numa_balancing").exists()
+    assert changed_tasks(prepare(island, variables, "--limit", "node2")) == {"node2": 0}
+
+
+def ad_hoc(lab: RealLab, node: str, module: str, arguments: dict[str, Any]) -> subprocess.CompletedProcess[str]:
+    """One module of ours on one node."""
+    ansible = Path(sys.executable).with_name("ansible")
+    command = [ansible, node, "-i", lab.inventory, "-m", f"stepladder.core.{module}", "-a", json.dumps(arguments)]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=600)
+
+
+@pytest.mark.nightly
+def test_environments_are_made_from_the_sites_index_alone(island: RealLab, mirror: Mirror, tmp_path: Path) -> None:
+    """The module that makes engines' environments, on a node without a way out: uv and a package come from a static
+    index that asks for a password, and nobody but root reads that."""
+    here = at(mirror, island)
+    host = here.url.split("/")[2].rpartition(":")[0]
+    tools = (REPOSITORY / "catalog/tools.yml").read_text()
+    uv_version = re.search(r"(?m)^uv: (\S+)$", tools)
+    assert uv_version
+    download = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(tmp_path)]
+    subprocess.run([*download, f"uv=={uv_version[1]}", "six"], check=True, timeout=300)
+    wheels = sorted(tmp_path.glob("*.whl"))
+    signed_repository.index(mirror.folder / "private/simple", wheels)
+    six = next(wheel for wheel in wheels if wheel.name.startswith("six-"))
+    digest = hashlib.sha256(six.read_bytes()).hexdigest()
+    user, _, password = LOGIN.partition(":")
+    variables = {
+        "deployment_gpu": "cpu",
+        "python_mirror_index_url": f"{here.url}private/simple/",
+        "python_mirror_trusted_hosts": [host],
+        "python_mirror_credentials": [{"host": host, "user": user, "password": password}],
+    }
+    leaky = variables | {"python_mirror_index_url": f"http://{LOGIN}@{host}/simple/"}
+    refused = prepare(island, leaky, "--limit", "node2", check=False)
+    assert f"the address of {host} carries a password" in refused.stdout + refused.stderr
+    shown = prepare(island, variables, "--limit", "node2", "--diff", "-vv")
+    assert "python: write /root/.netrc" in shown.stdout
+    assert password not in shown.stdout + shown.stderr
+    assert changed_tasks(prepare(island, variables, "--limit", "node2")) == {"node2": 0}
+    assert island.ssh("node2", "stat -c '%a %U' /root/.netrc").stdout == "600 root\n"
+    assert island.ssh("node2", f"grep -rl {password} /etc /var/log /tmp 2>/dev/null", check=False).stdout == ""
+    made = ad_hoc(
+        island, "node2", "python_venv",
+        {
+            "path": "/var/lib/stepladder/venvs/probe",
+            "requirements": f"six=={six.name.split('-')[1]} --hash=sha256:{digest}\n",
+            "uv_version": uv_version[1],
+            "uv_requirement": (REPOSITORY / "catalog/locks/uv.txt").read_text(),
+            "tools_dir": "/var/lib/stepladder/tools",
+            "cache_dir": "/var/lib/stepladder/cache",
+        },
+    )  # fmt: skip
+    assert made.returncode == 0, made.stdout[-3000:] + made.stderr[-2000:]
+    assert island.ssh("node2", "/var/lib/stepladder/venvs/probe/bin/python -c 'import six'").returncode == 0

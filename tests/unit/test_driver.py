@@ -320,6 +320,12 @@ AFTER: dict[str, tuple[Facts, Wanted, list[str], list[str]]] = {
         [],
         [],
     ),
+    "a newer kernel came without headers": (
+        having(DONE, kernels={"6.8.0-50-generic": "", "6.8.0-51-generic": V}),
+        NVIDIA,
+        ["kernel 6.8.0-50-generic: installed, and has no module nvidia"],
+        [],
+    ),
     "the kernel runs without its parameters": (
         having(DONE, command_line=["ro", "iommu=pt"]),
         wanting(kernel_parameters=["iommu=pt", "pci=realloc=off"]),
@@ -376,6 +382,9 @@ def test_the_node_is_read_from_its_files(tmp_path: Path) -> None:
         put(f"sys/bus/pci/devices/{number}/vendor", f"{vendor}\n")
         put(f"sys/bus/pci/devices/{number}/class", f"{kind}\n")
     put("run/reboot-required", "")
+    put("boot/vmlinuz-999.1.0-2-generic", "")
+    put("boot/vmlinuz-2.6.32-1-generic", "")
+    put("boot/vmlinuz-0-rescue-5a7e", "")
     put("run/reboot-required.pkgs", "linux-image-6.8\nlinux-image-6.8\nlibc6\n")
     facts = preparation.gather(Wanted("nvidia", V, "", "libnvidia-ml.so.1"), tmp_path)
     assert facts.loaded == "615.71.09"
@@ -384,6 +393,7 @@ def test_the_node_is_read_from_its_files(tmp_path: Path) -> None:
     assert facts.command_line == ["BOOT_IMAGE=/vmlinuz", "ro", "iommu=pt"]
     assert facts.gpus == {"nvidia": 1}  # an NVSwitch is a bridge, an Intel display no GPU of ours
     assert facts.reboot_wanted == "linux-image-6.8, libc6"
+    assert facts.kernels == {"999.1.0-2-generic": ""}
 
 
 def test_faults_are_told_with_what_mends_them() -> None:

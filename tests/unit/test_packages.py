@@ -273,6 +273,7 @@ class Recorder:
     def __init__(self, installed: dict[str, Package], foreseen: Foreseen | None = None) -> None:
         self.there, self.foreseen = installed, foreseen or Foreseen({})
         self.done: list[str] = []
+        self.lacking = self.unreachable = 0  # how often it does not know a package, and does not get its lists
 
     def installed(self) -> dict[str, Package]:
         return self.there
@@ -288,13 +289,23 @@ class Recorder:
         self.there = {name: Package(one.version, "ii") for name, one in self.there.items()}
 
     def update(self, sources: list[str] | None, into: Path | None = None) -> None:
-        self.done.append(f"update{' in a copy' if into else ''}")
+        self.done.append(f"update{'' if sources else ' of all'}{' in a copy' if into else ''}")
+        if self.unreachable:
+            self.unreachable -= 1
+            raise apt.PackagesError("Failed to fetch the lists of packages")
 
-    def simulate(self, specs: list[Spec], into: Path | None = None) -> Foreseen:
+    def wait(self) -> None:
+        self.done.append("wait")
+
+    def simulate(self, specs: list[Spec], allow_change: bool, into: Path | None = None) -> Foreseen:
+        if self.lacking:
+            self.lacking -= 1
+            raise apt.PackagesError("Failed to install. Unable to locate package fm")
         return self.foreseen
 
-    def install(self, specs: list[Spec]) -> None:
+    def install(self, specs: list[Spec], allow_change: bool) -> None:
         self.done.append(f"install {' '.join(map(str, specs))}")
+        self.there = self.there | {name: Package(version) for name, version in self.foreseen.installs.items()}
 
     def hold(self, names: list[str]) -> None:
         self.done.append(f"hold {' '.join(names)}")
@@ -327,7 +338,7 @@ FRESH = Foreseen({"fm": "580.126.20-1"})
 def test_first_the_copy_then_files_then_packages_then_holds(node: Callable[..., Any], tmp_path: Path) -> None:
     recorder = Recorder({}, FRESH)
     outcome = node(recorder, packages=[Spec.of("fm=580.126.20-*")], hold=[Spec.of("*=580.126.20-*")])
-    assert recorder.done == ["update in a copy", "update", "install fm=580.126.20-*", "hold fm"]
+    assert recorder.done == ["update in a copy", "wait", "update", "install fm=580.126.20-*", "hold fm"]
     assert [action.split()[0] for action in outcome.actions] == ["write", "write", "install", "hold"]
     assert len(list(tmp_path.glob("APT_*/*"))) == 2
 
@@ -360,9 +371,27 @@ def test_a_wrong_key_writes_nothing(node: Callable[..., Any], tmp_path: Path) ->
 def test_what_an_interruption_left_is_finished_first(node: Callable[..., Any]) -> None:
     node(Recorder({}, FRESH), packages=[Spec.of("fm")])
     recorder = Recorder({"fm": Package("580.126.20-1", "iF")})
-    outcome = node(recorder, packages=[Spec.of("fm")])
-    assert recorder.done[0] == "finish"
-    assert outcome.actions[0] == "finish what an earlier dpkg left: fm"
+    outcome = node(recorder, packages=[Spec.of("fm")], hold=[Spec.of("fm")])
+    assert recorder.done[:2] == ["wait", "finish"]
+    assert recorder.done[-1] == "hold fm"
+    assert outcome.actions == ["finish what an earlier dpkg left: fm", "hold fm"]
+
+
+def test_lists_that_an_interruption_left_out_are_fetched_from_the_mirror_first(node: Callable[..., Any]) -> None:
+    node(Recorder({}, FRESH), packages=[Spec.of("fm")])
+    recorder = Recorder({}, FRESH)
+    recorder.lacking = 1
+    node(recorder, packages=[Spec.of("fm")])
+    assert recorder.done == ["update in a copy", "wait", "install fm"]
+
+
+def test_without_a_way_out_it_is_told_what_lacks_and_not_that_others_are_unreachable(node: Callable[..., Any]) -> None:
+    node(Recorder({}, FRESH), packages=[Spec.of("fm")])
+    recorder = Recorder({}, FRESH)
+    recorder.lacking, recorder.unreachable = 3, 2
+    with pytest.raises(apt.PackagesError, match="Unable to locate package fm"):
+        node(recorder, packages=[Spec.of("fm")])
+    assert recorder.done == ["update in a copy", "update of all in a copy"]
 
 
 def test_a_removal_is_refused_before_a_file_is_written(node: Callable[..., Any], tmp_path: Path) -> None:

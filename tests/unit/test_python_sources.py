@@ -120,3 +120,13 @@ def test_the_report_tells_changes_reboots_and_failures() -> None:
         "c: not prepared, see above; 1 change; no reboot is due",
         "    host: write /x",
     ]
+
+
+def test_the_report_of_a_look_tells_what_would_be_done() -> None:
+    rows: dict[str, dict[str, Any]] = {"a": {"host_changes": ["write /x"]}, "b": {}, "c": {}}
+    assert preparing.report(rows, ["c"], check=True).splitlines() == [
+        "a: can be prepared; 1 change to make; no reboot is due",
+        "    host: write /x",
+        "b: can be prepared; nothing to change; no reboot is due",
+        "c: not prepared, see above; nothing to change; no reboot is due",
+    ]

@@ -1,0 +1,100 @@
+"""The firewall's rules as text, and what is refused; tests/lab/test_prepare.py sends packets through them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from ansible_collections.stepladder.core.plugins.module_utils import peer_firewall
+from ansible_collections.stepladder.core.plugins.module_utils.peer_firewall import Wanted
+
+from stepladder import preparing
+
+GOOD = Wanted(["198.18.0.11", "198.18.0.12"], ["198.18.1.0/24"], ["6379", "29500-65535"], ["30000"], ["22"])
+RULES = """\
+# Written by stepladder; a rerun writes it again.
+add table inet stepladder
+delete table inet stepladder
+table inet stepladder {
+    set peers4 { type ipv4_addr; flags interval; elements = { 198.18.0.11/32, 198.18.0.12/32 } }
+    set clients4 { type ipv4_addr; flags interval; elements = { 198.18.1.0/24 } }
+    set ports { type inet_service; flags interval; elements = { 6379, 29500-65535 } }
+    chain input {
+        type filter hook input priority -5; policy accept;
+        iif lo accept
+        ct state established,related accept
+        tcp dport { 22 } accept
+        ip saddr @peers4 accept
+        ip saddr @clients4 tcp dport { 30000 } accept
+        tcp dport @ports counter drop
+        udp dport @ports counter drop
+    }
+}
+"""
+
+
+def changed(**fields: Any) -> Wanted:
+    return Wanted(**{**vars(GOOD), **fields})
+
+
+def test_rules() -> None:
+    assert peer_firewall.rendered(GOOD) == RULES
+
+
+def test_both_kinds_of_addresses_and_overlapping_ones() -> None:
+    text = peer_firewall.rendered(changed(peers=["198.18.0.11", "198.18.0.0/16", "2001:2::7"], clients=[]))
+    assert "set peers4 { type ipv4_addr; flags interval; elements = { 198.18.0.0/16 } }" in text
+    assert "set peers6 { type ipv6_addr; flags interval; elements = { 2001:2::7/128 } }" in text
+    assert "ip6 saddr @peers6 accept" in text
+    assert "clients" not in text
+
+
+def test_nothing_but_the_ports_named_is_dropped() -> None:
+    """Who loads this over SSH stays connected, whatever the sets hold: SSH and what is open come before any drop."""
+    lines = [line.strip() for line in peer_firewall.rendered(changed(ports=["1-65535"])).splitlines()]
+    assert lines.index("tcp dport { 22 } accept") < lines.index("tcp dport @ports counter drop")
+    assert [line for line in lines if line.endswith("drop")] == [
+        "tcp dport @ports counter drop",
+        "udp dport @ports counter drop",
+    ]
+    assert "policy accept;" in RULES
+    assert "flush" not in RULES
+
+
+WRONG = {
+    "good": (GOOD, []),
+    "a name": (
+        changed(peers=["node1"]),
+        ["peers: 'node1' is no address and no network; a name could lead elsewhere tomorrow"],
+    ),
+    "no port": (
+        changed(ports=["30000-20000", "x", "70000"]),
+        ["ports: '30000-20000' is no port and no range", "ports: 'x' is no port and no range",
+         "ports: '70000' is no port and no range"],
+    ),
+    "nothing at all": (
+        Wanted(ssh_ports=[]),
+        ["peers: none; every rank would be cut off from every other", "ports: none; there is nothing to protect",
+         "ssh_ports: none; whoever runs this would be locked out"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("wanted", "expected"), WRONG.values(), ids=WRONG)
+def test_problems(wanted: Wanted, expected: list[str]) -> None:
+    assert peer_firewall.problems(wanted) == expected
+
+
+def test_what_is_loaded_is_counted() -> None:
+    listing = '\t\tiif "lo" accept\n\t\tip saddr @peers4 accept\n\t\ttcp dport @ports counter packets 0 bytes 0 drop\n'
+    assert peer_firewall.loaded_counts(listing) == (2, 1)
+    assert peer_firewall.loaded_counts(RULES) == (5, 2)
+
+
+def test_peers_are_all_addresses_that_the_inventory_tells() -> None:
+    rows = {
+        "a": {"deployment_address": "198.18.5.1", "ansible_host": "198.18.0.1", "lab_storage_address": None},
+        "b": {"ansible_host": "198.18.0.2", "lab_storage_address": "198.19.0.2"},
+        "c": {},
+    }
+    assert preparing.firewall_peers(rows) == ["198.18.5.1", "198.18.0.1", "198.18.0.2", "198.19.0.2", "c"]
