@@ -208,6 +208,76 @@ class Model(Entry):
         return self
 
 
+class GpuDriver(Entry):
+    """What a GPU type wants of its driver.
+
+    `branch`: of `drivers.yml`, installed unless another is asked for. `fabric`: what joins the GPUs of a node.
+    """
+
+    branch: str
+    fabric: Literal["none", "nvswitch", "nvlink5", "imex"]
+    kernel_parameters: tuple[str, ...] = ()
+    sysctl: dict[str, int] = {}
+    source: str
+
+
+class DriverRelease(Entry):
+    """One release of a driver; `kernel_driver` is the kernel module's own where that is counted apart (AMD)."""
+
+    platform: Literal["cuda", "rocm"]
+    branch: str
+    version: str
+    kernel_driver: str = ""
+    source: str
+
+
+class DriverRepository(Entry):
+    """Where a driver's packages come from; texts in braces are filled in, as `drivers.yml` says."""
+
+    name: Name
+    url: str
+    suites: tuple[str, ...] = ("/",)
+    components: tuple[str, ...] = ()
+    key_url: str
+    fingerprints: tuple[str, ...] = Field(min_length=1)
+    priority: int | None = None
+
+
+class DriverSystem(Entry):
+    """How a driver is installed on some systems.
+
+    `below_branch`, `from_branch`: for these branches only. `machines`: a machine's name in addresses, by its own.
+    `versioned`: whether packages are asked for in the driver's version. `companions`: by fabric, packages that have
+    versions of their own. `pin`: names that apt keeps at the driver's version, with wild cards. `hold`: what is held;
+    empty for all of the driver's version.
+    """
+
+    platform: Literal["cuda", "rocm"]
+    distributions: tuple[str, ...] = Field(min_length=1)
+    below_branch: str | None = None
+    from_branch: str | None = None
+    codenames: dict[str, str] = {}
+    machines: dict[str, str]
+    manager: Literal["apt", "dnf"]
+    module_streams: dict[str, tuple[str, ...]] = {}
+    versioned: bool = True
+    packages: tuple[str, ...] = Field(min_length=1)
+    kernel_packages: tuple[str, ...] = ()
+    fabric_packages: dict[str, tuple[str, ...]] = {}
+    companions: dict[str, tuple[str, ...]] = {}
+    pin: tuple[str, ...] = ()
+    hold: tuple[str, ...] = ()
+    repositories: tuple[DriverRepository, ...] = Field(min_length=1)
+    source: str
+
+
+class Drivers(Entry):
+    """The drivers' releases, and what each system calls them."""
+
+    releases: tuple[DriverRelease, ...]
+    systems: tuple[DriverSystem, ...]
+
+
 class Gpu(Entry):
     """A GPU type as it is bought; memory as the vendor's tool reports it.
 
@@ -226,6 +296,7 @@ class Gpu(Entry):
     architecture: str
     formats: tuple[str, ...]
     gpus_per_node: PositiveInt
+    driver: GpuDriver | None = None
     source: str
 
     @model_validator(mode="after")
@@ -412,7 +483,8 @@ class Catalogue:
     """All entries of a catalogue directory, read when first asked for.
 
     Args:
-        directory: holds `models/*.yml`, `engines/*.yml`, `gpus.yml`, `tools.yml`, `locks/` and `stand_ins/`.
+        directory: holds `models/*.yml`, `engines/*.yml`, `gpus.yml`, `drivers.yml`, `tools.yml`, `locks/` and
+            `stand_ins/`.
 
     Raises:
         CatalogueError: from any property, naming file, key and what was expected.
@@ -459,6 +531,17 @@ class Catalogue:
         _refuse_repeated(path, "name", [gpu.name for gpu in gpus])
         _refuse_repeated(path, "title", [gpu.title for gpu in gpus])
         return {gpu.name: gpu for gpu in gpus}
+
+    @cached_property
+    def drivers(self) -> Drivers:
+        """The drivers; every GPU type's branch has a release."""
+        path = self.directory / "drivers.yml"
+        drivers = _validate(path, Drivers, _read_yaml(path))
+        for gpu in self.gpus.values():
+            known = {release.branch for release in drivers.releases if release.platform == gpu.platform}
+            if gpu.driver:
+                _refuse_unknown(path, [(f"releases (for {gpu.name})", gpu.driver.branch, known, "branches")])
+        return drivers
 
     @cached_property
     def tools(self) -> Tools:

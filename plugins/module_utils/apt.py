@@ -1,0 +1,267 @@
+"""apt and dpkg on a node: asked and driven, with their locks waited for and named.
+
+Standard library only: this runs on the node, under any Python from 3.9 on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import struct
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from ansible_collections.stepladder.core.plugins.module_utils import package_plan, package_sources, preflight, watched
+from ansible_collections.stepladder.core.plugins.module_utils.package_plan import Foreseen, Package, Spec
+
+LOCKS = (
+    "/var/lib/dpkg/lock-frontend",
+    "/var/lib/dpkg/lock",
+    "/var/lib/apt/lists/lock",
+    "/var/cache/apt/archives/lock",
+)
+LISTS = "/var/lib/apt/lists"
+QUIET = {
+    "LC_ALL": "C.UTF-8",
+    "DEBIAN_FRONTEND": "noninteractive",
+    "APT_LISTCHANGES_FRONTEND": "none",
+    "NEEDRESTART_SUSPEND": "1",  # Ubuntu's asks, or restarts what runs
+}
+KEEP_SETTINGS = ("-o", "Dpkg::Options::=--force-confdef", "-o", "Dpkg::Options::=--force-confold")
+FLOCK = "hhqqi"  # struct flock of 64-bit Linux (fcntl(2)): type, whence, start, length, pid
+
+
+class PackagesError(Exception):
+    """Packages could not be made as they are wanted; the text says why and what to do."""
+
+
+def lock_holder(path: str) -> int:
+    """The process that holds a lock file of apt or dpkg; 0 for none."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return 0
+    try:
+        asked = struct.pack(FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        kind, _, _, _, pid = struct.unpack(FLOCK, fcntl.fcntl(descriptor, fcntl.F_GETLK, asked))
+    finally:
+        os.close(descriptor)
+    return 0 if kind == fcntl.F_UNLCK else int(pid)
+
+
+def holder_text(pid: int, proc: Path = Path("/proc")) -> str:
+    """A process for a message: its number and its command, without secrets."""
+    try:
+        raw = (proc / str(pid) / "cmdline").read_bytes()
+    except OSError:
+        raw = b""
+    command = preflight.command_line([part.decode(errors="replace") for part in raw.split(b"\0") if part])
+    return f"process {pid} ({command or 'of another user or container'})"
+
+
+def wait_for_locks(
+    seconds: float, report: Callable[[str], object], locks: Sequence[str] = LOCKS, poll_s: float = 1.0
+) -> None:
+    """Wait until no other process holds a lock of apt or dpkg.
+
+    Args:
+        seconds: how long at most.
+        report: takes a line on who is waited for.
+        locks: the lock files.
+        poll_s: how often to look, in seconds.
+
+    Raises:
+        PackagesError: one was still held; it names the holder.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        holders = {path: pid for path in locks if (pid := lock_holder(path))}
+        if not holders:
+            return
+        path, pid = next(iter(holders.items()))
+        if time.monotonic() >= deadline:
+            raise PackagesError(
+                f"{path} was held for {seconds:.0f} s by {holder_text(pid)}. Let it finish, or end it (unattended "
+                "upgrades: systemctl stop unattended-upgrades apt-daily.service apt-daily-upgrade.service), then run "
+                "again. Nothing was changed"
+            )
+        report(f"waiting for {holder_text(pid)}, which holds {path}")
+        time.sleep(poll_s)
+
+
+class Apt:
+    """One node's apt.
+
+    Args:
+        report: takes a line on where it stands.
+        lock_seconds: how long to wait for another package manager.
+    """
+
+    def __init__(self, report: Callable[[str], object], lock_seconds: float) -> None:
+        self._report = report
+        self._lock_seconds = lock_seconds
+        self._environ = {**os.environ, **QUIET}
+
+    def installed(self) -> dict[str, Package]:
+        """All packages that are there, whole or not."""
+        text = self._ask(["dpkg-query", "-W", f"-f={package_plan.DPKG_FORMAT}"])
+        found: dict[str, Package] = package_plan.parse_dpkg(text)
+        return found
+
+    def held(self) -> set[str]:
+        """Names of the packages that are held."""
+        return {name.partition(":")[0] for name in self._ask(["apt-mark", "showhold"]).split()}
+
+    def interrupted(self, installed: Mapping[str, Package]) -> bool:
+        """Whether an earlier dpkg was ended before it was done."""
+        journal = Path("/var/lib/dpkg/updates")
+        pending = journal.is_dir() and any(entry.name.isdigit() for entry in journal.iterdir())
+        return pending or bool(package_plan.half_done(installed))
+
+    def finish_interrupted(self) -> None:
+        """Configure what is only unpacked, and mend dependencies.
+
+        Raises:
+            PackagesError: that failed.
+        """
+        self._do(
+            "finish what an earlier dpkg left", ["dpkg", "--configure", "-a", "--force-confdef", "--force-confold"]
+        )
+        self._do("mend dependencies", ["apt-get", "install", "-y", "-q", "--fix-broken", *KEEP_SETTINGS])
+
+    def update(self, sources: Sequence[str] | None, into: Path | None = None) -> None:
+        """Fetch lists of packages.
+
+        Args:
+            sources: paths of the sources to ask, none for all of the node's. Others' lists are left as they are: on a
+                node without a way out only the mirror answers.
+            into: a scratch folder as `scratch` makes it; none for the node's own lists.
+
+        Raises:
+            PackagesError: one could not be fetched or is not signed by its key.
+        """
+        with tempfile.TemporaryDirectory(prefix="stepladder-") as folder:
+            options = scratch_options(into) if into else []
+            if sources is not None:
+                for path in sources:
+                    Path(folder, Path(path).name).symlink_to(path)
+                options += ["-o", "Dir::Etc::SourceList=/dev/null", "-o", f"Dir::Etc::SourceParts={folder}"]
+                options += ["-o", "APT::Get::List-Cleanup=0"]
+            # Without it apt takes old lists for good where none can be fetched.
+            self._do("fetch the lists of packages", ["apt-get", "update", "-q", "--error-on=any", *options], not into)
+
+    def simulate(self, specs: Sequence[Spec], into: Path | None = None) -> Foreseen:
+        """What installing would do; nothing is changed.
+
+        Raises:
+            PackagesError: it cannot be done.
+        """
+        if not specs:
+            return Foreseen({})
+        argv = ["apt-get", "-s", *install_arguments(specs), *(scratch_options(into) if into else [])]
+        done = subprocess.run(argv, env=self._environ, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise PackagesError(_failure("install", (done.stdout + done.stderr).splitlines()[-12:]))
+        return package_plan.parse_simulation(done.stdout)
+
+    def install(self, specs: Sequence[Spec]) -> None:
+        """Install packages in the versions asked for.
+
+        Raises:
+            PackagesError: that failed.
+        """
+        self._do("install", ["apt-get", *install_arguments(specs), *KEEP_SETTINGS])
+
+    def hold(self, names: Sequence[str]) -> None:
+        """Keep packages as they are until they are let go: `apt-get upgrade` and unattended upgrades leave them out.
+
+        Raises:
+            PackagesError: that failed.
+        """
+        self._do("hold packages", ["apt-mark", "hold", *names])
+
+    def _ask(self, argv: list[str]) -> str:
+        return subprocess.run(argv, env=self._environ, capture_output=True, text=True, check=False).stdout
+
+    def _do(self, step: str, argv: list[str], locked: bool = True) -> None:
+        for attempt in (1, 2, 3):
+            if locked:
+                wait_for_locks(self._lock_seconds, self._report)
+            status, tail = watched.run(argv, self._environ, on_line=lambda line: self._report(f"{step}: {line}"))
+            if not status:
+                return
+            if attempt == 3 or "could not get lock" not in "\n".join(tail).lower():
+                raise PackagesError(_failure(step, tail[-12:]))
+
+
+def install_arguments(specs: Sequence[Spec]) -> list[str]:
+    """What follows `apt-get` to install packages."""
+    options = ["--no-install-recommends", "--allow-change-held-packages", "--allow-downgrades"]
+    return ["install", "-y", "-q", *options, *map(str, specs)]
+
+
+def _failure(step: str, tail: Sequence[str]) -> str:
+    lines = "\n".join(f"  {package_sources.redacted(line)}" for line in tail)
+    return f"Failed to {step}. The last lines:\n{lines}\n{package_plan.apt_advice(tail)}"
+
+
+# ---- a look ahead that leaves the node as it is ----------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def scratch(files: Mapping[str, bytes]) -> Iterator[Path]:
+    """A copy of apt's world with files added, to try them before they are written.
+
+    Args:
+        files: content by the path where they will be; paths within them are changed to the copy's.
+    """
+    with tempfile.TemporaryDirectory(prefix="stepladder-apt-") as name:
+        root = Path(name)
+        for part in ("sources", "preferences", "keyrings", "lists/partial", "cache/archives/partial"):
+            (root / part).mkdir(parents=True)
+        _link_all(Path(package_sources.APT_SOURCES), root / "sources")
+        _link_all(Path(package_sources.APT_PINS), root / "preferences")
+        _link_all(Path(LISTS), root / "lists")
+        places = {
+            package_sources.APT_SOURCES: root / "sources",
+            package_sources.APT_PINS: root / "preferences",
+            package_sources.APT_KEYS: root / "keyrings",
+        }
+        for path, content in files.items():
+            target = places[str(Path(path).parent)] / Path(path).name
+            target.unlink(missing_ok=True)
+            if path.endswith(".sources"):
+                keys = package_sources.APT_KEYS.encode()
+                content = content.replace(b"Signed-By: " + keys, b"Signed-By: " + str(root / "keyrings").encode())  # noqa: PLW2901
+            target.write_bytes(content)
+        yield root
+
+
+def _link_all(origin: Path, target: Path) -> None:
+    for entry in origin.iterdir() if origin.is_dir() else ():
+        if entry.is_file() and entry.name != "lock":
+            (target / entry.name).symlink_to(entry)
+
+
+def scratch_options(root: Path) -> list[str]:
+    """What makes apt work in a scratch folder."""
+    settings = {
+        "Dir::Etc::SourceParts": root / "sources",
+        "Dir::Etc::PreferencesParts": root / "preferences",
+        "Dir::State::Lists": root / "lists",
+        "Dir::Cache": root / "cache",
+        "Dir::Cache::pkgcache": "",
+        "Dir::Cache::srcpkgcache": "",
+        "APT::Sandbox::User": "root",  # the user _apt cannot write into a folder of root's
+    }
+    return [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
+
+
+def is_there() -> bool:
+    """Whether the node has apt."""
+    return shutil.which("apt-get") is not None

@@ -1,0 +1,152 @@
+"""What is to be done about a node's packages: pure, the same for apt and dnf.
+
+Standard library only: this runs on the node, under any Python from 3.9 on.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+WHOLE = frozenset({"ii", "hi"})  # dpkg-query(1): wanted or held, and installed
+
+
+@dataclass(frozen=True)
+class Package:
+    """An installed package: its version, and dpkg's two letters for what is wanted and what it is."""
+
+    version: str
+    status: str = "ii"
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A package as it is asked for: `name`, or `name=version`, both with the shell's wild cards."""
+
+    name: str
+    version: str = "*"
+
+    @classmethod
+    def of(cls, text: str) -> Spec:
+        """Read `name` or `name=version`."""
+        name, _, version = text.partition("=")
+        return cls(name, version or "*")
+
+    def matches(self, name: str, version: str) -> bool:
+        """Whether a package is meant; a version's epoch (`1:`) need not be named."""
+        versions = (version, version.partition(":")[2] or version)
+        return fnmatch.fnmatchcase(name, self.name) and any(fnmatch.fnmatchcase(v, self.version) for v in versions)
+
+    def __str__(self) -> str:
+        return self.name if self.version == "*" else f"{self.name}={self.version}"
+
+
+@dataclass(frozen=True)
+class Foreseen:
+    """What the package manager says that it would do: packages with their new versions, and those removed."""
+
+    installs: Mapping[str, str]
+    removes: Sequence[str] = ()
+
+
+def missing(specs: Iterable[Spec], installed: Mapping[str, Package]) -> list[Spec]:
+    """Those that are not installed whole in a version that is asked for."""
+    return [
+        spec
+        for spec in specs
+        if not any(one.status in WHOLE and spec.matches(name, one.version) for name, one in installed.items())
+    ]
+
+
+def half_done(installed: Mapping[str, Package]) -> list[str]:
+    """Packages that an interruption left unpacked or half configured."""
+    return sorted(name for name, one in installed.items() if one.status[1:2] in {"U", "F", "H", "W", "t"})
+
+
+def to_hold(
+    specs: Iterable[Spec], installed: Mapping[str, Package], foreseen: Foreseen, held: Iterable[str]
+) -> list[str]:
+    """Names that have to be held and are not yet, of what is and of what will be installed."""
+    there = {name: one.version for name, one in installed.items() if one.status in WHOLE} | dict(foreseen.installs)
+    wanted = {name for name, version in there.items() if any(spec.matches(name, version) for spec in specs)}
+    return sorted(wanted - set(held) - set(foreseen.removes))
+
+
+def refusals(
+    specs: Iterable[Spec], installed: Mapping[str, Package], foreseen: Foreseen, allow_change: bool
+) -> list[str]:
+    """Why what the package manager would do is refused: it removes packages, or changes one that was asked for."""
+    found = []
+    if foreseen.removes:
+        found.append(
+            f"it would remove {', '.join(sorted(foreseen.removes))}; remove them by hand if that is meant, "
+            "or leave the packages that are there alone"
+        )
+    changes = [
+        f"{name} {installed[name].version} would become {version}"
+        for name, version in sorted(foreseen.installs.items())
+        if name in installed and installed[name].status in WHOLE and any(name == spec.name for spec in specs)
+    ]
+    if changes and not allow_change:
+        found.append(f"{'; '.join(changes)}: a change of what runs is made only where it is allowed (allow_change)")
+    return found
+
+
+# ---- apt's texts -----------------------------------------------------------------------------------------------------
+
+DPKG_FORMAT = "${Package}\\t${Version}\\t${db:Status-Abbrev}\\n"
+
+
+def parse_dpkg(text: str) -> dict[str, Package]:
+    """Read the answer of `dpkg-query -W -f=DPKG_FORMAT`; what is only known by name is left out.
+
+    A package of two architectures stands twice; the one that is not whole tells more.
+    """
+    found: dict[str, Package] = {}
+    for line in text.splitlines():
+        name, _, rest = line.partition("\t")
+        version, _, status = rest.partition("\t")
+        if not version or status[1:2] in {"n", "c"}:
+            continue
+        if name not in found or status.strip() not in WHOLE:
+            found[name] = Package(version, status.strip())
+    return found
+
+
+def parse_simulation(text: str) -> Foreseen:
+    """Read what `apt-get -s install` prints: `Inst name [old] (new origin [arch])`, `Remv name [old]`."""
+    installs = dict(re.findall(r"(?m)^Inst (\S+) (?:\[[^]]*\] )?\((\S+)", text))
+    removes = [name for name in re.findall(r"(?m)^Remv (\S+)", text) if name not in installs]
+    return Foreseen({_bare(name): version for name, version in installs.items()}, sorted(map(_bare, removes)))
+
+
+def _bare(name: str) -> str:
+    return name.partition(":")[0]
+
+
+def apt_advice(lines: Sequence[str]) -> str:
+    """What to do about a failure of apt or dpkg, from its last lines."""
+    text = "\n".join(lines).lower()
+    for pattern, advice in (
+        ("no space left", "Free some space on the file system of /var, then run again: it goes on from there."),
+        ("could not get lock|lock-frontend", "Another package manager came between; run again."),
+        ("no_pubkey|public key is not available", "The repository is signed with another key than the pinned one."),
+        ("not signed|does not have a release file", "The repository has no signature: look at its URL and suites."),
+        ("signatures? (were|was) invalid|badsig", "The repository's signature does not fit: it was changed."),
+        ("hash sum mismatch|unexpected size", "The mirror is between two states; run again, or repair it."),
+        (
+            "unable to locate|no installation candidate|was not found",
+            "No repository of the node has it: see what the mirror carries, and the version asked for.",
+        ),
+        ("unmet dependencies|held broken", "A held or foreign package is in the way: see `apt-get -s install` there."),
+        (
+            "could not resolve|unreachable|connection (refused|timed out|failed)|cannot initiate|failed to fetch",
+            "The node did not reach the repository: look at its URL, the proxy and the mirror.",
+        ),
+        ("are you root|permission denied", "Root is needed: set ansible_become."),
+    ):
+        if re.search(pattern, text):
+            return advice
+    return "Run again: it goes on from there."

@@ -1,0 +1,218 @@
+"""Package repositories of a node: which files describe them, and whether their keys are the pinned ones.
+
+Standard library only: this runs on the node, under any Python from 3.9 on. What is pure stands first.
+"""
+
+from __future__ import annotations
+
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from ansible_collections.stepladder.core.plugins.module_utils import openpgp
+
+HEAD = "# Written by stepladder; a rerun writes it again.\n"
+APT_KEYS, APT_SOURCES, APT_PINS = "/etc/apt/keyrings", "/etc/apt/sources.list.d", "/etc/apt/preferences.d"
+DNF_KEYS, DNF_SOURCES = "/etc/pki/rpm-gpg", "/etc/yum.repos.d"
+KEY_SECONDS = 30
+LARGEST_KEY = 1 << 20
+EXACT = 1001  # apt_preferences(5): above 1000 also goes back to an older version
+
+
+@dataclass(frozen=True)
+class Repository:
+    """One repository; the fields are those of the module's parameter.
+
+    Args:
+        name: lower case, the files are called after it.
+        url: where it is; no password in it, these files are read by all.
+        suites: of apt, `/` for a flat one. components: of apt, none for a flat one.
+        key: the key itself; key_url: where the node fetches it from, one of both.
+        fingerprints: of all primary keys that may be in it.
+        priority: apt's for all that comes from there; none for apt's own 500.
+    """
+
+    name: str
+    url: str
+    suites: Sequence[str] = ("/",)
+    components: Sequence[str] = ()
+    key: str = ""
+    key_url: str = ""
+    fingerprints: Sequence[str] = ()
+    priority: int | None = None
+
+
+@dataclass(frozen=True)
+class Pin:
+    """Versions that packages are kept at: names with apt's wild cards, and a version with them."""
+
+    packages: Sequence[str]
+    version: str
+
+
+def problems(repository: Repository) -> list[str]:
+    """What is wrong with how a repository is described."""
+    found = []
+    place = f"repository {repository.name}"
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", repository.name):
+        found.append(f"{place}: a name is of a-z, 0-9 and '-'")
+    if not re.match(r"(https?|file)://?\S+$", repository.url):
+        found.append(f"{place}: url '{redacted(repository.url)}' is not of the form https://, http:// or file:/")
+    if urlsplit(repository.url).password:
+        found.append(
+            f"{place}: url {redacted(repository.url)} carries a password, and its file is read by every user; put the "
+            "password into /etc/apt/auth.conf.d (mode 0600) and leave it out here"
+        )
+    if not repository.fingerprints:
+        found.append(f"{place}: no fingerprint of its key is pinned (fingerprints)")
+    if bool(repository.key) == bool(repository.key_url):
+        found.append(f"{place}: give its key or the key's address (key_url), one of both")
+    return found
+
+
+def key_problem(repository: Repository, key: bytes) -> str:
+    """Why a key is not the pinned one, with both fingerprints; empty if it is.
+
+    Every primary key in the file has to be pinned: who can add a key to a file could else sign with it.
+    """
+    pinned = {openpgp.normalised(each) for each in repository.fingerprints}
+    origin = redacted(repository.key_url) or "the key that was given"
+    try:
+        found = openpgp.primary_fingerprints(key)
+    except openpgp.BadKeyError as error:
+        return f"repository {repository.name}: {origin}: {error}"
+    strange = [each for each in found if each not in pinned]
+    if not strange:
+        return ""
+    return (
+        f"repository {repository.name}: {origin} has the key {', '.join(strange)}, and {', '.join(sorted(pinned))} is "
+        "pinned. Nothing was written. If the vendor has changed its key, compare it with the vendor's own page and "
+        "change the pinned fingerprint; else the mirror serves another's key"
+    )
+
+
+def redacted(url: str) -> str:
+    """A URL without user and password."""
+    return re.sub(r"://[^/\s@]*@", "://***@", url)
+
+
+def apt_files(
+    repository: Repository, key: bytes, keys: str = APT_KEYS, sources: str = APT_SOURCES, pins: str = APT_PINS
+) -> dict[str, bytes]:
+    """The files that make a repository known to apt, by path.
+
+    Args:
+        repository: which.
+        key: its key, checked.
+        keys, sources, pins: folders.
+    """
+    stem = f"stepladder-{repository.name}"
+    keyring = f"{keys}/{stem}.{'asc' if openpgp.is_armoured(key) else 'gpg'}"
+    fields = {
+        "Types": "deb",
+        "URIs": repository.url,
+        "Suites": " ".join(repository.suites),
+        "Components": " ".join(repository.components),
+        "Signed-By": keyring,
+    }
+    text = HEAD + "".join(f"{name}: {value}\n" for name, value in fields.items() if value)
+    files = {keyring: key, f"{sources}/{stem}.sources": text.encode()}
+    if repository.priority is not None:
+        host = urlsplit(repository.url).hostname or ""
+        files[f"{pins}/{stem}"] = (
+            f'{HEAD}Package: *\nPin: origin "{host}"\nPin-Priority: {repository.priority}\n'
+        ).encode()
+    return files
+
+
+def apt_pin_file(name: str, pins: Sequence[Pin], folder: str = APT_PINS) -> dict[str, bytes]:
+    """The file that keeps packages at a version; none for no pins."""
+    stanzas = [
+        f"Package: {' '.join(pin.packages)}\nPin: version {pin.version}\nPin-Priority: {EXACT}\n" for pin in pins
+    ]
+    return {f"{folder}/stepladder-{name}-version": (HEAD + "\n".join(stanzas)).encode()} if stanzas else {}
+
+
+def dnf_files(repository: Repository, key: bytes, keys: str = DNF_KEYS, sources: str = DNF_SOURCES) -> dict[str, bytes]:
+    """The files that make a repository known to dnf, by path."""
+    keyring = f"{keys}/RPM-GPG-KEY-stepladder-{repository.name}"
+    options = {
+        "name": f"{repository.name} (stepladder)",
+        "baseurl": repository.url,
+        "enabled": "1",
+        "gpgcheck": "1",
+        "gpgkey": f"file://{keyring}",
+        "priority": "" if repository.priority is None else str(repository.priority),
+    }
+    text = f"{HEAD}[stepladder-{repository.name}]\n" + "".join(f"{n}={v}\n" for n, v in options.items() if v)
+    return {keyring: key, f"{sources}/stepladder-{repository.name}.repo": text.encode()}
+
+
+def parsed(repositories: Sequence[Mapping[str, Any]]) -> list[Repository]:
+    """Repositories from the module's parameter, whose unset keys are none."""
+    return [Repository(**{name: value for name, value in each.items() if value is not None}) for each in repositories]
+
+
+# ---- the node --------------------------------------------------------------------------------------------------------
+
+
+class KeyFetchError(Exception):
+    """A key could not be fetched; the text says from where and why."""
+
+
+def fetch_key(repository: Repository) -> bytes:
+    """A repository's key as it was given, or from where it is.
+
+    Raises:
+        KeyFetchError: it cannot be had.
+    """
+    if repository.key:
+        return repository.key.encode()
+    where = redacted(repository.key_url)
+    try:
+        with urllib.request.urlopen(repository.key_url, timeout=KEY_SECONDS) as answer:  # noqa: S310 - http, https, file
+            content: bytes = answer.read(LARGEST_KEY + 1)
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise KeyFetchError(
+            f"repository {repository.name}: its key cannot be fetched from {where}: {reason}. Can the node reach it? "
+            "Behind a mirror, set the repository's URL and its key's to the mirror's"
+        ) from error
+    if len(content) > LARGEST_KEY:
+        raise KeyFetchError(f"repository {repository.name}: {where} is no key, it has over a MiB")
+    return content
+
+
+def key_on_node(repository: Repository) -> bytes | None:
+    """The key that an earlier run wrote, if it is the pinned one: a rerun needs no network for it."""
+    stem = f"stepladder-{repository.name}"
+    paths = [f"{APT_KEYS}/{stem}.asc", f"{APT_KEYS}/{stem}.gpg", f"{DNF_KEYS}/RPM-GPG-KEY-{stem}"]
+    for path in paths:
+        try:
+            key = Path(path).read_bytes()
+        except OSError:
+            continue
+        if not key_problem(repository, key):
+            return key
+    return None
+
+
+def checked_keys(repositories: Sequence[Repository]) -> tuple[dict[str, bytes], list[str]]:
+    """The keys by the repository's name, and everything that is wrong with any of them."""
+    keys, wrong = {}, []
+    for repository in repositories:
+        found = problems(repository)
+        if not found:
+            try:
+                keys[repository.name] = key_on_node(repository) or fetch_key(repository)
+                problem = key_problem(repository, keys[repository.name])
+                found = [problem] if problem else []
+            except KeyFetchError as error:
+                found = [str(error)]
+        wrong += found
+    return keys, wrong

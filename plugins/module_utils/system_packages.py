@@ -1,0 +1,268 @@
+"""Makes a node's repositories, packages and holds as they are wanted: looks, plans, tries, and only then writes.
+
+Standard library only: this runs on the node, under any Python from 3.9 on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ansible_collections.stepladder.core.plugins.module_utils import apt, dnf, package_plan, package_sources
+from ansible_collections.stepladder.core.plugins.module_utils.apt import PackagesError
+from ansible_collections.stepladder.core.plugins.module_utils.package_plan import Foreseen, Package, Spec
+from ansible_collections.stepladder.core.plugins.module_utils.package_sources import Pin, Repository
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the node shall have; the fields are the module's parameters.
+
+    Args:
+        name: what the file of pins is called after.
+        packages: to be installed. hold: to be held, of what is installed; with the shell's wild cards.
+        module_streams: of dnf.
+        allow_change: whether a package asked for may go from one version to another.
+    """
+
+    name: str = "node"
+    repositories: Sequence[Repository] = ()
+    pins: Sequence[Pin] = ()
+    packages: Sequence[Spec] = ()
+    hold: Sequence[Spec] = ()
+    module_streams: Sequence[str] = ()
+    allow_change: bool = False
+
+
+@dataclass
+class Outcome:
+    """What was, or would be, done."""
+
+    actions: list[str] = field(default_factory=list)
+    before: dict[str, str] = field(default_factory=dict)
+    after: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def as_result(self) -> dict[str, Any]:
+        """The module's answer."""
+        diff = {"before": _listed(self.before), "after": _listed(self.after)}
+        changed = bool(self.actions)
+        return {"changed": changed, "actions": self.actions, "diff": diff, "versions": self.versions}
+
+
+def _listed(items: Mapping[str, str]) -> str:
+    return "".join(f"{name}: {value}\n" for name, value in sorted(items.items()))
+
+
+def files_to_write(wanted: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Those files that are not there with that content."""
+    return {path: content for path, content in wanted.items() if read(path) != content}
+
+
+def read(path: str) -> bytes | None:
+    """A file's content; none where there is no such file."""
+    try:
+        return Path(path).read_bytes()
+    except OSError:
+        return None
+
+
+def write(files: Mapping[str, bytes]) -> None:
+    """Write files by rename, readable by all: they hold no secrets.
+
+    Raises:
+        PackagesError: one cannot be written.
+    """
+    for path, content in files.items():
+        target = Path(path)
+        fresh = target.with_name(f".{target.name}.stepladder")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            fresh.write_bytes(content)
+            fresh.chmod(0o644)
+            fresh.replace(target)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                fresh.unlink(missing_ok=True)
+            mend = "free some space there" if error.errno == 28 else "see who owns its folder"
+            raise PackagesError(f"{path} cannot be written: {error.strerror}; {mend}, then run again") from error
+
+
+def converge(wanted: Wanted, check: bool, report: Callable[[str], object], lock_seconds: float) -> Outcome:
+    """Make the node equal to what is wanted, or say what that would take.
+
+    Args:
+        wanted: what the node shall have.
+        check: only look.
+        report: takes a line on where it stands.
+        lock_seconds: how long to wait for another package manager.
+
+    Raises:
+        PackagesError: it cannot be done, with everything that is wrong with the repositories at once.
+    """
+    if apt.is_there():
+        return _AptRun(wanted, apt.Apt(report, lock_seconds), check).run()
+    if dnf.is_there():
+        return _DnfRun(wanted, dnf.Dnf(report, lock_seconds), check).run()
+    raise PackagesError("neither apt-get nor dnf is on this node; Debian, Ubuntu and Red Hat's family are supported")
+
+
+class _Run:
+    """What apt and dnf have in common: one look, one plan, and what came of it."""
+
+    def __init__(self, wanted: Wanted, check: bool) -> None:
+        self.wanted = wanted
+        self.check = check
+        self.outcome = Outcome()
+
+    def _checked_files(self, render: Callable[[Repository, bytes], dict[str, bytes]]) -> dict[str, bytes]:
+        """The repositories' files that are to be written; no key but the pinned one gets so far."""
+        keys, wrong = package_sources.checked_keys(self.wanted.repositories)
+        if wrong:
+            raise PackagesError("\n".join(wrong))
+        files: dict[str, bytes] = {}
+        for repository in self.wanted.repositories:
+            files.update(render(repository, keys[repository.name]))
+        return files
+
+    def _tell_files(self, fresh: Mapping[str, bytes]) -> None:
+        for path, content in fresh.items():
+            old = read(path)
+            self.outcome.actions.append(f"{'change' if old is not None else 'write'} {path}")
+            if path.endswith((".asc", ".gpg")) or "RPM-GPG-KEY" in path:
+                continue  # a key says nothing to people; its fingerprint was compared
+            self.outcome.before[path] = "\n" + old.decode(errors="replace") if old is not None else "none"
+            self.outcome.after[path] = "\n" + content.decode()
+
+    def _tell_packages(self, installed: Mapping[str, Package], foreseen: Foreseen, hold: Sequence[str]) -> None:
+        for name, version in sorted(foreseen.installs.items()):
+            old = installed.get(name)
+            self.outcome.actions.append(f"install {name} {version}" + (f" over {old.version}" if old else ""))
+            self.outcome.before[name] = old.version if old else "none"
+            self.outcome.after[name] = version
+        if hold:
+            self.outcome.actions.append(f"hold {' '.join(hold)}")
+            self.outcome.before |= {f"hold of {name}": "no" for name in hold}
+            self.outcome.after |= {f"hold of {name}": "yes" for name in hold}
+
+    def _refuse(self, installed: Mapping[str, Package], foreseen: Foreseen) -> None:
+        refused = package_plan.refusals(self.wanted.packages, installed, foreseen, self.wanted.allow_change)
+        if refused:
+            raise PackagesError("Nothing was changed: " + "; ".join(refused))
+
+    def _tell_versions(self, installed: Mapping[str, Package], foreseen: Foreseen) -> None:
+        there = {name: one.version for name, one in installed.items()} | dict(foreseen.installs)
+        specs = [*self.wanted.packages, *self.wanted.hold]
+        self.outcome.versions = {n: v for n, v in sorted(there.items()) if any(spec.matches(n, v) for spec in specs)}
+
+
+class _AptRun(_Run):
+    def __init__(self, wanted: Wanted, manager: apt.Apt, check: bool) -> None:
+        super().__init__(wanted, check)
+        self.manager = manager
+
+    def run(self) -> Outcome:
+        files = self._checked_files(package_sources.apt_files)
+        files |= package_sources.apt_pin_file(self.wanted.name, self.wanted.pins)
+        fresh = files_to_write(files)
+        sources = [path for path in files if path.endswith(".sources")]
+        installed = self.manager.installed()
+        if self.manager.interrupted(installed):
+            half = package_plan.half_done(installed)
+            self.outcome.actions.append(f"finish what an earlier dpkg left{': ' if half else ''}{' '.join(half)}")
+        missing = package_plan.missing(self.wanted.packages, installed)
+        foreseen = self._try(fresh, sources, missing, installed) if missing or fresh else Foreseen({})
+        hold = package_plan.to_hold(self.wanted.hold, installed, foreseen, self.manager.held())
+        self._tell_files(fresh)
+        self._tell_packages(installed, foreseen, hold)
+        self._tell_versions(installed, foreseen)
+        if self.outcome.actions and not self.check:
+            if self.manager.interrupted(installed):
+                self.manager.finish_interrupted()
+            if fresh:
+                write(fresh)
+                self.manager.update(sources or None)
+            if missing:
+                self._install(missing)
+            if hold:
+                self.manager.hold(hold)
+        return self.outcome
+
+    def _try(
+        self,
+        fresh: Mapping[str, bytes],
+        sources: Sequence[str],
+        missing: Sequence[Spec],
+        installed: Mapping[str, Package],
+    ) -> Foreseen:
+        """Ask the repositories, in a copy of apt's world, for what is wanted, before a file is written."""
+        with apt.scratch(fresh) as root:
+            if fresh and sources:
+                self.manager.update([str(root / "sources" / Path(path).name) for path in sources], root)
+            try:
+                foreseen = self.manager.simulate(missing, root)
+            except PackagesError:
+                if self.manager.interrupted(installed):
+                    return Foreseen({})  # apt plans nothing before that is mended
+                self.manager.update(None, root)  # dependencies come from the node's other sources, never asked maybe
+                foreseen = self.manager.simulate(missing, root)
+        self._refuse(installed, foreseen)
+        return foreseen
+
+    def _install(self, missing: Sequence[Spec]) -> None:
+        installed = self.manager.installed()
+        try:
+            foreseen = self.manager.simulate(missing)
+        except PackagesError:
+            self.manager.update(None)
+            foreseen = self.manager.simulate(missing)
+        self._refuse(installed, foreseen)  # after an interruption this is the first look
+        self.manager.install(missing)
+
+
+class _DnfRun(_Run):
+    def __init__(self, wanted: Wanted, manager: dnf.Dnf, check: bool) -> None:
+        super().__init__(wanted, check)
+        self.manager = manager
+
+    def run(self) -> Outcome:
+        fresh = files_to_write(self._checked_files(package_sources.dnf_files))
+        streams = self.manager.enabled_modules(self.wanted.module_streams) if self.wanted.module_streams else []
+        installed = self.manager.installed()
+        missing = package_plan.missing(self.wanted.packages, installed)
+        # dnf has no copy to try in: a repository that is not there yet cannot be asked.
+        blind = bool(fresh or streams)
+        foreseen = Foreseen({str(s): s.version for s in missing}) if blind else self.manager.simulate(missing)
+        if not blind:
+            self._refuse(installed, foreseen)
+        hold = package_plan.to_hold(self.wanted.hold, installed, foreseen, self.manager.held())
+        self._tell_files(fresh)
+        self.outcome.actions += [f"enable module stream {stream}" for stream in streams]
+        self._tell_packages(installed, foreseen, [] if blind else hold)
+        self._tell_versions(installed, Foreseen({}))
+        if self.outcome.actions and not self.check:
+            write(fresh)
+            if streams:
+                self.manager.enable_modules(streams)
+            if missing:
+                self._refuse(installed, self.manager.simulate(missing))
+                self.manager.install(missing)
+            late = package_plan.to_hold(self.wanted.hold, self.manager.installed(), Foreseen({}), self.manager.held())
+            if late:
+                self.manager.hold(late)
+        return self.outcome
+
+
+def not_root() -> str:
+    """Why packages cannot be touched by this user; empty for root."""
+    if os.geteuid() == 0:
+        return ""
+    return (
+        "packages and settings of the system need root, and this is user "
+        + str(os.geteuid())
+        + (": set ansible_become: true (and --ask-become-pass where sudo asks), or log in as root")
+    )

@@ -1,0 +1,270 @@
+"""Which driver a node gets, from where and as which packages: the catalogue's answer for a GPU type on a system."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stepladder.catalogue import Catalogue, DriverRelease, DriverSystem, EngineRelease, Gpu
+from stepladder.errors import Violation, unknown_name
+from stepladder.setting import older
+
+RED_HAT = {"RedHat", "CentOS", "Rocky", "AlmaLinux", "OracleLinux"}
+PERSISTENCE = "nvidia-persistenced"
+FABRIC_SERVICES = {
+    "nvswitch": ["nvidia-fabricmanager"],
+    "nvlink5": ["nvidia-fabricmanager"],
+    "imex": ["nvidia-imex"],
+}
+# Of Ansible's facts those that tell a node's system.
+FACTS = ("distribution", "distribution_version", "distribution_release", "architecture", "kernel")
+# What the kernel's part of a driver is called, and a library of the other part whose file carries its version.
+MODULES = {"nvidia": "nvidia", "amd": "amdgpu"}
+LIBRARIES = {"nvidia": "libnvidia-ml.so.1", "amd": ""}
+
+
+@dataclass(frozen=True)
+class System:
+    """A node's system, from Ansible's facts.
+
+    Args:
+        distribution: as the catalogue has it: `debian12`, `ubuntu2404`, `rhel9`.
+        release: `12.8`, `24.04`, `9.6`.
+        codename: `bookworm`; empty on Red Hat's family.
+        machine: `x86_64`. kernel: the running kernel's release.
+    """
+
+    distribution: str
+    release: str
+    codename: str
+    machine: str
+    kernel: str
+
+    @classmethod
+    def of(cls, facts: Mapping[str, Any]) -> System:
+        """Read `distribution`, `distribution_version`, `distribution_release`, `architecture` and `kernel`."""
+        name, release = str(facts.get("distribution", "")), str(facts.get("distribution_version", ""))
+        major = release.partition(".")[0]
+        known = {"Debian": f"debian{major}", "Ubuntu": f"ubuntu{release.replace('.', '')}"}
+        distribution = f"rhel{major}" if name in RED_HAT else known.get(name, f"{name} {release}".strip())
+        codename = "" if name in RED_HAT else str(facts.get("distribution_release", ""))
+        return cls(distribution, release, codename, str(facts.get("architecture", "")), str(facts.get("kernel", "")))
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the inventory says about a node's driver.
+
+    Args:
+        gpu: the GPU type. branch, version: other than the catalogue's; a version of a branch that it knows.
+        mirrors: by the repository's name `url`, `key_url`, `key`, `fingerprints`, `suites`, each instead of its own.
+        packages: instead of the catalogue's own.
+        engine, engine_version: whose floor the driver has to reach; empty for none, and for the newest.
+    """
+
+    gpu: str
+    branch: str = ""
+    version: str = ""
+    mirrors: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    packages: Sequence[str] = ()
+    engine: str = ""
+    engine_version: str = ""
+
+
+def driver_plan(wish: Mapping[str, Any], facts: Mapping[str, Any], directory: str) -> dict[str, Any]:
+    """What a node's driver takes, as the role `gpu_driver` carries it out; `faults` says why it cannot.
+
+    Args:
+        wish: fields of `Wish`; what is none counts as not said.
+        facts: of the node's system, as `System.of` reads them.
+        directory: of the catalogue.
+
+    Returns: `vendor` (cpu where there is nothing to do), `summary`, `version`, `packages`, `repositories`, `pins`,
+        `hold`, `module_streams`, `services`, `kernel_parameters`, `sysctl`, `module`, `library`, `main_package`,
+        `same_version` (packages that go with the library's version), and `faults`, each with `what`, `found`, `needed`
+        and `mend`.
+
+    Raises:
+        CatalogueError: the catalogue is broken.
+    """
+    wanted = Wish(**{name: value for name, value in wish.items() if value is not None})
+    catalogue = Catalogue(Path(directory))
+    gpu = catalogue.gpus.get(wanted.gpu)
+    if gpu is None:
+        violation = unknown_name("GPU type", wanted.gpu or "(deployment_gpu is not set)", catalogue.gpus)
+        return _nothing("unknown", "unknown GPU type") | {"faults": [_fault(violation)]}
+    if gpu.driver is None:
+        return _nothing(gpu.vendor, f"{gpu.title}: there is nothing to do for a driver")
+    system = System.of(facts)
+    faults: list[Violation] = []
+    release = _release(wanted, gpu, catalogue, faults)
+    known = _system(gpu, release, system, catalogue, faults) if release else None
+    if release:
+        faults += _below_floor(wanted, gpu, release, catalogue)
+    if not release or not known:
+        return _nothing(gpu.vendor, gpu.title) | {"faults": [_fault(each) for each in faults]}
+    return _plan(wanted, gpu, release, known, system) | {"faults": [_fault(each) for each in faults]}
+
+
+def mixed_types(types: Mapping[str, str], deployments: Mapping[str, str], host: str) -> list[dict[str, str]]:
+    """The fault of a node whose deployment names several GPU types.
+
+    Args:
+        types: GPU type by host. deployments: name of the deployment by host.
+        host: the node.
+    """
+    own = {name: types[name] for name in types if deployments.get(name) == deployments.get(host)}
+    if len(set(own.values())) < 2:
+        return []
+    others = [name for name, kind in own.items() if kind != own[host]]
+    found = f"{own[host]} here, {', '.join(f'{own[name]} on {name}' for name in others)}"
+    mend = "use one inventory for each type; a replica over unlike GPUs does not start"
+    return [{"what": "GPU types of one deployment", "found": found, "needed": "one type", "mend": mend}]
+
+
+def _release(wanted: Wish, gpu: Gpu, catalogue: Catalogue, faults: list[Violation]) -> DriverRelease | None:
+    assert gpu.driver is not None  # noqa: S101 - for the type checker
+    releases = {each.branch: each for each in catalogue.drivers.releases if each.platform == gpu.platform}
+    branch = wanted.branch or (_branch_of(wanted.version, releases) if wanted.version else gpu.driver.branch)
+    release = releases.get(branch)
+    if release is None:
+        faults.append(unknown_name("driver branch", branch, releases))
+        return None
+    if wanted.version and not f"{wanted.version}.".startswith(f"{branch}."):
+        mend = f"Set gpu_driver_version to one of {branch}, or gpu_driver_branch to the version's own."
+        faults.append(Violation("gpu_driver_version", f"{wanted.version} is not of branch {branch}", mend))
+        return None
+    return release.model_copy(update={"version": wanted.version}) if wanted.version else release
+
+
+def _branch_of(version: str, known: Mapping[str, object]) -> str:
+    """The known branch that a version is of, or what looks like its branch."""
+    return next((branch for branch in known if f"{version}.".startswith(f"{branch}.")), version.partition(".")[0])
+
+
+def _system(
+    gpu: Gpu, release: DriverRelease, system: System, catalogue: Catalogue, faults: list[Violation]
+) -> DriverSystem | None:
+    of_platform = [each for each in catalogue.drivers.systems if each.platform == gpu.platform]
+    named = [each for each in of_platform if system.distribution in each.distributions]
+    if not named:
+        known = sorted({name for each in of_platform for name in each.distributions})
+        mend = f"Use one of {', '.join(known)}, or install the driver by hand and set gpu_driver_install: false."
+        faults.append(Violation("the node's system", f"{system.distribution or 'unknown'}", mend))
+        return None
+    fitting = [
+        each
+        for each in named
+        if not (each.below_branch and not older(release.branch, each.below_branch))
+        and not (each.from_branch and older(release.branch, each.from_branch))
+    ]
+    if not fitting or system.machine not in fitting[0].machines:
+        there = ", ".join(fitting[0].machines) if fitting else "another branch"
+        found = f"{system.machine or 'unknown'} with {system.distribution}"
+        faults.append(Violation("the node's machine", found, f"Packages of {release.branch} are there for {there}."))
+        return None
+    return fitting[0]
+
+
+def _below_floor(wanted: Wish, gpu: Gpu, release: DriverRelease, catalogue: Catalogue) -> list[Violation]:
+    """The driver is older than what the engine's release needs, or its image."""
+    engine = catalogue.engines.get(wanted.engine)
+    if not engine:
+        return []
+    releases = [each for each in engine.releases if each.platform == gpu.platform]
+    wished: EngineRelease | None = next((r for r in releases if r.version == wanted.engine_version), None)
+    chosen = wished or (releases[0] if releases else None)
+    floor = chosen.minimum_driver if chosen else None
+    if not chosen or not floor or not older(release.version, floor):
+        return []
+    kind = "driver" if gpu.vendor == "nvidia" else "ROCm"
+    found = f"{release.version}; {engine.title} {chosen.version} and its image need {floor} or newer"
+    return [Violation(kind, found, "Set gpu_driver_branch and gpu_driver_version, or deployment_engine_version.")]
+
+
+def _plan(wanted: Wish, gpu: Gpu, release: DriverRelease, known: DriverSystem, system: System) -> dict[str, Any]:
+    assert gpu.driver is not None  # noqa: S101 - for the type checker
+    words = {
+        "distribution": system.distribution,
+        "codename": known.codenames.get(system.distribution, system.codename),
+        "release": system.release,
+        "major": system.release.partition(".")[0],
+        "machine": known.machines[system.machine],
+        "branch": release.branch,
+        "version": release.version,
+        "kernel": system.kernel,
+        "kernel_driver": release.kernel_driver,
+    }
+    fabric = gpu.driver.fabric
+    parts = [*(wanted.packages or known.packages), *known.fabric_packages.get(fabric, ())]
+    names = [_filled(name, words) for name in parts]
+    versioned = [f"{name}={release.version}-*" if known.versioned and "=" not in name else name for name in names]
+    beside = [*known.kernel_packages, *known.companions.get(fabric, ())]
+    nvidia = gpu.vendor == "nvidia"
+    return {
+        "vendor": gpu.vendor,
+        "summary": _summary(gpu, release),
+        "version": release.version,
+        "packages": [_filled(name, words) for name in beside] + versioned,
+        "repositories": [_repository(each.model_dump(), wanted.mirrors, words) for each in known.repositories],
+        "pins": [{"packages": list(known.pin), "version": f"{release.version}-*"}] if known.pin else [],
+        "hold": list(known.hold) or [f"*={release.version}-*", *known.companions.get(fabric, ())],
+        "module_streams": [_filled(each, words) for each in known.module_streams.get(system.distribution, ())],
+        "services": [*([PERSISTENCE] if nvidia else []), *FABRIC_SERVICES.get(fabric, [])],
+        "kernel_parameters": list(gpu.driver.kernel_parameters),
+        "sysctl": dict(gpu.driver.sysctl),
+        "module": MODULES[gpu.vendor],
+        "library": LIBRARIES[gpu.vendor],
+        "main_package": names[0],
+        "same_version": names if known.versioned else [],
+    }
+
+
+def _repository(
+    known: dict[str, Any], mirrors: Mapping[str, Mapping[str, Any]], words: Mapping[str, str]
+) -> dict[str, Any]:
+    """A repository with the site's mirror in place of the vendor's."""
+    mirror = {name: value for name, value in mirrors.get(known["name"], {}).items() if value}
+    merged = known | mirror
+    if "key" in mirror:
+        merged.pop("key_url")
+    filled = {
+        name: _filled(value, words) if name in {"url", "key_url"} else [_filled(v, words) for v in value]
+        if name in {"suites", "components"} else value
+        for name, value in merged.items()
+    }  # fmt: skip
+    return {name: value for name, value in filled.items() if value not in (None, "")}
+
+
+def _filled(text: str, words: Mapping[str, str]) -> str:
+    """A text with what stands in braces filled in; an unknown word stays, and shows."""
+    return re.sub(r"\{(\w+)\}", lambda found: words.get(found[1], found[0]), text)
+
+
+def _summary(gpu: Gpu, release: DriverRelease) -> str:
+    joined = {
+        "nvswitch": ", fabric manager",
+        "nvlink5": ", fabric manager and NVLink subnet manager",
+        "imex": ", IMEX",
+        "none": "",
+    }
+    assert gpu.driver is not None  # noqa: S101 - for the type checker
+    if gpu.vendor == "amd":
+        return f"{gpu.title}: ROCm {release.version}, amdgpu {release.kernel_driver}"
+    return f"{gpu.title}: driver {release.version} with the open kernel module{joined[gpu.driver.fabric]}"
+
+
+def _nothing(vendor: str, summary: str) -> dict[str, Any]:
+    lists = [
+        *("packages", "repositories", "pins", "hold", "module_streams", "services", "kernel_parameters"),
+        *("same_version", "faults"),
+    ]
+    texts = ("version", "module", "library", "main_package")
+    return {"vendor": vendor, "summary": summary, "sysctl": {}} | {n: [] for n in lists} | dict.fromkeys(texts, "")
+
+
+def _fault(violation: Violation) -> dict[str, str]:
+    return {"what": violation.rule, "found": violation.found, "needed": "", "mend": violation.mend}

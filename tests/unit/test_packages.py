@@ -1,0 +1,400 @@
+"""Packages of a node: what is planned from apt's and dpkg's own texts, and what is refused."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.stepladder.core.plugins.module_utils import (
+    apt,
+    dnf,
+    package_plan,
+    package_sources,
+    system_packages,
+)
+from ansible_collections.stepladder.core.plugins.module_utils.package_plan import Foreseen, Package, Spec
+from ansible_collections.stepladder.core.plugins.module_utils.package_sources import Pin, Repository
+
+# ---- recorded: dpkg and apt of Debian 12 (apt 2.6.1), 2026-11, stand-ins of the lab's repository ---------------------
+
+DPKG = """\
+libnvidia-ml1	580.126.20-1	ii$
+nvidia-kernel-open-dkms	580.126.20-1	hi$
+nvidia-persistenced	580.126.20-1	iU$
+libnvidia-nscq	580.126.20-1	iF$
+docker.io	20.10.24	rc$
+linux-image		un$
+libc6	2.36-9	ii$
+libc6	2.36-8	iU$
+""".replace("$", " ")
+SIMULATED = """\
+Reading package lists...
+The following NEW packages will be installed:
+  libnvidia-ml1 nvidia-fabricmanager
+Inst libnvidia-ml1 (580.126.20-1 stand-in [amd64])
+Inst nvidia-fabricmanager [580.95.05-1] (580.126.20-1 stand-in [amd64]) []
+Remv nvidia-driver-570 [570.86.15-1]
+Remv libnvidia-ml1 [570.86.15-1]
+Conf libnvidia-ml1 (580.126.20-1 stand-in [amd64])
+"""
+
+
+def test_dpkg_is_read_with_what_is_not_whole() -> None:
+    assert package_plan.parse_dpkg(DPKG) == {
+        "libnvidia-ml1": Package("580.126.20-1", "ii"),
+        "nvidia-kernel-open-dkms": Package("580.126.20-1", "hi"),
+        "nvidia-persistenced": Package("580.126.20-1", "iU"),
+        "libnvidia-nscq": Package("580.126.20-1", "iF"),
+        "libc6": Package("2.36-8", "iU"),
+    }
+
+
+def test_a_simulation_is_read() -> None:
+    assert package_plan.parse_simulation(SIMULATED) == Foreseen(
+        {"libnvidia-ml1": "580.126.20-1", "nvidia-fabricmanager": "580.126.20-1"}, ["nvidia-driver-570"]
+    )
+
+
+THERE = {
+    "fm": Package("580.126.20-1ubuntu1"),
+    "dkms": Package("1:6.16.13.30300400-2", "hi"),
+    "half": Package("1", "iU"),
+}
+MISSING = {
+    "there": (["fm"], []),
+    "there in the version": (["fm=580.126.20-*"], []),
+    "there in another": (["fm=580.126-*"], ["fm=580.126-*"]),
+    "the epoch need not be named": (["dkms=6.16.13.30300400-*"], []),
+    "nor is it in the way": (["dkms=1:6.16.13.30300400-*"], []),
+    "half configured is missing": (["half"], ["half"]),
+    "not there": (["fm", "nscq=1-*"], ["nscq=1-*"]),
+}
+
+
+@pytest.mark.parametrize(("wanted", "expected"), MISSING.values(), ids=MISSING)
+def test_missing(wanted: list[str], expected: list[str]) -> None:
+    assert [str(spec) for spec in package_plan.missing(map(Spec.of, wanted), THERE)] == expected
+
+
+def test_half_done() -> None:
+    assert package_plan.half_done(package_plan.parse_dpkg(DPKG)) == ["libc6", "libnvidia-nscq", "nvidia-persistenced"]
+
+
+def test_holds_reach_what_is_and_what_will_be_installed() -> None:
+    foreseen = Foreseen({"nscq": "580.126.20-1", "zlib": "1.2"}, ["gone"])
+    installed = THERE | {"gone": Package("580.126.20-1")}
+    specs = [Spec.of("*=580.126.20-*"), Spec.of("dk*")]
+    assert package_plan.to_hold(specs, installed, foreseen, {"dkms"}) == ["fm", "nscq"]
+
+
+REFUSED: dict[str, tuple[Foreseen, bool, list[str]]] = {
+    "new": (Foreseen({"nscq": "1"}), False, []),
+    "another version of what is asked for": (
+        Foreseen({"fm": "580.159.04-1"}),
+        False,
+        ["fm 580.126.20-1ubuntu1 would become 580.159.04-1: a change of what runs is made only where it is allowed "
+         "(allow_change)"],
+    ),
+    "the same, allowed": (Foreseen({"fm": "580.159.04-1"}), True, []),
+    "a half configured one is no change": (Foreseen({"half": "2"}), False, []),
+    "a removal, never": (
+        Foreseen({}, ["docker.io"]),
+        True,
+        ["it would remove docker.io; remove them by hand if that is meant, or leave the packages that are there alone"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("foreseen", "allowed", "expected"), REFUSED.values(), ids=REFUSED)
+def test_what_is_refused(foreseen: Foreseen, allowed: bool, expected: list[str]) -> None:
+    assert package_plan.refusals([Spec.of("fm"), Spec.of("half")], THERE, foreseen, allowed) == expected
+
+
+ADVICE = {
+    "E: Write error - write (28: No space left on device)": "Free some space on the file system of /var",
+    "E: Unable to locate package nvidia-open": "No repository of the node has it",
+    "E: Version '580.1-*' for 'nvidia-fabricmanager' was not found": "No repository of the node has it",
+    "The following signatures couldn't be verified because the public key is not available: NO_PUBKEY 1": "another key",
+    "E: The repository 'http://m/nvidia  Release' is not signed.": "has no signature",
+    "  Cannot initiate the connection to deb:80 (2a04::). - connect (101: Network is unreachable)": "did not reach",
+    "E: dpkg was interrupted": "Run again",
+}
+
+
+@pytest.mark.parametrize(("line", "expected"), ADVICE.items(), ids=ADVICE)
+def test_advice(line: str, expected: str) -> None:
+    assert expected in package_plan.apt_advice(["Reading package lists...", line])
+
+
+# ---- repositories ----------------------------------------------------------------------------------------------------
+
+BODY = b"\x04" + bytes.fromhex("5f000000") + b"\x01" + b"\x00\x08\xc5" + b"\x00\x02\x03"
+KEY = bytes([0x98, len(BODY)]) + BODY
+PRINT = hashlib.sha1(b"\x99" + len(BODY).to_bytes(2, "big") + BODY).hexdigest().upper()
+GOOD = Repository("nvidia-driver", "http://mirror/nvidia/", key_url="http://mirror/k", fingerprints=[PRINT])
+
+
+def changed(**fields: Any) -> Repository:
+    return Repository(**{**vars(GOOD), **fields})
+
+
+WRONG = {
+    "good": (GOOD, []),
+    "a name that is a path": (changed(name="../x"), ["repository ../x: a name is of a-z, 0-9 and '-'"]),
+    "a password in the URL": (
+        changed(url="https://me:secret@mirror/nvidia/"),
+        ["repository nvidia-driver: url https://***@mirror/nvidia/ carries a password, and its file is read by every "
+         "user; put the password into /etc/apt/auth.conf.d (mode 0600) and leave it out here"],
+    ),
+    "no scheme": (
+        changed(url="mirror/nvidia"),
+        ["repository nvidia-driver: url 'mirror/nvidia' is not of the form https://, http:// or file:/"],
+    ),
+    "all at once": (
+        changed(fingerprints=[], key_url=""),
+        ["repository nvidia-driver: no fingerprint of its key is pinned (fingerprints)",
+         "repository nvidia-driver: give its key or the key's address (key_url), one of both"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("repository", "expected"), WRONG.values(), ids=WRONG)
+def test_a_repository_that_cannot_be(repository: Repository, expected: list[str]) -> None:
+    assert package_sources.problems(repository) == expected
+
+
+def test_a_wrong_key_is_told_with_both_fingerprints() -> None:
+    assert package_sources.key_problem(GOOD, KEY) == ""
+    told = package_sources.key_problem(changed(fingerprints=["EB69 3B30"]), KEY)
+    assert f"http://mirror/k has the key {PRINT}, and EB693B30 is pinned. Nothing was written." in told
+
+
+def test_a_file_with_a_further_key_is_refused() -> None:
+    """Who can add a key to the file could else sign with it."""
+    other = KEY.replace(b"\xc5", b"\xc7")
+    assert "has the key" in package_sources.key_problem(GOOD, KEY + other)
+
+
+def test_files_of_apt() -> None:
+    assert package_sources.apt_files(changed(priority=600, suites=["noble"], components=["main"]), KEY) == {
+        "/etc/apt/keyrings/stepladder-nvidia-driver.gpg": KEY,
+        "/etc/apt/sources.list.d/stepladder-nvidia-driver.sources": (
+            b"# Written by stepladder; a rerun writes it again.\nTypes: deb\nURIs: http://mirror/nvidia/\n"
+            b"Suites: noble\nComponents: main\nSigned-By: /etc/apt/keyrings/stepladder-nvidia-driver.gpg\n"
+        ),
+        "/etc/apt/preferences.d/stepladder-nvidia-driver": (
+            b'# Written by stepladder; a rerun writes it again.\nPackage: *\nPin: origin "mirror"\nPin-Priority: 600\n'
+        ),
+    }
+    assert package_sources.apt_pin_file("gpu", [Pin(["*nvidia*"], "580.126.20-*")]) == {
+        "/etc/apt/preferences.d/stepladder-gpu-version": (
+            b"# Written by stepladder; a rerun writes it again.\nPackage: *nvidia*\nPin: version 580.126.20-*\n"
+            b"Pin-Priority: 1001\n"
+        )
+    }
+
+
+def test_files_of_dnf() -> None:
+    files = package_sources.dnf_files(GOOD, KEY)
+    assert files["/etc/yum.repos.d/stepladder-nvidia-driver.repo"] == (
+        b"# Written by stepladder; a rerun writes it again.\n[stepladder-nvidia-driver]\n"
+        b"name=nvidia-driver (stepladder)\nbaseurl=http://mirror/nvidia/\nenabled=1\ngpgcheck=1\n"
+        b"gpgkey=file:///etc/pki/rpm-gpg/RPM-GPG-KEY-stepladder-nvidia-driver\n"
+    )
+
+
+# ---- locks -----------------------------------------------------------------------------------------------------------
+
+
+def held(path: Path) -> subprocess.Popen[str]:
+    """A process that holds a file as apt does, with a password among its arguments."""
+    code = (
+        "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print('ok', flush=True); "
+        "sys.stdin.read()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(path), "--password", "hunter2"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ok\n"
+    return process
+
+
+def test_who_holds_a_lock_is_named_after_the_deadline(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    process = held(lock)
+    told: list[str] = []
+    try:
+        started = time.monotonic()
+        with pytest.raises(apt.PackagesError) as caught:
+            apt.wait_for_locks(0.3, told.append, [str(tmp_path / "none"), str(lock)], poll_s=0.1)
+        assert 0.3 <= time.monotonic() - started < 5
+        assert str(caught.value).startswith(f"{lock} was held for 0 s by process {process.pid} ({sys.executable} -c")
+        assert "Nothing was changed" in str(caught.value)
+        assert "hunter2" not in str(caught.value)
+        assert told[0].startswith(f"waiting for process {process.pid}")
+    finally:
+        process.communicate("")
+
+
+def test_a_lock_that_is_given_up_is_waited_for(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    process = held(lock)
+
+    def end(line: str) -> None:
+        process.communicate("")
+
+    apt.wait_for_locks(30, end, [str(lock)], poll_s=0.05)
+    assert process.returncode == 0
+
+
+def test_no_lock_file_is_no_lock_and_a_file_of_our_own_neither(tmp_path: Path) -> None:
+    assert apt.lock_holder(str(tmp_path / "none")) == 0
+    with (tmp_path / "free").open("w") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)  # a process does not stand in its own way
+        assert apt.lock_holder(str(tmp_path / "free")) == 0
+
+
+# ---- the order of things ---------------------------------------------------------------------------------------------
+
+
+class Recorder:
+    """Stands in for a node's apt: answers from what it was given, and writes down what it is told to do."""
+
+    def __init__(self, installed: dict[str, Package], foreseen: Foreseen | None = None) -> None:
+        self.there, self.foreseen = installed, foreseen or Foreseen({})
+        self.done: list[str] = []
+
+    def installed(self) -> dict[str, Package]:
+        return self.there
+
+    def held(self) -> set[str]:
+        return set()
+
+    def interrupted(self, installed: dict[str, Package]) -> bool:
+        return bool(package_plan.half_done(installed))
+
+    def finish_interrupted(self) -> None:
+        self.done.append("finish")
+        self.there = {name: Package(one.version, "ii") for name, one in self.there.items()}
+
+    def update(self, sources: list[str] | None, into: Path | None = None) -> None:
+        self.done.append(f"update{' in a copy' if into else ''}")
+
+    def simulate(self, specs: list[Spec], into: Path | None = None) -> Foreseen:
+        return self.foreseen
+
+    def install(self, specs: list[Spec]) -> None:
+        self.done.append(f"install {' '.join(map(str, specs))}")
+
+    def hold(self, names: list[str]) -> None:
+        self.done.append(f"hold {' '.join(names)}")
+
+
+@pytest.fixture
+def node(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., tuple[Recorder, Any]]:
+    """Converge on a node whose files lie in a folder; the key comes from a file."""
+    for name in ("APT_KEYS", "APT_SOURCES", "APT_PINS"):
+        monkeypatch.setattr(package_sources, name, str(tmp_path / name))
+    defaults = package_sources.apt_files.__defaults__
+    folders = (str(tmp_path / "APT_KEYS"), str(tmp_path / "APT_SOURCES"), str(tmp_path / "APT_PINS"))
+    monkeypatch.setattr(package_sources.apt_files, "__defaults__", folders)
+    assert defaults is not None
+    (tmp_path / "key").write_bytes(KEY)
+    here = changed(key_url=(tmp_path / "key").as_uri())
+
+    def run(recorder: Recorder, check: bool = False, repository: Repository = here, **wanted: Any) -> Any:
+        monkeypatch.setattr(apt, "is_there", lambda: True)
+        monkeypatch.setattr(apt, "Apt", lambda report, seconds: recorder)
+        whole = system_packages.Wanted(repositories=[repository], **wanted)
+        return system_packages.converge(whole, check, lambda line: None, 1)
+
+    return run
+
+
+FRESH = Foreseen({"fm": "580.126.20-1"})
+
+
+def test_first_the_copy_then_files_then_packages_then_holds(node: Callable[..., Any], tmp_path: Path) -> None:
+    recorder = Recorder({}, FRESH)
+    outcome = node(recorder, packages=[Spec.of("fm=580.126.20-*")], hold=[Spec.of("*=580.126.20-*")])
+    assert recorder.done == ["update in a copy", "update", "install fm=580.126.20-*", "hold fm"]
+    assert [action.split()[0] for action in outcome.actions] == ["write", "write", "install", "hold"]
+    assert len(list(tmp_path.glob("APT_*/*"))) == 2
+
+
+def test_check_mode_writes_nothing_and_tells_the_same(node: Callable[..., Any], tmp_path: Path) -> None:
+    wanted: dict[str, Any] = {"packages": [Spec.of("fm")], "hold": [Spec.of("fm")]}
+    foreseen = node(Recorder({}, FRESH), check=True, **wanted)
+    assert list(tmp_path.glob("APT_*/*")) == []
+    assert foreseen.actions == node(Recorder({}, FRESH), **wanted).actions
+
+
+def test_a_rerun_does_nothing_and_needs_no_key_server(node: Callable[..., Any], tmp_path: Path) -> None:
+    wanted: dict[str, Any] = {"packages": [Spec.of("fm")]}
+    node(Recorder({}, FRESH), **wanted)
+    (tmp_path / "key").unlink()
+    recorder = Recorder({"fm": Package("580.126.20-1")})
+    assert node(recorder, **wanted).actions == []
+    assert recorder.done == []
+
+
+def test_a_wrong_key_writes_nothing(node: Callable[..., Any], tmp_path: Path) -> None:
+    recorder = Recorder({}, FRESH)
+    wrong = changed(key_url=(tmp_path / "key").as_uri(), fingerprints=["AB" * 20])
+    with pytest.raises(apt.PackagesError, match=f"has the key {PRINT}, and {'AB' * 20} is pinned"):
+        node(recorder, repository=wrong, packages=[Spec.of("fm")])
+    assert recorder.done == []
+    assert list(tmp_path.glob("APT_*/*")) == []
+
+
+def test_what_an_interruption_left_is_finished_first(node: Callable[..., Any]) -> None:
+    node(Recorder({}, FRESH), packages=[Spec.of("fm")])
+    recorder = Recorder({"fm": Package("580.126.20-1", "iF")})
+    outcome = node(recorder, packages=[Spec.of("fm")])
+    assert recorder.done[0] == "finish"
+    assert outcome.actions[0] == "finish what an earlier dpkg left: fm"
+
+
+def test_a_removal_is_refused_before_a_file_is_written(node: Callable[..., Any], tmp_path: Path) -> None:
+    with pytest.raises(apt.PackagesError, match=r"Nothing was changed: it would remove docker.io"):
+        node(Recorder({}, Foreseen({"fm": "1"}, ["docker.io"])), packages=[Spec.of("fm")])
+    assert list(tmp_path.glob("APT_*/*")) == []
+
+
+# ---- dnf: what it is called with, and its texts by its documentation; it never ran here ------------------------------
+
+
+def test_dnf_operands_and_locks() -> None:
+    assert dnf.operands([Spec.of("nvidia-driver-cuda=580.126.20-*"), Spec.of("rocm-core")]) == [
+        "nvidia-driver-cuda-580.126.20-*",
+        "rocm-core",
+    ]
+    text = (
+        "Last metadata expiration check\nkmod-nvidia-open-dkms-3:580.126.20-1.el9.*\n"
+        "3:nvidia-persistenced-580.126.20-1.el9.*\n"
+    )
+    assert dnf.parse_versionlock(text) == {"kmod-nvidia-open-dkms", "nvidia-persistenced"}
+
+
+def test_dnf_transaction_table() -> None:
+    text = (
+        "Dependencies resolved.\n Package  Architecture  Version  Repository  Size\nInstalling:\n"
+        " nvidia-driver-cuda  x86_64  3:580.126.20-1.el9  stepladder-nvidia-driver  1.2 M\n"
+        "Removing:\n nvidia-driver-470  x86_64  3:470.256.02-1.el9  @cuda  30 M\n\nOperation aborted.\n"
+    )
+    assert dnf.parse_transaction(text) == Foreseen({"nvidia-driver-cuda": "580.126.20-1.el9"}, ["nvidia-driver-470"])
+
+
+def test_root_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert "need root, and this is user 1000: set ansible_become: true" in system_packages.not_root()
