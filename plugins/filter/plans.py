@@ -96,6 +96,7 @@ class FilterModule:
         plain = {name: _on_plain_data(function) for name, function in named.items()}
         # These read single variables of many hosts; copying all of every host's would cost minutes.
         return plain | {
+            "image_seekers": contents.image_seekers,
             "network_seen": replica.seen,
             "peer_addresses": replica.peer_addresses,
             "removal_text": show.removal,

@@ -328,31 +328,34 @@ class Docker:
             raise ImageError(f"{name} cannot be removed: {said.get('message', status)}")
 
     def auth(self, registry: str) -> dict[str, str]:
-        """The header with the credentials that `docker login` keeps for a registry; none where it keeps none."""
-        key = HUB_CREDENTIALS if registry == DOCKER_HUB else registry
+        """The header with the credentials for a registry; none where there are none."""
+        user, secret = self.login(registry)
+        if not user:
+            return {}
+        given = {"username": user, "password": secret, "serveraddress": credentials_key(registry)}
+        return {"X-Registry-Auth": base64.urlsafe_b64encode(json.dumps(given).encode()).decode()}
+
+    def login(self, registry: str) -> tuple[str, str]:
+        """User and password that `docker login` keeps for a registry; empty where it keeps none."""
+        key = credentials_key(registry)
         try:
             kept = json.loads((self.credentials / "config.json").read_text())
         except (OSError, ValueError):
-            return {}
+            return "", ""
         helper = kept.get("credHelpers", {}).get(key) or kept.get("credsStore")
         if helper:
-            done = subprocess.run(
-                [f"docker-credential-{helper}", "get"],
-                input=key,
-                capture_output=True,
-                text=True,
-                timeout=60,
-                check=False,
-            )
+            command = [f"docker-credential-{helper}", "get"]
+            done = subprocess.run(command, input=key, capture_output=True, text=True, timeout=60, check=False)
             found = json.loads(done.stdout) if done.returncode == 0 else {}
-            user, secret = found.get("Username", ""), found.get("Secret", "")
-        else:
-            plain = base64.b64decode(kept.get("auths", {}).get(key, {}).get("auth", "")).decode()
-            user, _, secret = plain.partition(":")
-        if not user:
-            return {}
-        packed = json.dumps({"username": user, "password": secret, "serveraddress": key}).encode()
-        return {"X-Registry-Auth": base64.urlsafe_b64encode(packed).decode()}
+            return found.get("Username", ""), found.get("Secret", "")
+        plain = base64.b64decode(kept.get("auths", {}).get(key, {}).get("auth", "")).decode()
+        user, _, secret = plain.partition(":")
+        return user, secret
+
+
+def credentials_key(registry: str) -> str:
+    """What Docker's own files call a registry."""
+    return HUB_CREDENTIALS if registry == DOCKER_HUB else registry
 
 
 def _events(answer: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
@@ -383,13 +386,14 @@ class Wanted:
     """What the module was asked for.
 
     name: of the image, as planned. archive: file of `docker save`, empty for none. through: `host:port` of a copy of
-    its registry, empty for none. known: the catalogue's images. needed: bytes that have to be free. record: file that
-    keeps what was brought.
+    its registry, empty for none. digest: that the registry has it under, empty where it is to be asked. known: the
+    catalogue's images. needed: bytes that have to be free. record: file that keeps what was brought.
     """
 
     name: str
     archive: str
     through: str
+    digest: str
     known: tuple[str, ...]
     needed: int
     record: Path
@@ -403,13 +407,13 @@ def read_record(path: Path) -> dict[str, Any]:
         return {}
 
 
-def way(wanted: Wanted, reference: Reference) -> str:
-    """In words, how the image would come."""
+def way(wanted: Wanted, reference: Reference, digest: str) -> str:
+    """In words, how the image would come; `digest` is empty where it is not known yet."""
     if wanted.archive:
         return f"load {reference.local} from {wanted.archive}"
-    digest = f" ({reference.digest})" if reference.digest else ""
+    named = f" ({digest})" if digest else ""
     through = f" through {wanted.through}" if wanted.through else ""
-    return f"pull {reference.local}{digest} from {reference.registry}{through}"
+    return f"pull {reference.local}{named} from {reference.registry}{through}"
 
 
 def bring(docker: Docker, wanted: Wanted, report: Callable[[str], object]) -> dict[str, Any]:
@@ -428,7 +432,7 @@ def bring(docker: Docker, wanted: Wanted, report: Callable[[str], object]) -> di
         _load(docker, reference, Path(wanted.archive), report)
     else:
         source = wanted.through or reference.registry
-        digest = docker.resolve(reference, wanted.known)
+        digest = wanted.digest or docker.resolve(reference, wanted.known)
         _pull(docker, reference, digest, wanted, report)
     found = docker.look(reference.local)
     if found is None:

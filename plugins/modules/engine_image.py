@@ -29,6 +29,9 @@ options:
   through:
     description: C(host:port) of a copy of the image's registry, asked instead of the registry itself.
     type: str
+  digest:
+    description: Digest that the registry has the image under, where it was asked already.
+    type: str
   known:
     description: Images that the catalogue has for the engine, for the message about a tag that is gone.
     type: list
@@ -52,7 +55,9 @@ options:
 attributes:
   check_mode:
     support: full
-    description: Says what would be pulled or loaded. A node without Docker is told in a warning.
+    description: >-
+      Says what would be pulled or loaded, and asks the registry for its digest. A node without Docker is told in a
+      warning.
   diff_mode:
     support: full
 author: Stepladder contributors
@@ -106,25 +111,30 @@ def present(module: AnsibleModule, docker: engine_image.Docker) -> dict[str, Any
         name=given["name"],
         archive=given["archive"] or "",
         through=given["through"] or "",
+        digest=given["digest"] or "",
         known=tuple(given["known"]),
         needed=given["minimum_free_bytes"],
         record=Path(given["record"]),
     )
     reference = engine_image.parse(wanted.name)
+    answers, found = True, None
     try:
         found = docker.look(reference.local)
     except engine_image.ImageError as error:
         if not module.check_mode:
             raise
         module.warn(str(error))
-        found = None
+        answers = False
     record = engine_image.read_record(wanted.record)
     before = record if found and record.get("id") == found.id else {}
-    if engine_image.is_wanted(found, reference, record):
+    if found and engine_image.is_wanted(found, reference, record):
         kept = {"id": found.id, "bytes": found.size, "digest": before.get("digest") or next(iter(found.digests), "")}
         return {"changed": False, "actions": [], **kept}
-    action = engine_image.way(wanted, reference)
-    result = {"changed": True, "actions": [action], "id": "", "digest": reference.digest, "bytes": 0}
+    digest = reference.digest
+    if module.check_mode and not wanted.archive and answers:
+        digest = docker.resolve(reference, wanted.known)
+    action = engine_image.way(wanted, reference, digest)
+    result = {"changed": True, "actions": [action], "id": "", "digest": digest, "bytes": 0}
     result["diff"] = {"before": f"{json.dumps(before)}\n" if before else "", "after": f"{action}\n"}
     if not module.check_mode:
         report = progress.ProgressFile(given["progress_file"]).write
@@ -159,6 +169,7 @@ def main() -> None:
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
             "archive": {"type": "path"},
             "through": {"type": "str"},
+            "digest": {"type": "str"},
             "known": {"type": "list", "elements": "str", "default": []},
             "minimum_free_bytes": {"type": "int", "default": 0},
             "record": {"type": "path", "required": True},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,22 @@ def known_images(deployment: Mapping[str, Any], catalogue: str) -> list[str]:
     images = [image for release in engine.releases if release.platform == deployment["platform"]
               for image in release.images.values()]  # fmt: skip
     return list(dict.fromkeys(images))
+
+
+def image_seekers(variables: Mapping[str, Any], hosts: Sequence[str], image: str) -> list[str]:
+    """Of the hosts those that lack an image, in order; the first is the one that it is spread from.
+
+    Args:
+        variables: by host; what the role engine_image found there is read.
+        hosts: nodes that are deployed to.
+        image: its name, as planned.
+    """
+
+    def lacks(host: str) -> bool:
+        planned = (variables[host].get("deployment_slice") or {}).get("node", {}).get("images", [])
+        return image in planned and bool((variables[host].get("__engine_image_brought") or {}).get("changed"))
+
+    return [host for host in hosts if lacks(host)]
 
 
 def image_bytes(node_slice: Mapping[str, Any]) -> int:

@@ -15,8 +15,9 @@ from stepladder.plan import ID_DIGITS
 # file for its id.
 CONTAINER_LAUNCHER = """\
 name=$1 id_file=$2; shift 2; mkdir -p "${id_file%/*}"
-kept=$(docker container inspect --format '{{.State.Running}} {{.Config.Env}}' "$name" 2>/dev/null) || kept=
-case $kept in "true "*"STEPLADDER_FINGERPRINT=$STEPLADDER_FINGERPRINT"*)
+form='{{.State.Running}} {{range .Config.Env}}{{.}} {{end}}'
+kept=$(docker container inspect --format "$form" "$name" 2>/dev/null) || kept=
+case $kept in "true "*"STEPLADDER_FINGERPRINT=$STEPLADDER_FINGERPRINT "*)
   echo "stepladder: going on with container $name, which still runs"; exec docker attach --no-stdin "$name";;
 esac
 [ -z "$kept" ] || docker rm --force "$name" >/dev/null

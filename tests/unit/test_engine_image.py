@@ -145,7 +145,15 @@ def docker(tmp_path: Path) -> Iterator[ei.Docker]:
 
 
 def wanted(tmp_path: Path, **changed: Any) -> ei.Wanted:
-    given = {"name": "a/b:1", "archive": "", "through": "", "known": ("a/b:0",), "needed": 0, "record": tmp_path / "r"}
+    given = {
+        "name": "a/b:1",
+        "archive": "",
+        "through": "",
+        "digest": "",
+        "known": ("a/b:0",),
+        "needed": 0,
+        "record": tmp_path / "r",
+    }
     return ei.Wanted(**(given | changed))
 
 

@@ -309,6 +309,25 @@ def test_the_port_of_another_process_is_seen(server):
     assert es.stranger_on_port(server, [os.getpid()], table) == 0
 
 
+def test_the_processes_of_a_container_are_known_by_its_control_group(tmp_path):
+    """Two control groups as nodes have them (version 1 and 2), one of another container, one process that is gone."""
+    container, other = "c" * 64, "d" * 64
+    (tmp_path / "a.id").write_text(container)
+    groups = {
+        1: "0::/init.scope\n",
+        2: f"12:pids:/docker/{container}\n11:memory:/docker/{container}\n",
+        3: f"0::/system.slice/docker-{container}.scope\n",
+        4: f"0::/system.slice/docker-{other}.scope\n",
+    }
+    for pid, text in groups.items():
+        (tmp_path / str(pid)).mkdir()
+        (tmp_path / str(pid) / "cgroup").write_text(text)
+    assert es.contained(str(tmp_path / "a.id"), [*groups, 5], tmp_path) == [2, 3]
+    assert es.contained(str(tmp_path / "none.id"), [*groups], tmp_path) == []
+    (tmp_path / "empty.id").write_text("")
+    assert es.contained(str(tmp_path / "empty.id"), [*groups], tmp_path) == []
+
+
 def test_a_manager_that_is_not_there_is_said_so():
     found = es.read_managers("supervisor", ["/nonexistent/supervisorctl"], ["a"], {})
     assert found["a"] == es.Managed(

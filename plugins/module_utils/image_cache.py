@@ -1,0 +1,271 @@
+"""A copy of a registry for the length of a deploy: on one node, filled once, read by all over the network between them.
+
+The copy is the distribution registry as a pull-through cache. Docker pulls from 127.0.0.1 without TLS, so each node has
+a forwarder there (systemd-socket-proxyd); what comes is checked by Docker against the digest that is asked for.
+Python 3.9 and the standard library only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ansible_collections.stepladder.core.plugins.module_utils.engine_image import DOCKER_HUB
+
+CACHE_UNIT, FORWARD_UNIT = "stepladder-image-cache", "stepladder-image-forward"
+HUB_URL = "https://registry-1.docker.io"
+MANIFESTS = ", ".join(
+    f"application/vnd.{name}+json"
+    for name in (
+        "oci.image.index.v1", "oci.image.manifest.v1", "docker.distribution.manifest.list.v2",
+        "docker.distribution.manifest.v2",
+    )
+)  # fmt: skip
+MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
+PROXY_DAEMONS = ("/lib/systemd/systemd-socket-proxyd", "/usr/lib/systemd/systemd-socket-proxyd")
+PROXY_SETTINGS = "/etc/docker/stepladder-proxy.env"
+START_SECONDS = 20.0
+SILENT_SECONDS = 300.0
+BLOCK = 1024 * 1024
+
+
+class CacheError(Exception):
+    """Why an image cannot be spread: what was found, and what mends it."""
+
+
+@dataclass(frozen=True)
+class Blob:
+    """A piece of an image: its digest, and its size in bytes as it is sent."""
+
+    digest: str
+    size: int
+
+
+def remote_url(registry: str, mirrors: Sequence[str]) -> str:
+    """Where the copy gets what it lacks: the hub's first mirror, the hub, or the registry itself."""
+    if registry != DOCKER_HUB:
+        return f"https://{registry}"
+    return mirrors[0].rstrip("/") if mirrors else HUB_URL
+
+
+def settings_text(address: str, port: int, storage: str, remote: str, login: tuple[str, str]) -> str:
+    """The registry's own settings, as JSON, which its YAML is read as too."""
+    proxy = {"remoteurl": remote} | ({"username": login[0], "password": login[1]} if login[0] else {})
+    settings = {
+        "version": 0.1,
+        "log": {"level": "warn"},
+        "storage": {"filesystem": {"rootdirectory": storage}},
+        "http": {"addr": f"{address}:{port}"},
+        "proxy": proxy,
+    }
+    return json.dumps(settings, indent=1) + "\n"
+
+
+def cache_command(program: str, config: str, authority: str) -> list[str]:
+    """How the copy is started: as a unit that is gone with the machine's next start.
+
+    Args:
+        program: the registry's.
+        config: its settings.
+        authority: certificate that Docker trusts for the image's registry beside the system's, empty for none. A folder
+            would not do: its name has the registry's port, and a colon ends an entry of SSL_CERT_DIR.
+    """
+    trusted = ["--setenv=SSL_CERT_DIR=/etc/ssl/certs:/etc/pki/tls/certs"]
+    trusted += [f"--setenv=SSL_CERT_FILE={authority}"] if authority else []
+    return [
+        "systemd-run", f"--unit={CACHE_UNIT}", "--collect", *trusted,
+        f"--property=EnvironmentFile=-{PROXY_SETTINGS}", program, "serve", config,
+    ]  # fmt: skip
+
+
+def forward_command(daemon: str, port: int, target: str) -> list[str]:
+    """How a node's forwarder is started: 127.0.0.1:port leads to the target."""
+    return [
+        "systemd-run", f"--unit={FORWARD_UNIT}", "--collect", f"--socket-property=ListenStream=127.0.0.1:{port}",
+        daemon, f"{target}:{port}",
+    ]  # fmt: skip
+
+
+def child(index: Mapping[str, Any], machine: str) -> str:
+    """The digest of an index's manifest for a machine.
+
+    Raises:
+        CacheError: it has none.
+    """
+    wanted = f"linux/{MACHINES.get(machine, machine)}"
+    found: dict[str, str] = {}
+    for entry in index["manifests"]:
+        system = entry.get("platform", {})
+        found.setdefault(f"{system.get('os')}/{system.get('architecture')}", str(entry["digest"]))
+    if wanted in found:
+        return found[wanted]
+    others = ", ".join(found)
+    raise CacheError(f"the image is not built for {wanted}, but for {others}. Choose another one (deployment_image).")
+
+
+def blobs_of(manifest: Mapping[str, Any]) -> list[Blob]:
+    """The pieces that a manifest names, each once."""
+    named = [manifest["config"], *manifest["layers"]]
+    return list(dict.fromkeys(Blob(each["digest"], int(each["size"])) for each in named))
+
+
+# --- the machine -----------------------------------------------------------------------------------------------------
+
+
+def run(command: Sequence[str]) -> None:
+    """Run a command.
+
+    Raises:
+        CacheError: it failed.
+    """
+    done = subprocess.run(list(command), capture_output=True, text=True, timeout=60, check=False)
+    if done.returncode:
+        raise CacheError(f"`{' '.join(command[:3])} ...` ended with {done.returncode}: {done.stderr.strip()}")
+
+
+def stop_units() -> None:
+    """End the copy and the forwarder, whether they run or not."""
+    for name in (f"{FORWARD_UNIT}.socket", f"{FORWARD_UNIT}.service", f"{CACHE_UNIT}.service"):
+        for verb in ("stop", "reset-failed"):
+            subprocess.run(["systemctl", verb, name], capture_output=True, timeout=60, check=False)
+
+
+def running() -> bool:
+    """Whether any of them is there."""
+    names = [f"{CACHE_UNIT}.service", f"{FORWARD_UNIT}.socket"]
+    done = subprocess.run(["systemctl", "is-active", *names], capture_output=True, text=True, timeout=60, check=False)
+    return "active" in done.stdout.split()
+
+
+def start_cache(settings: str, config: Path, registry: str, address: str, port: int) -> None:
+    """Start the copy and wait until it listens.
+
+    Raises:
+        CacheError: there is no such program, or it does not listen in time.
+    """
+    program = shutil.which("docker-registry") or shutil.which("registry")
+    if not program:
+        raise CacheError("there is no program docker-registry, which the package of that name brings")
+    config.parent.mkdir(parents=True, exist_ok=True)
+    config.unlink(missing_ok=True)
+    descriptor = os.open(config, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as stream:
+        stream.write(settings)
+    authority = Path("/etc/docker/certs.d", registry, "ca.crt")
+    run(cache_command(program, str(config), str(authority) if authority.exists() else ""))
+    wait_listening(address, port, f"journalctl -u {CACHE_UNIT}")
+
+
+def start_forward(target: str, port: int) -> None:
+    """Start this node's forwarder.
+
+    Raises:
+        CacheError: systemd lacks it, or the copy cannot be reached.
+    """
+    daemon = next((path for path in PROXY_DAEMONS if Path(path).exists()), "")
+    if not daemon:
+        raise CacheError("systemd here has no systemd-socket-proxyd. Set engine_image_spread to false.")
+    wait_listening(target, port, f"a firewall between this node and {target}")
+    run(forward_command(daemon, port, target))
+
+
+def wait_listening(address: str, port: int, culprit: str) -> None:
+    """Wait until something listens.
+
+    Raises:
+        CacheError: nothing does in time, with where to look.
+    """
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            socket.create_connection((address, port), timeout=2).close()
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise CacheError(
+                    f"{address}:{port} does not answer within {START_SECONDS:.0f} s ({error.strerror or error}); see "
+                    f"{culprit}, or set engine_image_spread to false"
+                ) from error
+            time.sleep(0.2)
+        else:
+            return
+
+
+@dataclass(frozen=True)
+class Copy:
+    """Where a repository's copy answers."""
+
+    address: str
+    port: int
+    repository: str
+
+    def open(self, connection: http.client.HTTPConnection, path: str) -> http.client.HTTPResponse:
+        """Ask for something of the repository.
+
+        Raises:
+            CacheError: the copy has not got it, and cannot get it.
+        """
+        connection.request("GET", f"/v2/{self.repository}/{path}", headers={"Accept": MANIFESTS})
+        answer = connection.getresponse()
+        if answer.status != 200:
+            said = answer.read().decode(errors="replace").strip()
+            raise CacheError(f"the copy of the registry answers {answer.status} to {path}: {said}")
+        return answer
+
+    def manifest(self, digest: str) -> dict[str, Any]:
+        """A manifest, or an index of manifests."""
+        with contextlib.closing(http.client.HTTPConnection(self.address, self.port, timeout=SILENT_SECONDS)) as wire:
+            return dict(json.loads(self.open(wire, f"manifests/{digest}").read()))
+
+    def read(self, piece: Blob, report: Callable[[int], object]) -> None:
+        """Read a piece to its end, which has the copy keep it; `report` gets the bytes that came."""
+        count = 0
+        with contextlib.closing(http.client.HTTPConnection(self.address, self.port, timeout=SILENT_SECONDS)) as wire:
+            answer = self.open(wire, f"blobs/{piece.digest}")
+            while block := answer.read(BLOCK):
+                count += len(block)
+                report(count)
+        if count != piece.size:
+            raise CacheError(f"the registry broke off {piece.digest} after {count} of {piece.size} bytes; run again")
+
+
+def fill(copy: Copy, digest: str, storage: Path, report: Callable[[str], object]) -> int:
+    """Have the whole image in the copy; what is there is not fetched again.
+
+    Returns: bytes of the image as they are sent.
+
+    Raises:
+        CacheError: a piece cannot be had, or there is no room for all.
+    """
+    manifest = copy.manifest(digest)
+    if "manifests" in manifest:
+        manifest = copy.manifest(child(manifest, platform.machine()))
+    pieces = blobs_of(manifest)
+    total, done = sum(piece.size for piece in pieces), 0
+    there = sum(file.stat().st_size for file in storage.rglob("data") if file.is_file())
+    free = shutil.disk_usage(storage).free
+    if total - there > free:
+        raise CacheError(
+            f"{storage} has {free / 1e9:.1f} GB free, and the copy of {copy.repository} takes "
+            f"{(total - there) / 1e9:.1f} GB. Free space there, or set engine_image_spread to false: then every node "
+            "pulls for itself."
+        )
+    for piece in pieces:
+        before = done
+        copy.read(piece, lambda count: report(_progress(before + count, total)))  # noqa: B023 - called before it changes
+        done += piece.size
+    return total
+
+
+def _progress(done: int, total: int) -> str:
+    return f"{done / 1e9:.2f} of {total / 1e9:.2f} GB in the copy for all nodes"

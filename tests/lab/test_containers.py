@@ -1,0 +1,165 @@
+"""Engines in containers, for real: an image from a registry over TLS, two nodes with a Docker each, fixed answers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from real_lab import REPOSITORY, RealLab, why_not
+from registry import Registry, free_port, wait_open
+from registry import why_not as why_no_registry
+from rehearsal_images import build, run
+
+from stepladder.catalogue import Catalogue
+from stepladder.lab import engine
+from stepladder.lab.places import places
+
+pytestmark = [pytest.mark.lab, pytest.mark.nightly, pytest.mark.timeout(2400)]
+
+
+class Site:
+    """Two nodes with Docker, a registry with images of engines, and a hub: all that a deploy needs."""
+
+    def __init__(self, lab: RealLab, registry: Registry, hub: str) -> None:
+        self.lab, self.registry, self.hub = lab, registry, hub
+        found = engine.find(places(lab.environ, Path.home()))
+        assert found is not None
+        self.docker = found.command()
+        self.images: dict[str, str] = {}
+
+    def image(self, name: str) -> str:
+        """An engine's image in the registry, made when first asked for."""
+        if name not in self.images:
+            release = next(each for each in Catalogue().engines[name].releases if each.platform == "cpu")
+            tag = f"rehearsal/{name}-cpu:{release.version}"
+            base = run([*self.docker, "images", "--format", "{{.Repository}}:{{.Tag}}", "stepladder-lab"]).split()[0]
+            build(self.docker, base, name, tag)
+            self.images[name] = self.registry.push(self.docker, tag, tag)
+            run([*self.docker, "rmi", tag])
+        return self.images[name]
+
+    def settle(self, **deployment: object) -> None:
+        """Have an inventory for a deployment on both nodes."""
+        hosts = self.lab.inventory / "hosts.yml"
+        inventory = yaml.safe_load(hosts.read_text())
+        # The rehearsal hub would run in an engine's environment, which no node has here.
+        inventory["all"]["children"].pop("rehearsal_hub", None)
+        hosts.write_text(yaml.safe_dump(inventory))
+        settings = {
+            "deployment_name": "boxed",
+            "deployment_model": "tiny-step3p5",
+            "deployment_context_length": 1024,
+            "deployment_weights_endpoint": self.hub,
+            **deployment,
+        }
+        (self.lab.inventory / "group_vars").mkdir(exist_ok=True)
+        (self.lab.inventory / "group_vars/engines.yml").write_text(yaml.safe_dump(settings))
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[Site]:
+    if reason := why_not() or why_no_registry():
+        pytest.skip(f"this machine lacks {reason}")
+    state = Path(tempfile.mkdtemp(prefix="sl-box-", dir="/var/tmp"))
+    lab = RealLab("t" + state.name.removeprefix("sl-box-").lower().replace("_", "-"), state, state / "inventory")
+    lab.environ = {"XDG_STATE_HOME": str(state)}
+    hub = None
+    try:
+        lab.run("up", "--nodes", "2", "--docker", "--inventory", str(lab.inventory))
+        gateway = lab.address("node1").rpartition(".")[0] + ".1"
+        model, port = state / "hub/stepladder/tiny-step3p5", free_port(gateway)
+        files = REPOSITORY / "roles/rehearsal_hub/files"
+        run([sys.executable, str(files / "tiny_model.py"), str(model)])
+        served = [sys.executable, str(files / "hub.py"), "--root", str(state / "hub"), "--host", gateway]
+        hub = subprocess.Popen([*served, "--port", str(port)], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        wait_open(gateway, port)
+        with Registry(state / "registry", gateway) as registry:
+            for node in ("node1", "node2"):
+                certificate = registry.authority.read_text()
+                folder = f"/etc/docker/certs.d/{registry.host}"
+                lab.ssh(node, f"mkdir -p {folder} && printf %s '{certificate}' > {folder}/ca.crt")
+                settings = json.loads(lab.ssh(node, "cat /etc/docker/daemon.json").stdout) | {"live-restore": True}
+                lab.ssh(node, f"echo '{json.dumps(settings)}' > /etc/docker/daemon.json && systemctl reload docker")
+            yield Site(lab, registry, f"http://{gateway}:{port}")
+    finally:
+        if hub:
+            hub.terminate()
+            hub.wait(timeout=20)
+        done = lab.run("down", check=False)
+        assert done.returncode == 0, f"the lab in {state} was not removed:\n{done.stdout}{done.stderr}"
+        shutil.rmtree(state, ignore_errors=True)
+
+
+def changed(output: str) -> dict[str, int]:
+    """Changed tasks of each node, by the recap."""
+    recap = output[output.index("PLAY RECAP") :]
+    lines = [line.split() for line in recap.splitlines() if "changed=" in line]
+    return {line[0]: int(next(word for word in line if word.startswith("changed="))[8:]) for line in lines}
+
+
+def test_a_deploy_and_its_end(site: Site) -> None:
+    lab, image = site.lab, site.image("transformers")
+    site.settle(deployment_engine="transformers", deployment_replicas=2, deployment_image=image)
+    before = site.registry.sent()
+    foreseen = lab.play("deploy", "--check")
+    assert f"pull {image} (sha256:" in foreseen.stdout
+    assert site.registry.sent() == before, "a check pulls nothing"
+    first = lab.play("deploy", "-v")
+    assert first.stdout.count("exact") >= 4, "both replicas are asked, and answer with the fixed text"
+    # One copy of each layer left the registry, for two nodes.
+    size = sum(json.loads(run_manifest(site, image))["layers"][place]["size"] for place in range(2))
+    assert size <= site.registry.sent() - before < 1.1 * size
+    again = lab.play("deploy")
+    assert set(changed(again.stdout).values()) == {0}
+    assert set(changed(lab.play("deploy", "--check", "--diff").stdout).values()) == {0}
+    status = json.loads(lab.play("status", "-e", "status_format=json").stdout)
+    assert status["ready"]
+
+    # Docker is started anew: the engine runs on, and its unit finds it again.
+    pid = "docker inspect --format '{{.State.Pid}}' boxed-transformers-0"
+    running = lab.ssh("node1", pid).stdout
+    lab.ssh("node1", "systemctl restart docker")
+    # The unit waits 5 s before it starts again.
+    lab.ssh("node1", "sleep 8; systemctl is-active boxed-transformers-0")
+    assert lab.ssh("node1", pid).stdout == running
+    assert "ready" in lab.play("status").stdout
+    assert "going on with container boxed-transformers-0" in lab.play("logs").stdout
+    assert set(changed(lab.play("deploy").stdout).values()) == {0}
+
+    # A container that no process of the plan has is ended and named.
+    mark = "stepladder.deployment=/var/lib/stepladder/deployments/boxed"
+    lab.ssh("node2", f"docker run --detach --name stray --label {mark} {image} sleep 900")
+    assert "End those that no process of the plan has" in lab.play("deploy").stdout
+    assert "stray" not in lab.ssh("node2", "docker ps --all").stdout
+
+    lab.play("stop")
+    assert lab.ssh("node1", "docker ps --all --quiet").stdout.strip() == ""
+    # Without the registry: what lies on the nodes is enough.
+    lab.play("deploy")
+    lab.play("remove", "-e", "confirm_approved=true")
+    left = "docker ps --all --quiet; docker images --quiet; ls /var/lib/stepladder"
+    for node in ("node1", "node2"):
+        assert lab.ssh(node, left, check=False).stdout.strip() == ""
+
+
+def run_manifest(site: Site, image: str) -> str:
+    """The manifest that the registry has of an image."""
+    repository, _, tag = image.removeprefix(f"{site.registry.host}/").rpartition(":")
+    url = f"http://127.0.0.1:{site.registry.loopback_port}/v2/{repository}/manifests/{tag}"
+    return run(["curl", "-fsS", "-H", "Accept: application/vnd.docker.distribution.manifest.v2+json", url])
+
+
+def test_vllm_serves_from_an_image(site: Site) -> None:
+    lab, image = site.lab, site.image("vllm")
+    site.settle(deployment_engine="vllm", deployment_image=image)
+    done = lab.play("deploy", "-v")
+    assert done.stdout.count("exact") >= 2
+    assert set(changed(lab.play("deploy").stdout).values()) == {0}
+    lab.play("remove", "-e", "confirm_approved=true")

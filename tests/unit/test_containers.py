@@ -1,0 +1,168 @@
+"""Containers as processes: what is planned, what starts them, and the launcher with a Docker that stands in."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stepladder.catalogue import Catalogue
+from stepladder.errors import PlanRefusedError
+from stepladder.plan import Plan
+from stepladder.planner import make_plan
+from stepladder.request import parse_request
+from stepladder.runtime import gpu_vendor, runtime_faults, version_in
+from stepladder.units import CONTAINER_LAUNCHER, release_processes, service_units, watched_units
+
+PATH = "/var/lib/stepladder/deployments/step3"
+DIGEST = f"sha256:{'a' * 64}"
+
+
+def plan_for(gpu: str = "h20-96", nodes: int = 2, **deployment: Any) -> Plan:
+    wanted = {"name": "step3", "model": "step3", "engine": "vllm", "install": "container", "topology": "mp"}
+    hosts = [{"name": f"n{i}", "address": f"198.18.0.{i + 1}", "gpu": gpu, "interface": "eth1"} for i in range(nodes)]
+    return make_plan(parse_request({"deployment": wanted | deployment, "nodes": hosts}), Catalogue())
+
+
+def test_no_container_is_given_more_than_it_needs() -> None:
+    for plan in (plan_for(), plan_for("mi300x", 1, engine="sglang", topology="auto", model="step-3.5-flash")):
+        for process in (process for node in plan.nodes for process in node.processes):
+            options = process.argv[: process.argv.index(str(process.image))]
+            assert "--privileged" not in options
+            assert not [word for word in options if ".sock" in word]
+            assert options[options.index("--security-opt") + 1] == "no-new-privileges"
+            weights = f"{plan.nodes[0].weights.path}:{plan.nodes[0].weights.path}:ro"
+            assert weights in options
+
+
+def test_no_value_of_a_variable_stands_in_the_command() -> None:
+    plan = plan_for(extra_environment={"SITE_TOKEN": "canary-7"})
+    (process,) = plan.nodes[0].processes
+    assert process.env["SITE_TOKEN"] == "canary-7"
+    assert "SITE_TOKEN" in process.argv
+    assert "canary-7" not in " ".join(process.argv)
+
+
+@pytest.mark.parametrize(
+    ("image", "fault"),
+    [
+        ("reg.example:5000/a/b:1", ""),
+        (f"a/b:1@{DIGEST}", ""),
+        (f"a/b@{DIGEST}", ""),
+        ("a/b", "String should match pattern"),
+        ("a/b:1@sha256:12", "String should match pattern"),
+        ("a b:1", "String should match pattern"),
+    ],
+)
+def test_an_image_of_the_operators_own(image: str, fault: str) -> None:
+    if fault:
+        with pytest.raises(PlanRefusedError, match=f"deployment_image(.|\n)*{fault}"):
+            plan_for(image=image)
+    else:
+        plan = plan_for(image=image)
+        assert {process.image for node in plan.nodes for process in node.processes} == {image}
+        assert plan.nodes[0].images == (image,)
+
+
+def test_an_image_makes_auto_a_container_and_contradicts_an_environment() -> None:
+    assert plan_for(image="a/b:1", install="auto").deployment.install == "container"
+    with pytest.raises(PlanRefusedError, match="Set deployment_install to container, or leave deployment_image out"):
+        plan_for(image="a/b:1", install="venv")
+
+
+def test_a_container_is_made_of_the_image_that_lies_on_the_node() -> None:
+    node = plan_for().slices()["n0"]["node"]
+    image = node["images"][0]
+    (written,) = release_processes(node, ["reaper"], PATH, {image: "sha256:1"})
+    assert image not in written["argv"]
+    assert written["argv"][written["argv"].index("sha256:1") + 1] == "serve"
+    assert written["launcher"][-2:] == ["step3-vllm-0", f"{PATH}/containers/vllm-0.id"]
+    # A check on a fresh node knows no id yet.
+    (foreseen,) = release_processes(node, [], PATH)
+    assert image in foreseen["argv"]
+
+
+def test_unit_and_command_name_the_same_container() -> None:
+    (process,) = plan_for().slices()["n1"]["node"]["processes"]
+    (unit,) = service_units([process], PATH)
+    argv = process["argv"]
+    assert unit["container"] == argv[argv.index("--name") + 1] == unit["unit"]
+    assert unit["container_id_file"] == argv[argv.index("--cidfile") + 1]
+    assert watched_units([unit])[0]["container_id_file"] == unit["container_id_file"]
+
+
+DOCKER = """#!/bin/sh
+echo "$*" >> {log}
+case "$1 $2" in
+"container inspect") {inspect} ;;
+*) exit 0 ;;
+esac
+"""
+KEPT = "echo 'true A=1 STEPLADDER_FINGERPRINT=f00 B=2 '"
+
+
+@pytest.mark.parametrize(
+    ("inspect", "calls", "said"),
+    [
+        ("exit 1", ["run x"], ""),
+        (KEPT, ["attach --no-stdin c"], "stepladder: going on with container c, which still runs\n"),
+        ("echo 'true STEPLADDER_FINGERPRINT=f000 '", ["rm --force c", "run x"], ""),
+        ("echo 'false STEPLADDER_FINGERPRINT=f00 '", ["rm --force c", "run x"], ""),
+    ],
+    ids=["none there", "the same command runs", "another command runs", "it has ended"],
+)
+def test_the_launcher_goes_on_with_its_own_container_alone(
+    tmp_path: Path, inspect: str, calls: list[str], said: str
+) -> None:
+    """Docker is a stand-in that answers and notes its calls."""
+    log, identity = tmp_path / "calls", tmp_path / "deep" / "c.id"
+    program = tmp_path / "docker"
+    program.write_text(DOCKER.format(log=log, inspect=inspect))
+    program.chmod(0o755)
+    done = subprocess.run(
+        ["/bin/sh", "-ec", CONTAINER_LAUNCHER, "container", "c", str(identity), "docker", "run", "x"],
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "STEPLADDER_FINGERPRINT": "f00"},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert log.read_text().splitlines()[1:] == calls
+    assert done.stdout == said
+    assert identity.parent.is_dir()
+
+
+FLOORS = {"docker": "25.0", "toolkit": "1.19.1"}
+TOOLKIT = "NVIDIA Container Toolkit CLI version {}\ncommit: 0123abc\n"
+DEVICES = "INFO[0000] Found 2 CDI devices\nnvidia.com/gpu=0\nnvidia.com/gpu=all\n"
+
+
+@pytest.mark.parametrize(
+    ("docker", "toolkit", "devices", "vendor", "faults"),
+    [
+        ("29.1.2\n", TOOLKIT.format("1.19.1"), DEVICES, "nvidia", []),
+        ("20.10.24+dfsg1", "", "", "none", []),
+        ("20.10.24+dfsg1", "", "", "amd", []),
+        ("", "", "", "none", ["Docker does not answer"]),
+        ("24.0.9", TOOLKIT.format("1.18.2"), "", "nvidia",
+         ["Docker is 24.0.9, and devices by CDI need 25.0", "toolkit is 1.18.2, which has known holes; 1.19.1",
+          "CDI knows no GPU"]),
+        ("29.1.2", "", "", "nvidia", ["There is no nvidia-ctk"]),
+    ],
+)  # fmt: skip
+def test_all_that_is_wrong_with_a_runtime_is_told_at_once(
+    docker: str, toolkit: str, devices: str, vendor: str, faults: list[str]
+) -> None:
+    found = runtime_faults({"docker": docker, "toolkit": toolkit, "devices": devices}, FLOORS, vendor)
+    assert len(found) == len(faults), found
+    for text, part in zip(found, faults, strict=True):
+        assert part in text
+
+
+def test_whose_gpus_a_node_has() -> None:
+    catalogue = str(Catalogue().directory)
+    assert [gpu_vendor("auto", gpu, catalogue) for gpu in ("h20-96", "mi300x", "cpu", "")] == [
+        "nvidia", "amd", "none", "none",
+    ]  # fmt: skip
+    assert gpu_vendor("none", "h20-96", catalogue) == "none"
+    assert version_in("nothing here") == ""

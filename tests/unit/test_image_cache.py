@@ -1,0 +1,139 @@
+"""The copy of a registry that an image is spread from: its settings, its commands, and what it is filled with."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from ansible_collections.stepladder.core.plugins.module_utils import image_cache as ic
+
+from stepladder.catalogue import DEFAULT_DIRECTORY
+from stepladder.contents import image_seekers, known_images
+
+
+@pytest.mark.parametrize(
+    ("registry", "mirrors", "url"),
+    [
+        ("docker.io", [], "https://registry-1.docker.io"),
+        ("docker.io", ["https://mirror.example/", "https://other.example"], "https://mirror.example"),
+        # Docker asks mirrors for images of its hub alone.
+        ("reg.example:5000", ["https://mirror.example"], "https://reg.example:5000"),
+    ],
+)
+def test_where_the_copy_gets_what_it_lacks(registry: str, mirrors: list[str], url: str) -> None:
+    assert ic.remote_url(registry, mirrors) == url
+
+
+def test_credentials_stand_in_the_file_and_in_no_command() -> None:
+    settings = ic.settings_text("198.18.0.1", 5055, "/x", "https://reg.example", ("user", "secret"))
+    assert json.loads(settings)["proxy"] == {
+        "remoteurl": "https://reg.example", "username": "user", "password": "secret",
+    }  # fmt: skip
+    assert "username" not in ic.settings_text("198.18.0.1", 5055, "/x", "https://reg.example", ("", ""))
+    assert "secret" not in " ".join(ic.cache_command("/usr/bin/docker-registry", "/run/c.yml", ""))
+
+
+def test_an_authority_is_trusted_by_file() -> None:
+    authority = "/etc/docker/certs.d/198.18.0.1:5000/ca.crt"
+    assert f"--setenv=SSL_CERT_FILE={authority}" in ic.cache_command("/r", "/c", authority)
+    assert not [word for word in ic.cache_command("/r", "/c", "") if "SSL_CERT_FILE" in word]
+
+
+INDEX = {
+    "manifests": [
+        {"digest": "sha256:att", "platform": {"os": "unknown", "architecture": "unknown"}},
+        {"digest": "sha256:arm", "platform": {"os": "linux", "architecture": "arm64"}},
+    ]
+}
+
+
+def test_the_manifest_of_the_machine() -> None:
+    assert ic.child(INDEX, "aarch64") == "sha256:arm"
+    with pytest.raises(ic.CacheError, match="not built for linux/amd64, but for unknown/unknown, linux/arm64"):
+        ic.child(INDEX, "x86_64")
+
+
+def digest(data: bytes) -> str:
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+class Copy(http.server.BaseHTTPRequestHandler):
+    """A copy that answers from a table: bodies by path; `short` breaks off a body."""
+
+    bodies: ClassVar[dict[str, bytes]] = {}
+    short: ClassVar[set[str]] = set()
+
+    def do_GET(self) -> None:
+        body = self.bodies.get(self.path)
+        self.send_response(404 if body is None else 200)
+        body = body or b'{"errors": "none"}'
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[: len(body) // 2] if self.path in self.short else body)
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def copy() -> Iterator[ic.Copy]:
+    layers = [b"a" * 100, b"b" * 50]
+    manifest: dict[str, Any] = {
+        "config": {"digest": digest(b"{}"), "size": 2},
+        # The same layer twice is fetched once.
+        "layers": [{"digest": digest(layer), "size": len(layer)} for layer in [*layers, layers[0]]],
+    }
+    Copy.short = set()
+    Copy.bodies = {f"/v2/a/b/blobs/{digest(data)}": data for data in [b"{}", *layers]}
+    Copy.bodies["/v2/a/b/manifests/sha256:m"] = json.dumps(manifest).encode()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Copy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield ic.Copy("127.0.0.1", server.server_address[1], "a/b")
+        server.shutdown()
+
+
+def test_every_piece_is_read_once(copy: ic.Copy, tmp_path: Path) -> None:
+    said: list[str] = []
+    assert ic.fill(copy, "sha256:m", tmp_path, said.append) == 152
+    assert len(said) == 3
+    assert said[-1] == "0.00 of 0.00 GB in the copy for all nodes"
+
+
+def test_a_broken_off_piece_is_no_success(copy: ic.Copy, tmp_path: Path) -> None:
+    Copy.short = {f"/v2/a/b/blobs/{digest(b'b' * 50)}"}
+    with pytest.raises(ic.CacheError, match=r"the registry broke off sha256:\w+ after 25 of 50 bytes"):
+        ic.fill(copy, "sha256:m", tmp_path, lambda _: None)
+
+
+def test_what_the_registry_has_not(copy: ic.Copy, tmp_path: Path) -> None:
+    with pytest.raises(ic.CacheError, match="answers 404 to manifests/sha256:other"):
+        ic.fill(copy, "sha256:other", tmp_path, lambda _: None)
+
+
+def test_no_room_for_the_copy(copy: ic.Copy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ic.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 100})())
+    with pytest.raises(ic.CacheError, match="set engine_image_spread to false: then every node pulls for itself"):
+        ic.fill(copy, "sha256:m", tmp_path, lambda _: None)
+    # What an earlier run brought counts as there.
+    (tmp_path / "data").write_bytes(b"x" * 60)
+    assert ic.fill(copy, "sha256:m", tmp_path, lambda _: None) == 152
+
+
+def test_the_first_that_lacks_the_image_gives_it_to_the_others() -> None:
+    def host(changed: bool, image: str = "a/b:1") -> dict[str, Any]:
+        return {"__engine_image_brought": {"changed": changed}, "deployment_slice": {"node": {"images": [image]}}}
+
+    variables = {"n1": host(False), "n2": host(True), "n3": host(True), "n4": host(True, "a/b:2"), "n5": {}}
+    assert image_seekers(variables, list(variables), "a/b:1") == ["n2", "n3"]
+
+
+def test_what_the_catalogue_knows_of_an_engine() -> None:
+    known = known_images({"engine": "sglang", "platform": "rocm"}, str(DEFAULT_DIRECTORY))
+    assert known[0] == "lmsysorg/sglang:v0.5.23-rocm720-mi30x"
+    assert len(known) == len(set(known)) == 4
