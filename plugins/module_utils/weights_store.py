@@ -33,15 +33,16 @@ class Store:
     progress: dict[str, object]
 
 
-def find_stores(state_directory: str) -> list[Store]:
-    """Every store below the state directory."""
+def find_stores(state_directory: str, *, with_users: bool = True) -> list[Store]:
+    """Every store below the state directory; who uses them is left out where nobody asks, for it reads all of /proc."""
     root = Path(state_directory)
     paths = [path for path in sorted(root.glob("models/*/*")) if is_store(path)]
     users: dict[str, list[str]] = {str(path): [] for path in paths}
-    for path, user in release_users(root):
-        users.setdefault(path, []).append(user)
-    for path, user in process_users(users):
-        users[path].append(user)
+    if with_users:
+        for path, user in release_users(root):
+            users.setdefault(path, []).append(user)
+        for path, user in process_users(users):
+            users[path].append(user)
     return [look(path, users[str(path)]) for path in paths]
 
 
