@@ -59,6 +59,8 @@ class Faults:
         self._lock = threading.Lock()
         self._cuts: dict[str, int] = {}
         self._flips: dict[str, int] = {}
+        self._shorts: dict[str, int] = {}
+        self._redirects: set[str] = set()
         self._statuses: list[int] = []
 
     def cut(self, path: str, after_bytes: int) -> None:
@@ -70,6 +72,16 @@ class Faults:
         """Send another byte at this offset of the file, in the next answer that holds it."""
         with self._lock:
             self._flips[path] = offset
+
+    def short(self, path: str, length: int) -> None:
+        """Answer the next request for this file as if it had only so many bytes."""
+        with self._lock:
+            self._shorts[path] = length
+
+    def redirect(self, path: str) -> None:
+        """Send the next request for this file elsewhere: to the same file under another address."""
+        with self._lock:
+            self._redirects.add(path)
 
     def answer(self, status: int, requests: int = 1) -> None:
         """Answer the next requests, health checks aside, by this HTTP status."""
@@ -85,6 +97,18 @@ class Faults:
         """Give after how many bytes this answer breaks off, if it does."""
         with self._lock:
             return self._cuts.pop(path, None)
+
+    def take_short(self, path: str) -> int | None:
+        """Give how many bytes the file is said to have, if that is to be wrong."""
+        with self._lock:
+            return self._shorts.pop(path, None)
+
+    def take_redirect(self, path: str) -> bool:
+        """Say whether this request is sent elsewhere."""
+        with self._lock:
+            there = path in self._redirects
+            self._redirects.discard(path)
+            return there
 
     def take_flip(self, path: str, first: int, last: int) -> int | None:
         """Give the offset of the byte to falsify, if it lies in first..last of the file."""
@@ -271,9 +295,12 @@ class Handler(BaseHTTPRequestHandler):
         path = self.server.tree.files(model).get(inside)
         if path is None:
             raise Failure(404, f"there is no file {inside!r} in {model}", NOT_FOUND_CODE)
+        if self.server.faults.take_redirect(f"{model}/{inside}"):
+            raise Failure(302, "elsewhere, planned by a test", headers={"Location": f"{self.path}&Elsewhere=1"})
         digest = self.server.tree.digest(path)
         with path.open("rb") as stream:
-            size = path.stat().st_size
+            short = self.server.faults.take_short(f"{model}/{inside}")
+            size = path.stat().st_size if short is None else short
             asked = parse_range(self.headers.get("Range"), size)
             headers = {"Content-Type": "application/octet-stream", "Accept-Ranges": "bytes", "X-Linked-ETag": digest}
             if asked:
