@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,12 @@ from types import FrameType
 from typing import Any
 
 from ansible_collections.stepladder.core.plugins.module_utils.progress import ProgressFile
-from ansible_collections.stepladder.core.plugins.module_utils.weights_client import Transfer, bytes_there, download
+from ansible_collections.stepladder.core.plugins.module_utils.weights_client import (
+    HF_LEFTOVERS,
+    Transfer,
+    bytes_there,
+    download,
+)
 from ansible_collections.stepladder.core.plugins.module_utils.weights_copy import bring, list_source
 from ansible_collections.stepladder.core.plugins.module_utils.weights_hub import read_token, wanted_files
 from ansible_collections.stepladder.core.plugins.module_utils.weights_lease import locked
@@ -183,6 +189,9 @@ def fetch(request: Request, current: Current, progress: Progress, outcome: Outco
             bad_files=[asdict(one) for one in bad],
         )
     outcome.files = [proven[one.path] for one in wanted]
+    shutil.rmtree(root / HF_LEFTOVERS, ignore_errors=True)
+    with contextlib.suppress(OSError):  # it holds something of the model's, or was never there
+        (root / HF_LEFTOVERS).parent.rmdir()
     seal(request, outcome.files, utc_now())
     outcome.bytes_fetched = max(0, bytes_there(root, sizes) - there)
     outcome.hashed_bytes += prover.hashed_bytes

@@ -341,3 +341,30 @@ def test_a_limit_for_the_hub_holds(served: SlowHub, wanted: Request) -> None:
     weights.ensure(replace(wanted, bytes_per_second=1_000_000, deadline=60), "present")
     assert time.monotonic() - started > 1.0
     assert contents(Path(wanted.path)) == origin(served)
+
+
+# ---- HuggingFace -----------------------------------------------------------------------------------------------------
+
+HF = Path(sys.executable).with_name("hf")
+
+
+@pytest.mark.skipif(not HF.exists(), reason="no hf client; it comes with requirements/test.txt")
+def test_huggingfaces_client_fetches_and_a_flipped_byte_of_a_small_file_is_found(
+    served: SlowHub, wanted: Request
+) -> None:
+    chosen = replace(wanted, source="huggingface", client=str(HF), revision="main", exclude=("empty.txt",))
+    done = weights.ensure(chosen, "present")
+    expected = {name: content for name, content in origin(served).items() if name != "empty.txt"}
+    assert contents(Path(chosen.path)) == expected
+    assert done["bytes_fetched"] == TOTAL
+    assert weights.ensure(offline(chosen), "present")["changed"] is False
+    served.fetched()
+    (Path(chosen.path) / "config.json").write_bytes(b"x" * SIZES["config.json"])
+    weights.ensure(chosen, "present")
+    assert served.fetched() == {"config.json": SIZES["config.json"]}
+    # What lies there unproven is held against git's own hash, the only one that this hub lists of small files.
+    weights_manifest.unseal(chosen, [])
+    (Path(chosen.path) / "config.json").write_bytes(b"y" * SIZES["config.json"])
+    mended = weights.ensure(chosen, "present")
+    assert [(one["path"], one["reason"]) for one in mended["bad_files"]] == [("config.json", "git blob")]
+    assert contents(Path(chosen.path)) == expected
