@@ -10,7 +10,9 @@ bytes the next one uses: what it has proven stands in `proven.jsonl` and is not 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -20,9 +22,15 @@ from types import FrameType
 from typing import Any
 
 from ansible_collections.stepladder.core.plugins.module_utils.progress import ProgressFile
-from ansible_collections.stepladder.core.plugins.module_utils.weights_client import Transfer, bytes_there, download
+from ansible_collections.stepladder.core.plugins.module_utils.weights_client import (
+    HF_LEFTOVERS,
+    Transfer,
+    bytes_there,
+    download,
+)
 from ansible_collections.stepladder.core.plugins.module_utils.weights_copy import bring, list_source
 from ansible_collections.stepladder.core.plugins.module_utils.weights_hub import read_token, wanted_files
+from ansible_collections.stepladder.core.plugins.module_utils.weights_lease import locked
 from ansible_collections.stepladder.core.plugins.module_utils.weights_manifest import (
     BadFile,
     Current,
@@ -43,6 +51,7 @@ from ansible_collections.stepladder.core.plugins.module_utils.weights_manifest i
 from ansible_collections.stepladder.core.plugins.module_utils.weights_progress import (
     PROGRESS_SECONDS,
     Progress,
+    amount,
     space_problem,
     utc_now,
 )
@@ -53,7 +62,7 @@ from ansible_collections.stepladder.core.plugins.module_utils.weights_request im
     problems,
 )
 from ansible_collections.stepladder.core.plugins.module_utils.weights_spread import Exchange
-from ansible_collections.stepladder.core.plugins.module_utils.weights_store import locked, remove
+from ansible_collections.stepladder.core.plugins.module_utils.weights_store import remove
 
 MOST_WARNINGS = 10
 MOST_NAMED_FILES = 200  # in one run of the client, so that its command line stays short
@@ -180,6 +189,9 @@ def fetch(request: Request, current: Current, progress: Progress, outcome: Outco
             bad_files=[asdict(one) for one in bad],
         )
     outcome.files = [proven[one.path] for one in wanted]
+    shutil.rmtree(root / HF_LEFTOVERS, ignore_errors=True)
+    with contextlib.suppress(OSError):  # it holds something of the model's, or was never there
+        (root / HF_LEFTOVERS).parent.rmdir()
     seal(request, outcome.files, utc_now())
     outcome.bytes_fetched = max(0, bytes_there(root, sizes) - there)
     outcome.hashed_bytes += prover.hashed_bytes
@@ -292,7 +304,8 @@ def ensure_present(request: Request, check_mode: bool = False) -> Outcome:
     """
     if check_mode:
         return present(request, check_mode=True)
-    with locked(Path(request.path), request.lock_timeout):
+    line = ProgressFile(request.progress_file, PROGRESS_SECONDS)
+    with locked(Path(request.path), request.lock_timeout, line.write):
         return present(request, check_mode=False)
 
 
@@ -386,6 +399,14 @@ def ensure(request: Request, state: str, check_mode: bool = False) -> dict[str, 
     if found:
         raise WeightsError("\n".join(found))
     started = time.monotonic()
-    with stopped_by_signals():
-        outcome = (ensure_present if state == "present" else ensure_absent)(request, check_mode)
+    try:
+        with stopped_by_signals():
+            outcome = (ensure_present if state == "present" else ensure_absent)(request, check_mode)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise WeightsError(
+            f"No space left on the file system of {request.path}: {amount(free_bytes(Path(request.path)))} free. "
+            "Something else filled it meanwhile. Free space there, and run this again: what was fetched is kept."
+        ) from error
     return outcome.as_result(request, time.monotonic() - started)

@@ -44,6 +44,7 @@ OWN_VARIABLES = (
     "PYTHONHOME",
     "PYTHONPATH",
 )
+HF_LEFTOVERS = ".cache/huggingface"  # where HuggingFace's client keeps its notes and unfinished files
 # Ends with the module, even by SIGKILL (prctl(2), PR_SET_PDEATHSIG), then becomes the client.
 LAUNCH = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execvp(sys.argv[1], sys.argv[1:])"
 TICK_SECONDS = 0.5

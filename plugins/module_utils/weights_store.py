@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ansible_collections.stepladder.core.plugins.module_utils.watched import LockTimeoutError, exclusive
+from ansible_collections.stepladder.core.plugins.module_utils.weights_lease import lease_of, lock_of, locked
 from ansible_collections.stepladder.core.plugins.module_utils.weights_manifest import set_writable
 from ansible_collections.stepladder.core.plugins.module_utils.weights_progress import read_state
 from ansible_collections.stepladder.core.plugins.module_utils.weights_request import BOOKKEEPING, WeightsError
@@ -33,15 +33,16 @@ class Store:
     progress: dict[str, object]
 
 
-def find_stores(state_directory: str) -> list[Store]:
-    """Every store below the state directory."""
+def find_stores(state_directory: str, *, with_users: bool = True) -> list[Store]:
+    """Every store below the state directory; who uses them is left out where nobody asks, for it reads all of /proc."""
     root = Path(state_directory)
     paths = [path for path in sorted(root.glob("models/*/*")) if is_store(path)]
     users: dict[str, list[str]] = {str(path): [] for path in paths}
-    for path, user in release_users(root):
-        users.setdefault(path, []).append(user)
-    for path, user in process_users(users):
-        users[path].append(user)
+    if with_users:
+        for path, user in release_users(root):
+            users.setdefault(path, []).append(user)
+        for path, user in process_users(users):
+            users[path].append(user)
     return [look(path, users[str(path)]) for path in paths]
 
 
@@ -118,24 +119,6 @@ def process_name(entry: Path) -> str:
         return "ended meanwhile"
 
 
-@contextlib.contextmanager
-def locked(path: Path, timeout: float) -> Iterator[None]:
-    """Hold `<path>.lock` (flock: gone with the process, however it ends).
-
-    Raises WeightsError naming the holder after `timeout` seconds.
-    """
-    try:
-        with exclusive(lock_of(path), timeout, poll_s=0.2):
-            yield
-    except LockTimeoutError as error:
-        raise WeightsError(f"another run works on {path}: {error}. What it has fetched is kept.") from error
-
-
-def lock_of(path: Path) -> Path:
-    """The lock file beside a store."""
-    return path.with_name(path.name + ".lock")
-
-
 def remove(path: Path) -> None:
     """Take a store away, marker first, bookkeeping last, so that an interrupted removal can go on. Lock held."""
     for name in ("complete", "manifest.json"):
@@ -170,6 +153,7 @@ def prune(state_directory: str, paths: Sequence[str], timeout: float = 1.0, *, c
         with locked(Path(path), timeout):
             remove(Path(path))
             lock_of(Path(path)).unlink(missing_ok=True)
+            lease_of(Path(path)).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # other revisions of the model are still there
             Path(path).parent.rmdir()
     return there

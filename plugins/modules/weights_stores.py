@@ -19,6 +19,10 @@ options:
     description: Where the toolkit keeps everything on a node.
     type: path
     required: true
+  with_users:
+    description: Whether to find out who uses them. Needed to remove any.
+    type: bool
+    default: true
   remove:
     description: Paths of stores to remove.
     type: list
@@ -73,12 +77,13 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "state_directory": {"type": "path", "required": True},
+            "with_users": {"type": "bool", "default": True},
             "remove": {"type": "list", "elements": "path", "default": []},
         },
         supports_check_mode=True,
     )
     state_directory = module.params["state_directory"]
-    stores = [asdict(one) for one in find_stores(state_directory)]
+    stores = [asdict(one) for one in find_stores(state_directory, with_users=module.params["with_users"])]
     try:
         removed = prune(state_directory, module.params["remove"], check_mode=module.check_mode)
     except (WeightsError, OSError) as error:

@@ -55,6 +55,11 @@ PYTHON_VERBS = (
         "stepladder.lint_command:main",
     ),
     Verb("smoke", "deploy, verify, deploy again and remove on one node, in a time budget", "stepladder.smoke:main"),
+    Verb(
+        "weights",
+        "bring the model's weights to every node and prove them; starts nothing",
+        "stepladder.weights_live:main",
+    ),
     Verb("test", "run the tests, or those named; the whole suite checks style and deploys for real", "pytest", TEST),
 )
 

@@ -39,7 +39,7 @@ def test_summary_is_the_first_comment(line: str, summary: str) -> None:
 
 
 def test_verbs_are_the_playbooks_and_the_python_ones(clone: Path) -> None:
-    assert list(cli.known_verbs(clone)) == ["deploy", "lab", "lint-command", "smoke", "stop", "test"]
+    assert list(cli.known_verbs(clone)) == ["deploy", "lab", "lint-command", "smoke", "stop", "test", "weights"]
     assert "  deploy        From servers to an endpoint\n" in cli.help_text(cli.known_verbs(clone))
 
 

@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-"""Serve model folders to the unmodified ModelScope client, as much of its protocol as a download takes.
+"""Serve model folders to the unmodified clients of ModelScope and HuggingFace, as much as a download takes.
 
     hub.py --root DIR --host 127.0.0.1 --port 8100
 
 serves DIR/<owner>/<name>/... as the models <owner>/<name>, revision "master". Names that start with a dot are not
 served. There is no upload and no authentication: a token that a client sends is ignored.
 
-The protocol was read off the client (modelscope 1.40.2 with modelscope-hub 0.5.1). Only the standard library is used,
-and nothing that Python 3.9 lacks: this runs on a node before any environment is there.
+The protocols were read off the clients (modelscope 1.40.2 with modelscope-hub 0.5.1; huggingface_hub 2.4.0, where the
+revision is "main" or "master"). Only the standard library is used, and nothing that Python 3.9 lacks: this runs on a
+node before any environment is there.
 """
 
 from __future__ import annotations
@@ -33,6 +34,10 @@ IDLE_SECONDS = 120
 
 # A name starts with a letter, a digit or an underscore: no "..", and nothing hidden.
 MODEL_PATH = re.compile(r"/api/v1/models/(?P<model>\w[\w.-]*/\w[\w.-]*)(?P<what>/repo|/repo/files|)")
+HF_PATH = re.compile(r"/api/models/(?P<model>\w[\w.-]*/\w[\w.-]*)/(?P<what>revision|tree)/(?P<revision>[^/]+)")
+HF_FILE = re.compile(r"/(?P<model>\w[\w.-]*/\w[\w.-]*)/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
+HF_REVISIONS = {"main", REVISION}
+LARGE = {".safetensors", ".bin", ".gguf"}
 ACCELERATION_PATH = "/api/v1/repos/internalAccelerationInfo"
 BYTE_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 
@@ -59,6 +64,8 @@ class Faults:
         self._lock = threading.Lock()
         self._cuts: dict[str, int] = {}
         self._flips: dict[str, int] = {}
+        self._shorts: dict[str, int] = {}
+        self._redirects: set[str] = set()
         self._statuses: list[int] = []
 
     def cut(self, path: str, after_bytes: int) -> None:
@@ -70,6 +77,16 @@ class Faults:
         """Send another byte at this offset of the file, in the next answer that holds it."""
         with self._lock:
             self._flips[path] = offset
+
+    def short(self, path: str, length: int) -> None:
+        """Answer the next request for this file as if it had only so many bytes."""
+        with self._lock:
+            self._shorts[path] = length
+
+    def redirect(self, path: str) -> None:
+        """Send the next request for this file elsewhere: to the same file under another address."""
+        with self._lock:
+            self._redirects.add(path)
 
     def answer(self, status: int, requests: int = 1) -> None:
         """Answer the next requests, health checks aside, by this HTTP status."""
@@ -85,6 +102,18 @@ class Faults:
         """Give after how many bytes this answer breaks off, if it does."""
         with self._lock:
             return self._cuts.pop(path, None)
+
+    def take_short(self, path: str) -> int | None:
+        """Give how many bytes the file is said to have, if that is to be wrong."""
+        with self._lock:
+            return self._shorts.pop(path, None)
+
+    def take_redirect(self, path: str) -> bool:
+        """Say whether this request is sent elsewhere."""
+        with self._lock:
+            there = path in self._redirects
+            self._redirects.discard(path)
+            return there
 
     def take_flip(self, path: str, first: int, last: int) -> int | None:
         """Give the offset of the byte to falsify, if it lies in first..last of the file."""
@@ -188,12 +217,35 @@ class Tree:
             entries = [entry for entry in entries if "/" not in entry["Path"][len(root) :].lstrip("/")]
         return entries
 
+    def commit(self, model: str) -> str:
+        """Forty digits that stand for a model's files as they are now."""
+        text = "".join(f"{name} {self.digest(path)}" for name, path in self.files(model).items())
+        return hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+    def huggingface_listing(self, model: str) -> list[dict[str, Any]]:
+        """List a model's files in HuggingFace's fields: SHA-256 of large files, git's own hash of small ones.
+
+        Raises:
+            Failure: 404, there is no such model
+        """
+        found: list[dict[str, Any]] = []
+        for inside, path in self.files(model).items():
+            size = path.stat().st_size
+            entry: dict[str, Any] = {"type": "file", "path": inside, "size": size, "oid": "0" * 40}
+            if path.suffix in LARGE:
+                entry["lfs"] = {"oid": self.digest(path), "size": size, "pointerSize": 135}
+            else:
+                content = path.read_bytes()
+                entry["oid"] = hashlib.sha1(b"blob %d\0" % size + content, usedforsecurity=False).hexdigest()
+            found.append(entry)
+        return found
+
     def _entry(self, inside: str, path: Path | None) -> dict[str, Any]:
         entry: dict[str, Any] = {"Path": inside, "Name": inside.rpartition("/")[2], "Revision": REVISION}
         if path is None:
             return {**entry, "Type": "tree", "Size": 0}
         digest = self.digest(path)
-        large = path.suffix in {".safetensors", ".bin", ".gguf"}
+        large = path.suffix in LARGE
         return {**entry, "Type": "blob", "Size": path.stat().st_size, "Sha256": digest, "IsLFS": large}
 
 
@@ -248,6 +300,9 @@ class Handler(BaseHTTPRequestHandler):
         if path == ACCELERATION_PATH:
             self._send_json(200, _success({"InternalRegionQueryAddress": ""}))
             return
+        if match := HF_PATH.fullmatch(path) or HF_FILE.fullmatch(path):
+            self._answer_huggingface(match.groupdict())
+            return
         match = MODEL_PATH.fullmatch(path)
         if not match:
             raise Failure(404, f"this hub does not know {url.path}", NOT_FOUND_CODE)
@@ -266,16 +321,34 @@ class Handler(BaseHTTPRequestHandler):
             owner, _, name = model.partition("/")
             self._send_json(200, _success({"Path": owner, "Name": name}))
 
-    def _send_file(self, model: str, inside: str) -> None:
+    def _answer_huggingface(self, asked: dict[str, str]) -> None:
+        model, tree = asked["model"], self.server.tree
+        if asked["revision"] not in HF_REVISIONS | {tree.commit(model)}:
+            raise Failure(
+                404, f"{model} has no revision {asked['revision']!r}", headers={"X-Error-Code": "RevisionNotFound"}
+            )
+        if "file" in asked:
+            self._send_file(model, asked["file"], {"X-Repo-Commit": tree.commit(model)})
+        elif asked["what"] == "tree":
+            self._send_json(200, tree.huggingface_listing(model))
+        else:
+            names = [{"rfilename": name} for name in tree.files(model)]
+            self._send_json(200, {"id": model, "modelId": model, "sha": tree.commit(model), "siblings": names})
+
+    def _send_file(self, model: str, inside: str, more: dict[str, str] | None = None) -> None:
         # A look-up among the files that are listed, never a path put together: nothing outside can be named.
         path = self.server.tree.files(model).get(inside)
         if path is None:
             raise Failure(404, f"there is no file {inside!r} in {model}", NOT_FOUND_CODE)
+        if self.server.faults.take_redirect(f"{model}/{inside}"):
+            raise Failure(302, "elsewhere, planned by a test", headers={"Location": f"{self.path}&Elsewhere=1"})
         digest = self.server.tree.digest(path)
         with path.open("rb") as stream:
-            size = path.stat().st_size
+            short = self.server.faults.take_short(f"{model}/{inside}")
+            size = path.stat().st_size if short is None else short
             asked = parse_range(self.headers.get("Range"), size)
             headers = {"Content-Type": "application/octet-stream", "Accept-Ranges": "bytes", "X-Linked-ETag": digest}
+            headers.update({"ETag": f'"{digest}"', **more} if more else {})
             if asked:
                 headers["Content-Range"] = f"bytes {asked.first}-{asked.last}/{size}"
             part = asked or ByteRange(0, size - 1)
@@ -303,7 +376,9 @@ class Handler(BaseHTTPRequestHandler):
             # Less than was announced, cut on purpose or because the file shrank: only closing tells the client.
             self.close_connection = True
 
-    def _send_json(self, status: int, body: dict[str, Any], headers: dict[str, str] | None = None) -> None:
+    def _send_json(
+        self, status: int, body: dict[str, Any] | list[dict[str, Any]], headers: dict[str, str] | None = None
+    ) -> None:
         content = json.dumps(body).encode()
         self._send(status, {"Content-Type": "application/json", **(headers or {})}, content)
 
