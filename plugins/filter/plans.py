@@ -68,6 +68,8 @@ class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Name the filters."""
         named: dict[str, Callable[..., Any]] = {
+            "gateway_text": gateway.gateway_text,
+            "gives_tokens": units.gives_tokens,
             "logs_text": status.logs_text,
             "difference_text": difference.node_text,
             "gateway_agent_settings": gateway.agent_settings,
