@@ -208,8 +208,7 @@ def test_an_engine_that_stops_in_its_tracks_is_left_out_and_restarted(served: Se
     assert restarted in (served.state / "watchdog/two/metrics.prom").read_text()
     back = until(lambda: statuses()[f"replica-{replica}"] == "UP", 300)
     failures = load.end()
-    print(
-        f"{name} stopped: restarted after {gone:.0f} s, back {back:.0f} s later; {len(failures)} of {load.requests} failed"
-    )
+    print(f"{name} stopped: restarted after {gone:.0f} s, back {back:.0f} s later")
+    print(f"{len(failures)} of {load.requests} requests failed")
     # Those that it had when it hung, and no more.
     assert len(failures) <= len(load.threads)
