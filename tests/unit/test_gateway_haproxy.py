@@ -486,3 +486,18 @@ def test_a_deploy_is_told_which_replica_the_gateway_does_not_reach(gateway: Gate
     answer = module("gateway", load | {"deadline": 5})
     assert answer.get("taking_requests") == 1, answer
     assert not module("gateway", load | {"require_replicas": False})["changed"]
+
+
+def test_a_reload_that_fails_leaves_the_old_one_at_work_and_the_next_one_mends_it(gateway: Gateway) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        own, gateway.metrics_port = gateway.metrics_port, taken.getsockname()[1]
+        with pytest.raises(
+            haproxy.GatewayError, match="did not take up its new configuration and goes on with the old"
+        ):
+            gateway.master.reload(gateway.write().generation, 2)
+        assert gateway.ask(body={})[0] == 200
+    gateway.metrics_port = own
+    gateway.master.reload(gateway.write().generation, 10)
+    assert gateway.ask(body={})[0] == 200

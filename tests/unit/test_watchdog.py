@@ -176,6 +176,7 @@ def test_an_engine_that_is_stopped_is_ended_counted_and_told_of(node: Node) -> N
     counted = 'stepladder_watchdog_restarts_total{deployment="d",process="vllm-0"} 1'
     assert counted in (node.directory / "metrics.prom").read_text()
     assert counted in (node.directory / "stepladder-d.prom").read_text()
+    assert (node.directory / "stepladder-d.prom").stat().st_mode & 0o777 == 0o644, "another user's exporter reads it"
     reports = list((node.directory / "stalls").glob("*-vllm-0.txt"))
     assert len(reports) == 1
     assert "no token for " in reports[0].read_text()

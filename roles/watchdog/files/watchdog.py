@@ -166,10 +166,11 @@ def metrics_text(deployment: str, verdicts: Mapping[str, Verdict], histories: Ma
     return "\n".join(lines) + "\n"
 
 
-def put(path: Path, text: str) -> None:
+def put(path: Path, text: str, mode: int = 0o600) -> None:
     """Write a file by rename, so that nobody reads half of it."""
     fresh = path.with_name(f".{path.name}.new")
     fresh.write_text(text)
+    fresh.chmod(mode)
     fresh.replace(path)
 
 
@@ -274,7 +275,8 @@ class Watchdog:
         put(self.directory / "metrics.prom", text)
         if self.settings.get("textfile_directory"):
             try:
-                put(Path(self.settings["textfile_directory"], f"stepladder-{self.deployment}.prom"), text)
+                # The exporter runs as another user.
+                put(Path(self.settings["textfile_directory"], f"stepladder-{self.deployment}.prom"), text, 0o644)
             except OSError as error:
                 self.say("textfile", f"{error.filename}: {error.strerror}")
         self.written = time.monotonic()
