@@ -71,6 +71,8 @@ class FilterModule:
             "gpu_vendor": runtime.gpu_vendor,
             "image_bytes": contents.image_bytes,
             "known_images": contents.known_images,
+            "gateway_text": gateway.gateway_text,
+            "gives_tokens": units.gives_tokens,
             "logs_text": status.logs_text,
             "difference_text": difference.node_text,
             "gateway_agent_settings": gateway.agent_settings,

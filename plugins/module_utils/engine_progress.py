@@ -9,6 +9,8 @@ from __future__ import annotations
 import http.client
 import json
 import re
+import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -139,6 +141,60 @@ class Watch:
         return Verdict(WORKING if self._pending else IDLE, f"last token {silent:.0f} s ago", probe=ask)
 
 
+class Observer(threading.Thread):
+    """Looks at one engine again and again, and asks it for a token where its watch wants one, one at a time.
+
+    Args:
+        target: host, port and model (the served name).
+        watch: judges it.
+        look_every: seconds between two looks.
+        probe_seconds: how long to wait for a token.
+    """
+
+    def __init__(self, target: Mapping[str, Any], watch: Watch, look_every: float, probe_seconds: float) -> None:
+        super().__init__(daemon=True)
+        self.target = target
+        self._watch = watch
+        self._look_every = look_every
+        self._probe_seconds = probe_seconds
+        self._lock = threading.Lock()
+        self._asking = threading.Event()
+        self._over = threading.Event()
+
+    def run(self) -> None:
+        """Observe until it is ended."""
+        while not self._over.is_set():
+            look = look_at(self.target, min(METRICS_TIMEOUT, self._probe_seconds))
+            with self._lock:
+                ask = self._watch.look(time.monotonic(), look).probe
+            if ask and not self._asking.is_set():
+                self._asking.set()
+                threading.Thread(target=self._ask, daemon=True).start()
+            self._over.wait(self._look_every)
+
+    def _ask(self) -> None:
+        try:
+            probe = ask_for_token(self.target, self._probe_seconds)
+            with self._lock:
+                self._watch.probed(time.monotonic(), probe)
+        finally:
+            self._asking.clear()
+
+    def verdict(self) -> Verdict:
+        """What is known now."""
+        with self._lock:
+            return self._watch.verdict(time.monotonic())
+
+    def restarted(self) -> None:
+        """Forget what was seen: it was started again."""
+        with self._lock:
+            self._watch.restarted()
+
+    def end(self) -> None:
+        """Observe no more."""
+        self._over.set()
+
+
 def read_metrics(text: str) -> Look:
     """The look that an engine's metrics give."""
     counters, pending = _COUNTERS.findall(text), _PENDING.findall(text)
@@ -149,9 +205,9 @@ def read_metrics(text: str) -> Look:
     )
 
 
-def look_at(health: Mapping[str, Any]) -> Look:
+def look_at(health: Mapping[str, Any], timeout: float = METRICS_TIMEOUT) -> Look:
     """Ask an engine for its metrics. health: host and port."""
-    status, text, answer = _request(health, "GET", "/metrics", None, METRICS_TIMEOUT)
+    status, text, answer = _request(health, "GET", "/metrics", None, timeout)
     if answer != OK:
         return Look(answer)
     return read_metrics(text) if status == 200 else Look(UNSUITABLE)

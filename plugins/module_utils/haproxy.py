@@ -17,7 +17,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 CONFIGURATION = "haproxy.cfg"
@@ -39,7 +39,10 @@ class GatewayError(Exception):
 
 @dataclass(frozen=True)
 class Server:
-    """A replica as one HAProxy process sees it. sessions: requests in flight; status: HAProxy's own word."""
+    """A replica as one HAProxy process sees it.
+
+    sessions: requests in flight. status: HAProxy's own word; of one that is drained and unhealthy it is DOWN.
+    """
 
     name: str
     status: str
@@ -49,6 +52,7 @@ class Server:
     check: str
     agent: str
     address: str
+    drained: bool = False
 
 
 @dataclass(frozen=True)
@@ -120,9 +124,17 @@ def parse_servers(text: str) -> dict[str, Server]:
     return found
 
 
-def is_up(server: Server) -> bool:
-    """Whether it is healthy; one that is drained may be."""
-    return server.status.startswith(("UP", "DRAIN", "no check"))
+def parse_drained(text: str) -> set[str]:
+    """`show servers state`: names of the servers that were drained by the admin."""
+    return {row["srv_name"] for row in _state_rows(text) if int(row["srv_admin_state"]) & _DRAIN}
+
+
+def _state_rows(text: str) -> list[dict[str, str]]:
+    """The lines of the engines' backend, by the names of their columns."""
+    lines = text.strip().splitlines()
+    names = next((line[2:].split() for line in lines if line.startswith("# ")), [])
+    rows = csv.DictReader([line for line in lines if " " in line and not line.startswith("#")], names, delimiter=" ")
+    return [row for row in rows if row["be_name"] == BACKEND]
 
 
 def in_rotation(server: Server) -> bool:
@@ -139,19 +151,15 @@ def kept_state(text: str, addresses: Mapping[str, str]) -> str:
         text: as HAProxy gave it.
         addresses: by server name, address:port in the configuration to be read; others are left out.
     """
-    lines = text.strip().splitlines()
-    head = next((line for line in lines if line.startswith("# ")), "")
-    names = head[2:].split()
-    kept = [line for line in lines[:1] if line.strip().isdigit()] + [head]
-    for row in csv.DictReader([line for line in lines if " " in line and line != head], names, delimiter=" "):
-        if row["be_name"] != BACKEND or row["srv_name"] not in addresses:
-            continue
-        if not int(row["srv_admin_state"]) & _DRAIN and row["srv_uweight"] == row["srv_iweight"]:
+    head = next((line for line in text.splitlines() if line.startswith("# ")), "")
+    kept = [text.strip().split("\n", 1)[0], head]
+    for row in _state_rows(text):
+        drained = int(row["srv_admin_state"]) & _DRAIN
+        if row["srv_name"] not in addresses or not (drained or row["srv_uweight"] != row["srv_iweight"]):
             continue
         host, _, port = addresses[row["srv_name"]].rpartition(":")
-        fresh = {"srv_op_state": "2", "srv_addr": host.strip("[]"), "srv_port": port}
-        fresh |= {"srv_admin_state": str(int(row["srv_admin_state"]) & _DRAIN)}
-        kept.append(" ".join({**row, **fresh}[name] for name in names))
+        fresh = {"srv_op_state": "2", "srv_admin_state": str(drained), "srv_addr": host.strip("[]"), "srv_port": port}
+        kept.append(" ".join({**row, **fresh}[name] for name in head[2:].split()))
     return "\n".join(kept) + "\n" if head else ""
 
 
@@ -206,7 +214,10 @@ class Master:
 
     def servers(self) -> dict[str, Server]:
         """The replicas as the current worker sees them."""
-        return parse_servers(self.ask("show stat", self.current()))
+        pid = self.current()
+        drained = parse_drained(self.ask(f"show servers state {BACKEND}", pid))
+        servers = parse_servers(self.ask("show stat", pid))
+        return {name: replace(server, drained=name in drained) for name, server in servers.items()}
 
     def in_flight(self, name: str) -> int:
         """Requests to a server that are not finished, those of the processes before a reload among them."""
@@ -251,7 +262,8 @@ class Master:
         before = self.current()
         self.keep_state()
         answer = self.ask("reload")
-        end = time.monotonic() + deadline
+        # From 2.7 on the answer says how it ended; before, it is empty.
+        end = time.monotonic() + (0 if answer.startswith("Success=0") else deadline)
         while time.monotonic() < end:
             with contextlib.suppress(GatewayError):
                 if self.current() != before and self.generation() == wanted:
@@ -259,8 +271,8 @@ class Master:
             time.sleep(0.1)
         said = f"; HAProxy said: {answer.strip()}" if answer.strip() else ""
         raise GatewayError(
-            f"The gateway did not take up its new configuration within {deadline:.0f} s and goes on with the old one; "
-            f"see its log{said}"
+            f"The gateway did not take up its new configuration and goes on with the old one, {deadline:.0f} s were "
+            f"allowed; see its log{said}"
         )
 
 
@@ -379,7 +391,11 @@ def refuse_last(servers: Mapping[str, Server], name: str) -> str:
     """Why a replica should not be taken out; empty where another one takes requests."""
     if any(in_rotation(server) for server in servers.values() if server.name != name):
         return ""
-    others = [f"{server.name.replace('-', ' ')}: {server.status}" for server in servers.values() if server.name != name]
+    others = [
+        f"{server.name.replace('-', ' ')}: {'drained' if server.drained else server.status}"
+        for server in servers.values()
+        if server.name != name
+    ]
     rest = f" ({', '.join(others)})" if others else ""
     return f"no other replica takes requests{rest}: clients would get 503"
 
@@ -415,9 +431,30 @@ def wait_until_up(look: Callable[[], Server], seconds: float, interval: float = 
         time.sleep(interval)
 
 
+def left_out(servers: Mapping[str, Server]) -> list[Server]:
+    """Replicas that get no requests though nobody drained them."""
+    return [s for s in servers.values() if not in_rotation(s) and not s.drained]
+
+
+def wait_for_replicas(
+    look: Callable[[], Mapping[str, Server]], seconds: float, interval: float = 0.25
+) -> Mapping[str, Server]:
+    """Wait until all that are not drained get requests; as they were last seen where they do not."""
+    end = time.monotonic() + seconds
+    while left_out(servers := look()) and time.monotonic() < end:
+        time.sleep(interval)
+    return servers
+
+
 def names_of(servers: Sequence[Server]) -> list[dict[str, object]]:
     """Servers as plain data, for an answer."""
     return [
-        {"replica": int(s.name.rpartition("-")[2]), "status": s.status, "weight": s.weight, "in_flight": s.sessions}
+        {
+            "replica": int(s.name.rpartition("-")[2]),
+            "status": s.status,
+            "drained": s.drained,
+            "weight": s.weight,
+            "in_flight": s.sessions,
+        }
         for s in servers
     ]

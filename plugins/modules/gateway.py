@@ -40,9 +40,13 @@ options:
     type: path
     default: /usr/sbin/haproxy
   deadline:
-    description: Seconds until the new configuration has to be taken up.
+    description: Seconds until the new configuration has to be taken up, and the same again for O(require_replicas).
     type: int
     default: 30
+  require_replicas:
+    description: With O(state=loaded), fail unless every replica that is not drained gets requests.
+    type: bool
+    default: false
 attributes:
   check_mode:
     support: full
@@ -71,6 +75,11 @@ generation:
   returned: always
   type: str
   sample: 5f0c6d1e2b3a
+taking_requests:
+  description: How many replicas get requests.
+  returned: with O(state=loaded), outside of check mode
+  type: int
+  sample: 2
 """
 
 import hashlib
@@ -93,6 +102,7 @@ def main() -> None:
             "certificate": {"type": "str", "default": "", "no_log": True},
             "program": {"type": "path", "default": "/usr/sbin/haproxy"},
             "deadline": {"type": "int", "default": 30},
+            "require_replicas": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
     )
@@ -143,7 +153,24 @@ def load(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     changed = master.generation() != wanted
     if changed and wanted and not check_mode:
         master.reload(wanted, given["deadline"])
-    return {"changed": changed, "generation": wanted or ""}
+    if check_mode:
+        return {"changed": changed, "generation": wanted or ""}
+    return {"changed": changed, "generation": wanted, "taking_requests": taking_requests(master, given)}
+
+
+def taking_requests(master: haproxy.Master, given: dict[str, Any]) -> int:
+    """How many replicas get requests; waits for those that are to."""
+    servers = haproxy.wait_for_replicas(master.servers, given["deadline"] if given["require_replicas"] else 0)
+    if given["require_replicas"] and (out := haproxy.left_out(servers)):
+        faults = [
+            f"replica {server.name.rpartition('-')[2]} at {server.address}: {server.status} ({server.check})"
+            for server in out
+        ]
+        raise haproxy.GatewayError(
+            f"The gateway gives no requests to {', '.join(faults)}. Does its host reach that address? It gives them as "
+            "soon as the replica is healthy."
+        )
+    return sum(haproxy.in_rotation(server) for server in servers.values())
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ servers:
   returned: always
   type: list
   elements: dict
-  sample: [{replica: 0, status: UP, weight: 100, in_flight: 3}]
+  sample: [{replica: 0, status: UP, drained: false, weight: 100, in_flight: 3}]
 in_flight:
   description: Requests that the replica still has.
   returned: always
@@ -119,7 +119,7 @@ def change(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     server = haproxy.find(servers, given["replica"], deployment)
     drain = given["state"] == "drained"
     before = shown(server)
-    changed = not server.status.startswith("DRAIN") if drain else shown(server) != f"{name}: {given['weight']} %"
+    changed = not server.drained if drain else shown(server) != f"{name}: {given['weight']} %"
     if changed and drain and not given["allow_last"] and (why := haproxy.refuse_last(servers, name)):
         raise haproxy.GatewayError(
             f"Replica {given['replica']} was not drained, {why}. Bring another one up first, or add "
@@ -148,7 +148,7 @@ def change(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
 
 def shown(server: haproxy.Server) -> str:
     """Its share of the requests."""
-    return f"{server.name}: drained" if server.status.startswith("DRAIN") else f"{server.name}: {server.weight} %"
+    return f"{server.name}: drained" if server.drained else f"{server.name}: {server.weight} %"
 
 
 def wait_idle(master: haproxy.Master, name: str, given: dict[str, Any]) -> None:

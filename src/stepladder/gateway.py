@@ -266,6 +266,13 @@ def _engines(gateway: Gateway) -> list[str]:
     ]
 
 
+def gateway_text(plan: Mapping[str, Any], host: str, taking_requests: int) -> str:
+    """What stands where, once it does."""
+    gateway = Gateway.model_validate(plan)
+    url = next(node.base_url for node in gateway.nodes if node.name == host)
+    return f"The gateway is up: {url} ({host}), {taking_requests} of {len(gateway.servers)} replica(s) get requests"
+
+
 def server_name(replica: int) -> str:
     """What a replica is called in HAProxy."""
     return f"replica-{replica}"

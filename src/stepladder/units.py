@@ -187,6 +187,11 @@ def _is_there(state: Mapping[str, Any]) -> bool:
     return bool(state["running"]) or state["phase"] == "crash_looping"
 
 
+def gives_tokens(node: Mapping[str, Any]) -> bool:
+    """Whether a node's slice has a process that answers clients, and not only ranks that follow one."""
+    return any(process["health"].get("model") for process in node["processes"])
+
+
 def standalone_slice(name: str, process: Mapping[str, Any], tools_path: str, fingerprint: str) -> dict[str, Any]:
     """A slice for a helper that runs outside the plan, so that the verbs for deployments work on it too.
 

@@ -6,6 +6,8 @@ It is no engine and proves nothing about one; HAProxy in front of it is the real
 from __future__ import annotations
 
 import json
+import select
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -61,18 +63,25 @@ class _Handler(BaseHTTPRequestHandler):
         with engine.lock:
             engine.running += 1
         try:
-            if engine.hung.is_set():
-                while engine.hung.is_set():
-                    time.sleep(0.02)
+            end = time.monotonic() + (0 if asked.get("stream") else asked.get("pause", 0))
+            while engine.hung.is_set() or time.monotonic() < end:
+                if self._client_is_gone():
+                    engine.broken_off += 1
+                    return
+                time.sleep(0.001)
             if asked.get("stream"):
                 self._stream(asked["count"], asked["pause"])
             else:
-                time.sleep(asked.get("pause", 0))
                 engine.tokens += 1
                 self._send(200, json.dumps({"engine": engine.port, "choices": [{"message": {"content": "x"}}]}))
         finally:
             with engine.lock:
                 engine.running -= 1
+
+    def _client_is_gone(self) -> bool:
+        """As engines do, which stop working then."""
+        readable, _, _ = select.select([self.connection], [], [], 0)
+        return bool(readable) and self.connection.recv(1, socket.MSG_PEEK) == b""
 
     def _stream(self, count: int, pause: float) -> None:
         self.send_response(200)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from ansible.parsing.dataloader import DataLoader
+from ansible.parsing.vault import VaultLib, VaultSecret
+from ansible_collections.stepladder.core.plugins.action.gateway import ActionModule
 from ansible_collections.stepladder.core.plugins.module_utils import haproxy
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from gateway_certificate import make_certificate
@@ -221,3 +225,45 @@ def test_what_haproxy_says_is_read() -> None:
         "HAProxy version 2.4 is too old: 2.6 or newer is needed (Debian 12 and Ubuntu 24.04 have it)"
     )
     assert "set stepladder_state_directory to a shorter path" in haproxy.check_directory("/" + "x" * 90)
+
+
+def reader(password: str = "") -> Any:
+    """The action plugin, as far as it reads files."""
+    loader = DataLoader()
+    if password:
+        loader.set_vault_secrets([("default", VaultSecret(password.encode()))])
+    return ActionModule(None, None, None, loader, None, None)
+
+
+def test_the_files_of_the_controller_are_read_and_vault_opens_them(tmp_path: Path) -> None:
+    certificate, key = make_certificate()
+    files = {"certificate_file": certificate, "private_key_file": key, "api_keys_file": f"alice {'a' * 32}\n"}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o600 if name != "certificate_file" else 0o644)
+    places = {name: str(tmp_path / name) for name in files}
+    plain = reader()._secrets(places)
+    assert plain["certificate"] == f"{certificate.strip()}\n{key.strip()}\n"
+    assert plain["keys_map"].endswith(" alice\n")
+
+    vault = VaultLib([("default", VaultSecret(b"pass"))])
+    (tmp_path / "private_key_file").write_bytes(vault.encrypt(key))
+    (tmp_path / "private_key_file").chmod(0o644)
+    assert reader("pass")._secrets(places) == plain
+    with pytest.raises(GatewayFileError, match=r"gateway_private_key_file .*vault"):
+        reader()._secrets(places)
+
+
+def test_all_that_is_wrong_with_the_files_is_said_at_once(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("x")
+    (tmp_path / "key").chmod(0o644)
+    with pytest.raises(GatewayFileError) as error:
+        reader()._secrets({
+            "certificate_file": str(tmp_path / "none"),
+            "private_key_file": str(tmp_path / "key"),
+            "api_keys_file": str(tmp_path / "key"),
+        })  # fmt: skip
+    lines = str(error.value).splitlines()
+    assert f"gateway_certificate_file {tmp_path}/none: No such file or directory: name a readable file" in lines[0]
+    assert f"gateway_private_key_file {tmp_path}/key is readable by others (mode 0644): run: chmod 0400" in lines[1]
+    assert "gateway_api_keys_file" in lines[2]

@@ -199,14 +199,17 @@ def test_tokens_come_one_by_one_and_silence_breaks_nothing(gateway: Gateway) -> 
     assert min(gaps[:-1]) > 0.2, "chunks were held back and came together"
 
 
-def test_a_client_that_goes_away_ends_its_request_at_the_engine(gateway: Gateway, two: list[Engine]) -> None:
+@pytest.mark.parametrize(
+    "body", [{"stream": True, "count": 200, "pause": 0.05}, {"pause": 20}], ids=["stream", "whole"]
+)
+def test_a_client_that_goes_away_ends_its_request_at_the_engine(
+    gateway: Gateway, two: list[Engine], body: dict[str, Any]
+) -> None:
     connection = gateway.connect()
-    body = json.dumps({"stream": True, "count": 200, "pause": 0.05})
-    connection.request("POST", "/v1/chat/completions", body, {"Authorization": f"Bearer {KEYS['bob']}"})
-    connection.getresponse().readline()
-    connection.sock.close() if connection.sock else None
+    connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Authorization": f"Bearer {KEYS['bob']}"})
+    until(lambda: sum(server.running for server in two) == 1, 5)
     connection.close()
-    until(lambda: sum(server.running for server in two) == 0, 3)
+    until(lambda: sum(server.running for server in two) == 0, 5)
 
 
 def test_keys_are_rotated_and_nothing_fails_meanwhile(gateway: Gateway) -> None:
@@ -278,11 +281,15 @@ def test_a_configuration_that_haproxy_refuses_changes_nothing(gateway: Gateway) 
 
 
 def drain(gateway: Gateway, replica: int, state: str = "drained", *, check: bool = False, **more: Any) -> Any:
-    """The module, as Ansible runs it; its answer."""
+    """Take it out of rotation, or put it back."""
     arguments = {"directory": str(gateway.directory), "deployment": "test", "replica": replica, "state": state, **more}
-    arguments |= {"_ansible_check_mode": check}
+    return module("gateway_replica", arguments | {"_ansible_check_mode": check})
+
+
+def module(name: str, arguments: dict[str, Any]) -> Any:
+    """A module, as Ansible runs it; its answer."""
     done = subprocess.run(
-        [sys.executable, "-m", "ansible_collections.stepladder.core.plugins.modules.gateway_replica"],
+        [sys.executable, "-m", f"ansible_collections.stepladder.core.plugins.modules.{name}"],
         input=json.dumps({"ANSIBLE_MODULE_ARGS": arguments}), capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
     return json.loads(done.stdout)
@@ -291,16 +298,16 @@ def drain(gateway: Gateway, replica: int, state: str = "drained", *, check: bool
 def test_drain_waits_for_streams_of_before_a_reload_and_outlives_reload_and_crash(
     gateway: Gateway, two: list[Engine]
 ) -> None:
-    streams = [threading.Thread(target=gateway.stream, args=(40, 0.05)) for _ in range(4)]
+    streams = [threading.Thread(target=gateway.stream, args=(40, 0.04)) for _ in range(4)]
     for thread in streams:
         thread.start()
     until(lambda: all(server.running == 2 for server in two), 5)
     gateway.more["max_body_bytes"] = 900
     gateway.master.reload(gateway.write().generation, 10)
 
-    late = drain(gateway, 1, deadline=1)
+    late = drain(gateway, 1, deadline=0)
     assert late["failed"]
-    assert "Replica 1 still has 2 request(s) in flight after 1 s. It gets no new ones." in late["msg"]
+    assert "Replica 1 still has 2 request(s) in flight after 0 s. It gets no new ones." in late["msg"]
     assert drain(gateway, 1, check=True)["changed"], "there is still something to wait for"
     again = drain(gateway, 1, deadline=20)
     assert (again["changed"], again["in_flight"]) == (False, 0)
@@ -325,6 +332,17 @@ def test_drain_waits_for_streams_of_before_a_reload_and_outlives_reload_and_cras
     assert drain(gateway, 1, "ready", deadline=10)["changed"]
     assert not drain(gateway, 1, "ready", deadline=10)["changed"]
     assert {gateway.ask(body={})[1]["engine"] for _ in range(8)} == {server.port for server in two}
+    gateway.stop(signal.SIGKILL)
+    gateway.start()  # with both
+
+
+def test_a_drained_replica_that_moves_stays_drained_at_its_new_place(gateway: Gateway, two: list[Engine]) -> None:
+    assert drain(gateway, 1, deadline=5)["changed"]
+    gateway.servers = two[::-1]
+    gateway.master.reload(gateway.write().generation, 10)
+    found = {name: (server.status[:5], server.address) for name, server in gateway.master.servers().items()}
+    assert found["replica-1"] == ("DRAIN", f"127.0.0.1:{two[0].port}")
+    assert {gateway.ask(body={})[1]["engine"] for _ in range(4)} == {two[1].port}
 
 
 def port_open(port: int) -> bool:
@@ -411,7 +429,7 @@ def test_what_drain_refuses(gateway: Gateway) -> None:
     assert drain(gateway, 0, deadline=5)["changed"]
     last = drain(gateway, 1, deadline=5)
     assert (
-        "Replica 1 was not drained, no other replica takes requests (replica 0: DRAIN): clients would get 503. Bring "
+        "Replica 1 was not drained, no other replica takes requests (replica 0: drained): clients would get 503. Bring "
         in last["msg"]
     )
     assert drain(gateway, 1, deadline=5, allow_last=True)["changed"]
@@ -438,7 +456,7 @@ def start_agent(gateway: Gateway, stall_seconds: float) -> subprocess.Popen[byte
 
 
 def test_the_agent_takes_out_an_engine_that_hangs_with_green_health(gateway: Gateway, two: list[Engine]) -> None:
-    agent = start_agent(gateway, stall_seconds=4)
+    agent = start_agent(gateway, stall_seconds=2)
     try:
         until(lambda: gateway.master.servers()["replica-1"].agent, 10)
         two[1].hung.set()
@@ -454,3 +472,32 @@ def test_the_agent_takes_out_an_engine_that_hangs_with_green_health(gateway: Gat
     finally:
         agent.kill()
         agent.wait()
+
+
+def test_a_deploy_is_told_which_replica_the_gateway_does_not_reach(gateway: Gateway, two: list[Engine]) -> None:
+    load = {"state": "loaded", "directory": str(gateway.directory), "require_replicas": True}
+    assert module("gateway", load | {"deadline": 5})["taking_requests"] == 2
+    two[1].unhealthy.set()
+    until(lambda: gateway.up() == ["replica-0"], 10)
+    answer = module("gateway", load | {"deadline": 1})
+    wanted = f"The gateway gives no requests to replica 1 at 127.0.0.1:{two[1].port}: DOWN (L7STS Service Unavailable)."
+    assert wanted in answer["msg"]
+    drain(gateway, 1, deadline=5)
+    answer = module("gateway", load | {"deadline": 5})
+    assert answer.get("taking_requests") == 1, answer
+    assert not module("gateway", load | {"require_replicas": False})["changed"]
+
+
+def test_a_reload_that_fails_leaves_the_old_one_at_work_and_the_next_one_mends_it(gateway: Gateway) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        own, gateway.metrics_port = gateway.metrics_port, taken.getsockname()[1]
+        with pytest.raises(
+            haproxy.GatewayError, match="did not take up its new configuration and goes on with the old"
+        ):
+            gateway.master.reload(gateway.write().generation, 2)
+        assert gateway.ask(body={})[0] == 200
+    gateway.metrics_port = own
+    gateway.master.reload(gateway.write().generation, 10)
+    assert gateway.ask(body={})[0] == 200

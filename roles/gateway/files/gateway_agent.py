@@ -14,12 +14,10 @@ from __future__ import annotations
 import json
 import socketserver
 import sys
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
-from engine_progress import STALLED, Verdict, Watch, ask_for_token, look_at
+from engine_progress import STALLED, Observer, Watch
 
 LOOK_EVERY = 2.0
 PROBE_AFTER = 30.0
@@ -27,52 +25,26 @@ PROBE_SECONDS = 60.0
 LONGEST_QUESTION = 64
 
 
-class Engine(threading.Thread):
-    """Watches one replica."""
+class Engine:
+    """A replica and what is said of it."""
 
     def __init__(self, target: dict[str, Any], stall_seconds: float) -> None:
-        super().__init__(daemon=True)
-        self.target = target
-        probe_after = min(PROBE_AFTER, stall_seconds / 3)
+        self.replica = target["replica"]
         # Judged from the start: a replica that hung before this program began is to be found too.
-        self.watch = Watch(stall_seconds, probe_after, armed=True)
-        self.probe_seconds = min(PROBE_SECONDS, stall_seconds / 2)
-        self.lock = threading.Lock()
-        self.asking = threading.Event()
-        self.last = Verdict("unknown", "not looked at yet")
-
-    def run(self) -> None:
-        """Look again and again; ask for a token where the watch wants one."""
-        while True:
-            look = look_at(self.target)
-            with self.lock:
-                self.note(self.watch.look(time.monotonic(), look))
-                ask = self.last.probe and not self.asking.is_set()
-            if ask:
-                self.asking.set()
-                threading.Thread(target=self.ask, daemon=True).start()
-            time.sleep(LOOK_EVERY)
-
-    def ask(self) -> None:
-        """Ask for one token."""
-        try:
-            probe = ask_for_token(self.target, self.probe_seconds)
-            with self.lock:
-                self.note(self.watch.probed(time.monotonic(), probe))
-        finally:
-            self.asking.clear()
-
-    def note(self, verdict: Verdict) -> None:
-        """Keep the verdict, and write down when it turns."""
-        if (verdict.state == STALLED) != (self.last.state == STALLED):
-            print(f"replica {self.target['replica']}: {verdict.state}: {verdict.detail}", flush=True)
-        self.last = verdict
+        watch = Watch(stall_seconds, min(PROBE_AFTER, stall_seconds / 3), armed=True)
+        self.observer = Observer(
+            target, watch, min(LOOK_EVERY, stall_seconds / 10), min(PROBE_SECONDS, stall_seconds / 2)
+        )
+        self.stalled = False
 
     def answer(self) -> str:
         """For HAProxy; what follows '#' is shown in its statistics."""
-        with self.lock:
-            verdict = self.last
-        return f"down #{verdict.detail}\n" if verdict.state == STALLED else f"up #{verdict.state}\n"
+        verdict = self.observer.verdict()
+        stalled = verdict.state == STALLED
+        if stalled != self.stalled:
+            print(f"replica {self.replica}: {verdict.state}: {verdict.detail}", flush=True)
+        self.stalled = stalled
+        return f"down #{verdict.detail}\n" if stalled else f"up #{verdict.state}\n"
 
 
 class Server(socketserver.ThreadingTCPServer):
@@ -107,7 +79,7 @@ def main(path: str) -> None:
     settings = json.loads(Path(path).read_text())
     engines = {str(each["replica"]): Engine(each, settings["stall_seconds"]) for each in settings["engines"]}
     for engine in engines.values():
-        engine.start()
+        engine.observer.start()
     print(f"gateway agent: watches {len(engines)} replica(s) on port {settings['port']}", flush=True)
     with Server(settings["port"], engines) as server:
         server.serve_forever()

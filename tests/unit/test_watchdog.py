@@ -1,0 +1,203 @@
+"""The watchdog: when it restarts, and the program itself against a process that stops in its tracks."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.stepladder.core.plugins.module_utils import engine_progress
+from test_gateway_haproxy import free_port
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PROGRAMS = [REPOSITORY / "roles/watchdog/files/watchdog.py", REPOSITORY / "plugins/module_utils/engine_progress.py"]
+
+# As on a node, where both lie in one directory.
+sys.modules.setdefault("engine_progress", engine_progress)
+_specification = importlib.util.spec_from_file_location("watchdog", PROGRAMS[0])
+assert _specification
+assert _specification.loader
+watchdog = importlib.util.module_from_spec(_specification)
+sys.modules["watchdog"] = watchdog
+_specification.loader.exec_module(watchdog)
+History = watchdog.History
+
+NOW = 1_000_000.0
+REASONS = [
+    pytest.param(History(), "restart", "", "", "", id="first"),
+    pytest.param(History(), "observe", "", "", "watchdog_mode is observe", id="observe"),
+    pytest.param(History(), "restart", "ann is at work on the node (deploy)", "", "ann is at work", id="lease"),
+    pytest.param(History(), "restart", "", "it spans 2 nodes: run 'deploy'", "it spans 2 nodes", id="other-nodes"),
+    pytest.param(History(1, 1, 1, NOW - 100), "restart", "", "", "the next restart may be in 200 s", id="too-soon"),
+    pytest.param(History(1, 1, 1, NOW - 301), "restart", "", "", "", id="after-the-pause"),
+    pytest.param(History(3, 3, 3, NOW - 1000), "restart", "", "", "the next restart may be in 200 s", id="third-pause"),
+    pytest.param(History(9, 9, 9, NOW - 3601), "restart", "", "", "", id="an-hour-at-most"),
+    pytest.param(History(9, 9, 9, NOW + 7200), "restart", "", "", "", id="clock-set-back"),
+]
+
+
+@pytest.mark.parametrize(("history", "mode", "held", "alone", "reason"), REASONS)
+def test_when_a_stalled_engine_is_restarted(history: Any, mode: str, held: str, alone: str, reason: str) -> None:
+    found = watchdog.why_not(NOW, history, mode, held, alone)
+    assert (reason in found) if reason else found == ""
+
+
+def test_pauses_grow_and_are_forgiven() -> None:
+    history = History()
+    moments = []
+    now = NOW
+    for _ in range(6):
+        while watchdog.why_not(now, history, "restart", "", ""):
+            now += 10
+        watchdog.note_restart(now, history)
+        moments.append(now - NOW)
+    assert moments == [0, 300, 900, 2100, 4500, 8100]
+    watchdog.note_restart(now + 7 * 3600, history)
+    assert (history.in_a_row, history.restarts) == (1, 7)
+
+
+def release(port: int, *, ranks: int = 0, engine: str = "vllm") -> dict[str, Any]:
+    health = {"kind": "vllm", "host": "0.0.0.0", "port": port, "path": "/health", "model": "tiny"}
+    follower = {"name": "ray-0", "health": {"kind": "tcp", "host": "127.0.0.1", "port": 6379}}
+    node = {"processes": [follower, {"name": "vllm-0", "health": health}]}
+    node["ranks"] = [{"node": f"n{number}", "address": "x"} for number in range(ranks)]
+    return {"deployment": {"name": "d", "engine": engine}, "node": node}
+
+
+def test_what_is_watched() -> None:
+    target = {"host": "127.0.0.1", "port": 8000, "model": "tiny"}
+    assert watchdog.watched(release(8000)) == {"vllm-0": {"target": target, "against": ""}}
+    assert "it spans 2 nodes: run 'deploy'" in watchdog.watched(release(8000, ranks=2))["vllm-0"]["against"]
+    assert watchdog.watched(release(8000, ranks=2, engine="sglang"))["vllm-0"]["against"] == ""
+
+
+def test_a_lease_is_respected_while_its_run_lives(tmp_path: Path) -> None:
+    assert watchdog.lease_holder(str(tmp_path), 1000.0) == ""
+    folder = tmp_path / "lease"
+    folder.mkdir()
+    content = {"who": "ann", "verb": "deploy", "ttl": 120, "taken": {"boot": "b", "seconds": 500.0}}
+    (folder / "lease.json").write_text(json.dumps(content))
+    assert watchdog.lease_holder(str(tmp_path), 600.0) == "ann is at work on the node (deploy)"
+    assert watchdog.lease_holder(str(tmp_path), 1000.0) == ""
+    (folder / "renewed-1").write_text("b 950.5 starting")
+    assert watchdog.lease_holder(str(tmp_path), 1000.0) == "ann is at work on the node (deploy)"
+    (folder / "lease.json").write_text("{")
+    assert "cannot be read" in watchdog.lease_holder(str(tmp_path), 1000.0)
+
+
+ENGINE = """
+import sys; sys.path.insert(0, sys.argv[1])
+from gateway_engine import Engine
+engine = Engine(int(sys.argv[2])); engine.tokens = 5; engine.serve_forever()
+"""
+
+
+class Node:
+    """A node with one engine, which a manager (this test) starts again, and the watchdog."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.port = root, free_port()
+        self.deployment = root / "deployments/d"
+        self.directory = root / "watchdog/d"
+        (self.deployment / "releases/1").mkdir(parents=True)
+        (self.deployment / "current").symlink_to("releases/1")
+        (self.deployment / "current/plan.json").write_text(json.dumps(release(self.port)))
+        self.directory.mkdir(parents=True)
+        for program in PROGRAMS:
+            shutil.copy(program, self.directory)
+        self.engine = self.start_engine()
+        self.watchdog: subprocess.Popen[bytes] | None = None
+
+    def start_engine(self) -> subprocess.Popen[bytes]:
+        marks = {"STEPLADDER_DEPLOYMENT": str(self.deployment), "STEPLADDER_PROCESS": "vllm-0"}
+        command = [sys.executable, "-c", ENGINE, str(Path(__file__).parent), str(self.port)]
+        engine = subprocess.Popen(command, env={**os.environ, **marks})
+        until(lambda: answers(self.port), 10)
+        return engine
+
+    def watch(self, mode: str) -> None:
+        settings = {
+            "mode": mode, "stall_seconds": 1.5, "deployment_path": str(self.deployment),
+            "state_directory": str(self.root), "directory": str(self.directory),
+            "textfile_directory": str(self.directory),
+        }  # fmt: skip
+        (self.directory / "settings.json").write_text(json.dumps(settings))
+        command = [sys.executable, "-u", str(self.directory / "watchdog.py"), str(self.directory / "settings.json")]
+        with (self.root / "log").open("wb") as log:
+            self.watchdog = subprocess.Popen(command, stdout=log, stderr=log)
+        until(lambda: "vllm-0: idle" in self.log(), 20)
+
+    def log(self) -> str:
+        return (self.root / "log").read_text()
+
+    def end(self) -> None:
+        for process in (self.engine, self.watchdog):
+            if process:
+                process.kill()
+                process.wait()
+
+
+def answers(port: int) -> bool:
+    try:
+        return bool(urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).status == 200)
+    except OSError:
+        return False
+
+
+def until(condition: Callable[[], Any], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"not so within {seconds} s"
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Node]:
+    made = Node(tmp_path)
+    yield made
+    made.end()
+
+
+def test_an_engine_that_is_stopped_is_ended_counted_and_told_of(node: Node) -> None:
+    node.watch("restart")
+    node.engine.send_signal(signal.SIGSTOP)
+    assert node.engine.wait(20) == -signal.SIGKILL
+    until(lambda: "restarted, 1 process(es) ended" in node.log(), 5)
+    counted = 'stepladder_watchdog_restarts_total{deployment="d",process="vllm-0"} 1'
+    assert counted in (node.directory / "metrics.prom").read_text()
+    assert counted in (node.directory / "stepladder-d.prom").read_text()
+    assert (node.directory / "stepladder-d.prom").stat().st_mode & 0o777 == 0o644, "another user's exporter reads it"
+    reports = list((node.directory / "stalls").glob("*-vllm-0.txt"))
+    assert len(reports) == 1
+    assert "no token for " in reports[0].read_text()
+    assert f"process {node.engine.pid} " in reports[0].read_text()
+    assert ": state T" in reports[0].read_text()
+    # Started again it is watched again, and left alone for the length of the pause.
+    node.engine = node.start_engine()
+    until(lambda: node.log().count("vllm-0: idle") == 2, 20)
+    node.engine.send_signal(signal.SIGSTOP)
+    until(lambda: "not restarted: it was restarted" in node.log(), 20)
+    assert node.engine.poll() is None
+
+
+def test_while_a_run_holds_the_node_nothing_is_ended(node: Node) -> None:
+    (node.root / "lease").mkdir()
+    boot = time.clock_gettime(time.CLOCK_BOOTTIME)
+    lease = {"who": "ann", "verb": "deploy", "ttl": 120, "taken": {"boot": "b", "seconds": boot}}
+    (node.root / "lease/lease.json").write_text(json.dumps(lease))
+    node.watch("restart")
+    node.engine.send_signal(signal.SIGSTOP)
+    until(lambda: "not restarted: ann is at work on the node (deploy)" in node.log(), 20)
+    assert node.engine.poll() is None
+    (node.root / "lease/lease.json").unlink()
+    assert node.engine.wait(20) == -signal.SIGKILL
