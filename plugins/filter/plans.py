@@ -8,7 +8,7 @@ from typing import Any
 
 from ansible.errors import AnsibleFilterError
 
-from stepladder import contents, difference, replica, show, status, units
+from stepladder import contents, difference, drift, lease_text, replica, show, status, units, way_back
 from stepladder.errors import StepladderError
 from stepladder.plan import Plan
 
@@ -55,11 +55,11 @@ def _on_plain_data(function: Callable[..., Any]) -> Callable[..., Any]:
     return filtered
 
 
-def _status_report(variables: Mapping[str, Any], hosts: list[str], form: str = "human") -> str:
+def _status_report(variables: Mapping[str, Any], hosts: list[str], form: str = "human") -> dict[str, str]:
     """`status.report` on plain rows."""
-    return status.report(
-        {host: {"status_rows": _plain(variables[host].get("status_rows"))} for host in hosts}, hosts, form
-    )
+    names = ("status_rows", "status_release")
+    kept = {host: {name: _plain(variables[host].get(name)) for name in names} for host in hosts}
+    return status.report(kept, hosts, form)
 
 
 class FilterModule:
@@ -68,15 +68,20 @@ class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Name the filters."""
         named: dict[str, Callable[..., Any]] = {
+            "lease_broken_text": lease_text.broken,
             "logs_text": status.logs_text,
             "difference_text": difference.node_text,
+            "folder_mark": contents.folder_mark,
+            "failure_text": way_back.failure_text,
             "orphan_pids": units.orphan_pids,
             "plan_text": plan_text,
             "planned_ports": units.planned_ports,
             "release_processes": units.release_processes,
             "service_units": units.service_units,
             "standalone_slice": units.standalone_slice,
+            "status_release": status.release,
             "status_rows": status.rows,
+            "unit_names": units.unit_names,
             "units_to_restart": units.units_to_restart,
             "units_to_stop": units.units_to_stop,
             "used_elsewhere": units.used_elsewhere,
@@ -87,8 +92,16 @@ class FilterModule:
         plain = {name: _on_plain_data(function) for name, function in named.items()}
         # These read single variables of many hosts; copying all of every host's would cost minutes.
         return plain | {
+            "drift_report": drift.report,
+            "drift_work": drift.work,
+            "lease_refusal": lease_text.refusal,
+            "lease_text": lease_text.text,
             "network_seen": replica.seen,
             "peer_addresses": replica.peer_addresses,
+            "automatic_way_back": way_back.automatic,
+            "release_choice": way_back.choose,
+            "release_ending": way_back.ending,
+            "release_failures": way_back.failures,
             "removal_text": show.removal,
             "replica_fault": replica.fault_of,
             "status_report": _status_report,
