@@ -21,7 +21,7 @@ KNOWN_BESIDE = {
     *("deployment_gpu", "deployment_gpus", "deployment_driver", "deployment_interface", "deployment_address"),
     "deployment_hosts",
     *("deployment_state_directory", "deployment_plan_file", "deployment_plan", "deployment_slice"),
-    "deployment_seen",
+    *("deployment_seen", "deployment_adopted"),
     "deployment_may_be_refused",
 }
 # Variables of the gateway's role that are not part of the plan.

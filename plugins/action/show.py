@@ -7,6 +7,8 @@ from typing import Any
 from ansible.plugins.action import ActionBase
 from ansible_collections.stepladder.core.plugins.plugin_utils.showing import show
 
+from stepladder.exit_status import status_of
+
 
 class ActionModule(ActionBase):
     TRANSFERS_FILES = False
@@ -14,6 +16,22 @@ class ActionModule(ActionBase):
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         result = super().run(tmp, task_vars)
-        _, arguments = self.validate_argument_spec({"text": {"type": "str", "required": True}})
+        _, arguments = self.validate_argument_spec(
+            {
+                "text": {"type": "str", "required": True},
+                "exit_status": {"type": "str"},
+                "fails": {"type": "bool", "default": False},
+                "repeat_after": {"type": "int"},
+            }
+        )
+        # The callback plugins read what stands under this key.
+        told = {}
+        if arguments["exit_status"]:
+            told["exit_status"] = status_of(arguments["exit_status"])
+        if arguments["repeat_after"]:
+            told["repeat_after"] = arguments["repeat_after"]
+        answer = result | {"changed": False} | ({"stepladder": told} if told else {})
+        if arguments["fails"]:
+            return answer | {"failed": True, "msg": arguments["text"]}
         show(arguments["text"])
-        return result | {"changed": False}
+        return answer

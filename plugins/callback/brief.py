@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+import shutil
 import signal
 import sys
 import textwrap
+import time
 from collections.abc import Mapping
 from typing import Any
 
 from ansible import constants
 from ansible.plugins.callback.default import CallbackModule as Default
+from ansible_collections.stepladder.core.plugins.module_utils.lease import append, utc
+from ansible_collections.stepladder.core.plugins.plugin_utils import run as this_run
 
 DOCUMENTATION = """
 name: brief
@@ -49,6 +54,18 @@ def refuse_empty_run(display: Any, stats: Any) -> None:
         os._exit(1)  # an exception in a callback is only a warning to Ansible
 
 
+def leave(status: int) -> None:
+    """End the run with an exit status of its own; Ansible knows none but its few.
+
+    An exception in a callback is only a warning to Ansible, so the process ends here and what Ansible would have
+    removed at its end is removed before.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    shutil.rmtree(constants.DEFAULT_LOCAL_TMP, ignore_errors=True)
+    os._exit(status)
+
+
 class CallbackModule(Default):
     """The default output, less what went well and changed nothing."""
 
@@ -59,32 +76,43 @@ class CallbackModule(Default):
     CALLBACK_NAME = "stepladder.core.brief"
 
     _heading = ""
+    _exit_status = 0
+    _repeat_after = 0
+    # What the run changes and why, once a task has said that it changes anything.
+    _audited: Mapping[str, Any] | None = None
 
     def __init__(self) -> None:
         """Write line by line also into a pipe, and end when nobody reads it any more."""
         super().__init__()
+        self._started = time.monotonic()
+        self._nodes: set[str] = set()
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(line_buffering=True)
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 
     def v2_playbook_on_play_start(self, play: Any) -> None:
         """Name the play in a line."""
+        self._play = play
         if self._display.verbosity:
             super().v2_playbook_on_play_start(play)
             return
-        self._play = play
         self._heading = play.get_name().strip()
 
     def v2_playbook_on_task_start(self, task: Any, is_conditional: bool) -> None:
         """Name the play before its first task; a play that no host is left for is not named at all."""
+        self._say_what_it_does(task)
         if self._display.verbosity:
             super().v2_playbook_on_task_start(task, is_conditional)
         elif self._heading:
             self._display.display(self._heading, color=constants.COLOR_HIGHLIGHT)
             self._heading = ""
 
+    def v2_playbook_on_no_hosts_matched(self) -> None:
+        """Print nothing: a play that concerns no node is left out; a run that concerns none is told of at the end."""
+
     def v2_runner_on_ok(self, result: Any) -> None:
         """Print a line where something changed, with the difference where it was asked for."""
+        self._note(result)
         if self._display.verbosity:
             super().v2_runner_on_ok(result)
         elif result.is_changed() and "results" not in result.result:
@@ -99,6 +127,7 @@ class CallbackModule(Default):
 
     def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
         """Print what is wrong, as the task said it."""
+        self._note(result)
         if self._display.verbosity or ignore_errors:
             super().v2_runner_on_failed(result, ignore_errors=ignore_errors)
         elif "results" not in result.result:
@@ -136,7 +165,58 @@ class CallbackModule(Default):
     def v2_playbook_on_stats(self, stats: Any) -> None:
         """Print the recap; a run that met no host is a failure, whatever Ansible says."""
         super().v2_playbook_on_stats(stats)
+        self._end(stats)
+
+    def _note(self, result: Any) -> None:
+        """Remember how a task wants the run to end; the first that says so is right."""
+        told = result.result.get("stepladder") or {}
+        self._exit_status = self._exit_status or int(told.get("exit_status", 0))
+        self._repeat_after = self._repeat_after or int(told.get("repeat_after", 0))
+        if told.get("audit"):
+            self._nodes.add(result.host.get_name())
+            if self._audited is None:
+                self._audited = told["audit"]
+                self._write_audit({"event": "begin"})
+
+    def _say_what_it_does(self, task: Any) -> None:
+        """For those who look at a node meanwhile; what renews the node's lease carries it there."""
+        if self._audited is not None:
+            with contextlib.suppress(OSError):
+                this_run.doing_file().write_text(f"{self._play.get_name().strip()}: {task.get_name().strip()}")
+
+    def _write_audit(self, record: Mapping[str, Any]) -> None:
+        """Add a line to the controller's log; a log that cannot be written is said so, and stops nothing."""
+        path = this_run.audit_file()
+        line = {"format_version": 1, "at": utc(), "who": this_run.who(), "pid": os.getpid(), **(self._audited or {})}
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            append(path, {**line, **record, "nodes": sorted(self._nodes)})
+        except OSError as error:
+            self._display.warning(f"The log {path} could not be written: {error.strerror}")
+
+    def _end(self, stats: Any) -> None:
+        """End the run as its tasks want it."""
+        if self._audited is not None:
+            red = bool(stats.failures or stats.dark)
+            seconds = round(time.monotonic() - self._started, 1)
+            outcome = "failed" if red else str(self._audited.get("outcome", "done"))
+            self._write_audit(
+                {"event": "end", "outcome": outcome, "exit_status": self._exit_status, "seconds": seconds}
+            )
         refuse_empty_run(self._display, stats)
+        if self._repeat_after:
+            self._again()
+        if self._exit_status:
+            leave(self._exit_status)
+
+    def _again(self) -> None:
+        """Make the whole run again after a while, until a person has seen enough."""
+        try:
+            time.sleep(self._repeat_after)
+        except KeyboardInterrupt:
+            leave(self._exit_status)
+        shutil.rmtree(constants.DEFAULT_LOCAL_TMP, ignore_errors=True)
+        os.execv(sys.executable, [sys.executable, *sys.argv])  # noqa: S606 - the same run again, no shell
 
     def _failed(self, result: Any, what: str) -> None:
         self._trouble(f"{result.host.get_name()} | {what}: FAILED", result, constants.COLOR_ERROR)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from ansible_collections.stepladder.core.plugins.callback.brief import CallbackModule as Brief
-from ansible_collections.stepladder.core.plugins.callback.brief import refuse_empty_run
 
 DOCUMENTATION = """
 name: quiet
@@ -28,4 +27,4 @@ class CallbackModule(Brief):
 
     def v2_playbook_on_stats(self, stats: Any) -> None:
         """Print no recap: the exit status says whether it went well."""
-        refuse_empty_run(self._display, stats)
+        self._end(stats)

@@ -8,7 +8,20 @@ from typing import Any
 
 from ansible.errors import AnsibleFilterError
 
-from stepladder import contents, difference, fitness, gateway, replica, runtime, show, status, units
+from stepladder import (
+    contents,
+    difference,
+    drift,
+    fitness,
+    gateway,
+    lease_text,
+    replica,
+    runtime,
+    show,
+    status,
+    units,
+    way_back,
+)
 from stepladder.errors import StepladderError
 from stepladder.plan import Plan
 
@@ -55,11 +68,11 @@ def _on_plain_data(function: Callable[..., Any]) -> Callable[..., Any]:
     return filtered
 
 
-def _status_report(variables: Mapping[str, Any], hosts: list[str], form: str = "human") -> str:
+def _status_report(variables: Mapping[str, Any], hosts: list[str], form: str = "human") -> dict[str, str]:
     """`status.report` on plain rows."""
-    return status.report(
-        {host: {"status_rows": _plain(variables[host].get("status_rows"))} for host in hosts}, hosts, form
-    )
+    names = ("status_rows", "status_release")
+    kept = {host: {name: _plain(variables[host].get(name)) for name in names} for host in hosts}
+    return status.report(kept, hosts, form)
 
 
 class FilterModule:
@@ -78,6 +91,9 @@ class FilterModule:
             "gateway_agent_settings": gateway.agent_settings,
             "gateway_configuration": gateway.configuration,
             "gateway_slice": gateway.gateway_slice,
+            "lease_broken_text": lease_text.broken,
+            "folder_mark": contents.folder_mark,
+            "failure_text": way_back.failure_text,
             "orphan_pids": units.orphan_pids,
             "plan_text": plan_text,
             "planned_ports": units.planned_ports,
@@ -86,8 +102,10 @@ class FilterModule:
             "runtime_faults": runtime.runtime_faults,
             "service_units": units.service_units,
             "standalone_slice": units.standalone_slice,
+            "status_release": status.release,
             "status_rows": status.rows,
             "units_to_end": units.units_to_end,
+            "unit_names": units.unit_names,
             "units_to_restart": units.units_to_restart,
             "units_to_stop": units.units_to_stop,
             "used_elsewhere": units.used_elsewhere,
@@ -99,8 +117,16 @@ class FilterModule:
         # These read single variables of many hosts; copying all of every host's would cost minutes.
         return plain | {
             "image_seekers": contents.image_seekers,
+            "drift_report": drift.report,
+            "drift_work": drift.work,
+            "lease_refusal": lease_text.refusal,
+            "lease_text": lease_text.text,
             "network_seen": replica.seen,
             "peer_addresses": replica.peer_addresses,
+            "automatic_way_back": way_back.automatic,
+            "release_choice": way_back.choose,
+            "release_ending": way_back.ending,
+            "release_failures": way_back.failures,
             "removal_text": show.removal,
             "replica_fault": replica.fault_of,
             "status_report": _status_report,

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from ansible_collections.stepladder.core.plugins.module_utils.release import read_outcomes
 
 
 def read_deployments(state_directory: str) -> tuple[dict[str, dict[str, Any]], list[str]]:
@@ -16,14 +19,71 @@ def read_deployments(state_directory: str) -> tuple[dict[str, dict[str, Any]], l
     found: dict[str, dict[str, Any]] = {}
     faults = []
     for path in sorted(Path(state_directory).glob("deployments/*/current/plan.json")):
-        name = path.parts[-3]
-        try:
-            content = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            faults.append(f"{path}: {error}")
-            continue
-        if isinstance(content, dict):
-            found[name] = content
+        content, fault = _read(path)
+        if fault:
+            faults.append(fault)
         else:
-            faults.append(f"{path}: expected a mapping, found {type(content).__name__}")
+            found[path.parts[-3]] = content
     return found, faults
+
+
+def read_releases(state_directory: str, deployment: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Every release of one deployment that lies on the node.
+
+    Returns:
+        What a person needs to choose one, newest first, and their slices of the plan by plan id.
+    """
+    root = Path(state_directory, "deployments", deployment)
+    outcomes = read_outcomes(str(root))
+    links = {name: _linked(root / name) for name in ("current", "previous")}
+    folders = [path for path in root.glob("releases/*/plan.json") if not path.parent.name.startswith(".")]
+    told, slices = [], {}
+    for path in sorted(folders, key=lambda path: (-path.parent.stat().st_mtime_ns, path.parent.name)):
+        plan_id = path.parent.name
+        content, fault = _read(path)
+        outcome = outcomes.get(plan_id, {})
+        told.append(
+            {
+                "plan_id": plan_id,
+                "current": plan_id == links["current"],
+                "previous": plan_id == links["previous"],
+                "written": path.parent.stat().st_mtime,
+                "outcome": outcome.get("outcome", "unknown"),
+                "reason": outcome.get("reason", ""),
+                "since": (root / "current").lstat().st_mtime if plan_id == links["current"] else None,
+                "runs": _in_words(content.get("deployment", {})),
+                "missing": [fault] if fault else missing(content),
+            }
+        )
+        if not fault:
+            slices[plan_id] = content
+    return told, slices
+
+
+def missing(kept: Mapping[str, Any]) -> list[str]:
+    """What a release needs on the node and cannot do without the network: its environments and its weights."""
+    node = kept.get("node", {})
+    needed = [f"{node[part]['path']}/.stepladder.json" for part in ("tools", "venv") if node.get(part)]
+    if node.get("weights"):
+        needed.append(f"{node['weights']['path']}/.stepladder/manifest.json")
+    return [path for path in needed if not Path(path).is_file()]
+
+
+def _in_words(deployment: Mapping[str, Any]) -> str:
+    words = (deployment.get("model"), deployment.get("variant"), deployment.get("engine"))
+    return " ".join(str(word) for word in (*words, deployment.get("engine_version")) if word)
+
+
+def _linked(link: Path) -> str:
+    return link.readlink().name if link.is_symlink() else ""
+
+
+def _read(path: Path) -> tuple[dict[str, Any], str]:
+    """A slice, or why it cannot be read."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        return {}, f"{path}: {error}"
+    if not isinstance(content, dict):
+        return {}, f"{path}: expected a mapping, found {type(content).__name__}"
+    return content, ""

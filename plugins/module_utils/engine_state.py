@@ -308,7 +308,10 @@ _SECRETS = (
 
 
 SEARCHED_LINES = 2000
-_ERROR = re.compile(r"\b\w*(?:Error|Exception)\b.{0,3}[:(]|\b(?:FATAL|CRITICAL)\b|[Oo]ut of memory|Killed")
+# The second alternative is how argparse refuses a command line.
+_ERROR = re.compile(
+    r"^[\w./-]+: error: |\b\w*(?:Error|Exception)\b.{0,3}[:(]|\b(?:FATAL|CRITICAL)\b|[Oo]ut of memory|Killed"
+)
 _CONSEQUENCE = re.compile(r"[Ss]ee (?:root cause|stack trace) above|\bWARNING\b")
 
 

@@ -38,9 +38,12 @@ _SECRET_FLAG = re.compile(
 # What each start begins its log with; engine_state.py looks for it.
 START_MARK = "stepladder: starting "
 _FINGERPRINT_LINE = re.compile(r"^STEPLADDER_FINGERPRINT='?([0-9a-f]{16})'?$", re.MULTILINE)
-_OURS = {"releases", "current", "previous", "logs", MARKER}
+_OURS = {"releases", "current", "previous", "logs", "outcomes", "evidence", MARKER}
 _BUILD = ".new-"
 _RETIRED = ".old-"
+# What became of a release: it answered as promised, or did not; one that was never asked has no outcome.
+PROVEN, FAILED = "proven", "failed"
+LONGEST_REASON = 2000
 
 DIRECTORY_MODE = 0o700
 ENV_MODE = 0o400
@@ -77,6 +80,7 @@ class Found:
     broken_modes: paths whose permission bits are not the owner's alone.
     leftovers: names under releases/ of interrupted runs.
     releases: the complete releases, newest first. intact: whether the wanted release is there byte for byte.
+    outcomes: by plan id, what became of those that were asked or given up.
     """
 
     exists: bool
@@ -88,11 +92,12 @@ class Found:
     intact: bool
     current: str | None
     previous: str | None
+    outcomes: Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class Step:
-    """One change: verb is make_directory, mark, chmod, clear, build, link or prune; name and target say on what."""
+    """One change: verb is make_directory, mark, chmod, clear, build, link, unlink or prune; name, target: on what."""
 
     verb: str
     name: str
@@ -311,6 +316,7 @@ def observe(path: str, wanted: Wanted) -> Found:
         intact=_intact(releases / wanted.plan_id, wanted),
         current=_release_of(root / "current"),
         previous=_release_of(root / "previous"),
+        outcomes={plan_id: told["outcome"] for plan_id, told in read_outcomes(path).items()},
     )
 
 
@@ -355,16 +361,31 @@ def plan(found: Found, wanted: Wanted, keep: int) -> list[Step]:
         steps.append(Step("build", wanted.plan_id))
     previous = found.previous
     if found.current != wanted.plan_id:
-        if found.current is not None and found.previous != found.current:
-            # First the way back, then the way forward: cut between the two, a rerun does the second.
-            steps.append(Step("link", "previous", found.current))
-            previous = found.current
+        previous = way_back(found, wanted.plan_id)
+        # First the way back, then the way forward: cut between the two, a rerun does the second.
+        if previous is None and found.previous is not None:
+            steps.append(Step("unlink", "previous"))
+        elif previous != found.previous:
+            steps.append(Step("link", "previous", previous or ""))
         steps.append(Step("link", "current", wanted.plan_id))
     ordered = [wanted.plan_id, *(r for r in (previous,) if r and r != wanted.plan_id)]
     ordered += [r for r in found.releases if r not in ordered]
     protected = {wanted.plan_id, previous}
     steps += [Step("prune", name) for name in ordered[keep:] if name not in protected]
     return steps
+
+
+def way_back(found: Found, wanted: str) -> str | None:
+    """The release to go back to once `wanted` runs: the last that answered as promised, never one that failed.
+
+    Where none was ever proven, the one that runs now, or the one before it: an older version of this toolkit kept no
+    outcomes, and an interrupted run leaves none.
+    """
+    near = [name for name in (found.current, found.previous) if name]
+    candidates = [name for name in dict.fromkeys((*near, *found.releases)) if name != wanted]
+    proven = [name for name in candidates if found.outcomes.get(name) == PROVEN]
+    unknown = [name for name in candidates if name in near and name not in found.outcomes]
+    return next(iter((*proven, *unknown)), None)
 
 
 def apply(path: str, wanted: Wanted, steps: Sequence[Step], after: Callable[[str], None] = lambda _: None) -> None:
@@ -381,10 +402,13 @@ def apply(path: str, wanted: Wanted, steps: Sequence[Step], after: Callable[[str
             target.chmod(DIRECTORY_MODE)
         elif step.verb in ("clear", "prune"):
             _retire(root / "releases", step.name, after)
+            (root / "outcomes" / f"{step.name}.json").unlink(missing_ok=True)
         elif step.verb == "build":
             _build(root / "releases", wanted, after)
         elif step.verb == "link":
             _swing(target, f"releases/{step.target}", after)
+        elif step.verb == "unlink":
+            target.unlink(missing_ok=True)
         else:
             raise ValueError(step.verb)
         after(str(step))
@@ -455,6 +479,77 @@ def _sync(directory: Path) -> None:
         os.close(descriptor)
 
 
+def read_outcomes(path: str) -> dict[str, dict[str, Any]]:
+    """What became of each release: outcome, when and why, by plan id; a file that cannot be read counts as none."""
+    found = {}
+    for file in Path(path, "outcomes").glob("*.json"):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            told = json.loads(file.read_text())
+            found[file.stem] = {
+                "outcome": told["outcome"],
+                "at": told["at"],
+                "reason": told.get("reason", ""),
+                "described": dict(told.get("described") or {}),
+            }
+    return found
+
+
+def record_outcome(
+    path: str,
+    plan_id: str,
+    outcome: str,
+    reason: str,
+    *,
+    described: Mapping[str, str] | None = None,
+    deadline: float = 60.0,
+) -> dict[str, Any]:
+    """Write down what became of a release. One that was proven stays so: what fails later is not its own fault.
+
+    described: SHA-256 of the files that describe the processes to their manager, by path, as they were then.
+    Raises ReleaseError where there is no such release.
+    """
+    with lock(path, deadline):
+        if not Path(path, "releases", plan_id).is_dir():
+            raise ReleaseError(f"there is no release {plan_id} in {path}: nothing to write down")
+        before = read_outcomes(path).get(plan_id, {})
+        told = before.get("outcome")
+        known = dict(described or before.get("described") or {})
+        if told not in (outcome, PROVEN) or (outcome == PROVEN and known != before["described"]):
+            folder = Path(path, "outcomes")
+            folder.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
+            at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            why = reason[:LONGEST_REASON]
+            content = {
+                "format_version": FORMAT_VERSION,
+                "outcome": outcome,
+                "at": at,
+                "reason": why,
+                "described": known,
+            }
+            _write(folder / f"{plan_id}.json", canonical_json(content), 0o600)
+            told = outcome
+    # A note about a release is no change of the node.
+    return {"changed": False, "outcome": told, "actions": []}
+
+
+def drop(path: str, check_mode: bool, deadline: float = 60.0) -> dict[str, Any]:
+    """Let nothing be current on a node that the deployment has no use for any more; its releases stay for the way back.
+
+    Raises ReleaseError when the directory is not ours.
+    """
+    current = current_release(path) if may_remove(path) else None
+    if current and not check_mode:
+        with lock(path, deadline):
+            if read_outcomes(path).get(current, {}).get("outcome") != FAILED:
+                _swing(Path(path, "previous"), f"releases/{current}", lambda _: None)
+            Path(path, "current").unlink(missing_ok=True)
+    return {
+        "changed": bool(current),
+        "actions": [f"unlink current, which was {current}"] if current else [],
+        "diff": [{"before": f"{current}\n" if current else "", "after": ""}],
+    }
+
+
 def current_fingerprints(path: str) -> dict[str, str]:
     """The fingerprints in the run scripts of the current release; empty when there is none."""
     found = {}
@@ -484,7 +579,7 @@ def diff_of(path: str, plan_id: str, found: str | None, processes: Sequence[Mapp
                 "after": f"{plan_id or ''}\n",
             }
         )
-    before = _shown_files(Path(path, "current"))
+    before = shown_files(Path(path, "current"))
     after = {}
     for process in processes:
         after[f"{process['name']}/env"] = env_file(process.get("env") or {}, masked=True)
@@ -496,7 +591,8 @@ def diff_of(path: str, plan_id: str, found: str | None, processes: Sequence[Mapp
     return diff
 
 
-def _shown_files(release: Path) -> dict[str, str]:
+def shown_files(release: Path) -> dict[str, str]:
+    """The run scripts and env files of a release as people may see them: secrets masked."""
     shown = {}
     for file in (*release.glob("*/run"), *release.glob("*/env")):
         text = file.read_text(errors="replace")

@@ -14,6 +14,9 @@ options:
     description: Where the toolkit keeps everything on the node.
     type: path
     required: true
+  deployment:
+    description: Deployment whose releases are told of in full; unset tells of none.
+    type: str
 attributes:
   check_mode:
     support: full
@@ -34,6 +37,41 @@ deployments:
   returned: always
   type: dict
   sample: {local: {plan_id: e167fbadabe4}}
+releases:
+  description: The releases of O(deployment) that lie on the node, newest first.
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    plan_id: {description: Name of the release., type: str, sample: e167fbadabe4}
+    current: {description: Whether it is what runs now., type: bool, sample: true}
+    previous: {description: Whether it is the way back., type: bool, sample: false}
+    written: {description: When it was written in seconds since 1970 by the node's clock., type: float, sample: 1.7e9}
+    since: {description: Since when it is current in seconds since 1970 or null., type: float, sample: 1.7e9}
+    outcome: {description: 'proven, failed or unknown.', type: str, sample: proven}
+    reason: {description: Why it failed., type: str, sample: ""}
+    runs: {description: Model and engine., type: str, sample: step3 bf16 vllm 0.32.0}
+    missing: {description: Files without which it cannot start., type: list, elements: str, sample: []}
+slices:
+  description: The slices of the plan of these releases by plan id.
+  returned: always
+  type: dict
+  sample: {}
+lease:
+  description: Whose lease the node is, as M(stepladder.core.lease) tells it; null where it is free.
+  returned: always
+  type: dict
+  sample: null
+frozen:
+  description: Who froze the node; null where nobody did.
+  returned: always
+  type: dict
+  sample: null
+now:
+  description: The node's time of day in seconds since 1970, to tell ages without comparing two clocks.
+  returned: always
+  type: float
+  sample: 1.7e9
 faults:
   description: Releases that are there and cannot be read, one sentence each.
   returned: always
@@ -42,17 +80,39 @@ faults:
   sample: []
 """
 
+import time
+
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.stepladder.core.plugins.module_utils.deployments import read_deployments
+from ansible_collections.stepladder.core.plugins.module_utils import lease
+from ansible_collections.stepladder.core.plugins.module_utils.deployments import read_deployments, read_releases
 
 
 def main() -> None:
     """Read and answer."""
     module = AnsibleModule(
-        argument_spec={"state_directory": {"type": "path", "required": True}}, supports_check_mode=True
+        argument_spec={"state_directory": {"type": "path", "required": True}, "deployment": {"type": "str"}},
+        supports_check_mode=True,
     )
-    deployments, faults = read_deployments(module.params["state_directory"])
-    module.exit_json(changed=False, deployments=deployments, faults=faults)
+    given = module.params
+    deployments, faults = read_deployments(given["state_directory"])
+    releases, slices = read_releases(given["state_directory"], given["deployment"]) if given["deployment"] else ([], {})
+    try:
+        held = lease.read(given["state_directory"])
+        lease_told = held.told(lease.Clock.now()) if held else None
+    except lease.LeaseError as error:
+        faults.append(str(error))
+        lease_told = None
+    frozen = lease.read_freeze(given["state_directory"])
+    module.exit_json(
+        changed=False,
+        deployments=deployments,
+        faults=faults,
+        releases=releases,
+        slices=slices,
+        lease=lease_told,
+        frozen=frozen,
+        now=time.time(),
+    )
 
 
 if __name__ == "__main__":

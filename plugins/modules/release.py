@@ -23,12 +23,33 @@ options:
     type: path
     required: true
   state:
-    description: V(absent) removes the deployment directory, if it has stepladder's marker file, and refuses otherwise.
+    description:
+      - V(absent) removes the deployment directory, if it has stepladder's marker file, and refuses otherwise.
+      - V(proven) and V(failed) write down what became of the release O(plan_id); a failed one is never made the way
+        back. A release that was proven once stays so.
+      - V(dropped) lets no release be current, for a node that the deployment has no use for any more.
     type: str
-    choices: [present, absent]
+    choices: [present, absent, proven, failed, dropped]
     default: present
+  reason:
+    description: Why the release failed, for O(state=failed).
+    type: str
+    default: ""
+  manager:
+    description: For V(proven), what keeps the processes; without it nothing is noted of their units.
+    type: str
+    choices: [systemd, supervisor]
+  units:
+    description: For V(proven), the names of the processes' units, whose files are noted to tell a later change of them.
+    type: list
+    elements: str
+    default: []
+  described_by:
+    description: For V(proven), a mark of what the units are made of.
+    type: str
+    default: ""
   plan_id:
-    description: The plan's id, which names the release. Required for O(state=present).
+    description: The plan's id, which names the release. Required for V(present), V(proven) and V(failed).
     type: str
   slice:
     description:
@@ -148,6 +169,11 @@ removed_releases:
   type: list
   elements: str
   sample: []
+outcome:
+  description: What is written down of the release.
+  returned: when state is proven or failed
+  type: str
+  sample: proven
 actions:
   description: The changes on disk, in order.
   returned: always
@@ -156,8 +182,10 @@ actions:
   sample: [build 20261120-3f9a1c, link current -> 20261120-3f9a1c]
 """
 
+from typing import Any
+
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.stepladder.core.plugins.module_utils import release
+from ansible_collections.stepladder.core.plugins.module_utils import node_state, release
 
 PROCESS_SPEC = {
     "name": {"type": "str", "required": True},
@@ -170,19 +198,41 @@ PROCESS_SPEC = {
 }
 
 
+def described_now(given: dict[str, Any]) -> dict[str, str]:
+    """The units' files as they are, and what they are made of; empty where nobody asked."""
+    if not given["manager"]:
+        return {}
+    place, _, name = given["path"].rstrip("/").rpartition("/")
+    state_directory = place.rpartition("/")[0]
+    paths = node_state.described_files(given["manager"], given["units"], state_directory, name)
+    return {"described_by": given["described_by"], **{path: node_state.digest(path) for path in paths}}
+
+
 def main() -> None:
     """Read, plan, apply, answer."""
     module = AnsibleModule(
         argument_spec={
             "path": {"type": "path", "required": True},
-            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+            "state": {
+                "type": "str",
+                "choices": ["present", "absent", "proven", "failed", "dropped"],
+                "default": "present",
+            },
+            "reason": {"type": "str", "default": ""},
+            "manager": {"type": "str", "choices": ["systemd", "supervisor"]},
+            "units": {"type": "list", "elements": "str", "default": []},
+            "described_by": {"type": "str", "default": ""},
             "plan_id": {"type": "str"},
             "slice": {"type": "dict"},
             "processes": {"type": "list", "elements": "dict", "options": PROCESS_SPEC},
             "keep": {"type": "int", "default": 3, "no_log": False},
             "lock_deadline": {"type": "int", "default": 60},
         },
-        required_if=[("state", "present", ("plan_id", "slice", "processes"))],
+        required_if=[
+            ("state", "present", ("plan_id", "slice", "processes")),
+            ("state", "proven", ("plan_id",)),
+            ("state", "failed", ("plan_id",)),
+        ],
         supports_check_mode=True,
     )
     given = module.params
@@ -195,6 +245,19 @@ def main() -> None:
     try:
         if given["state"] == "absent":
             answer = release.absent(path, module.check_mode, given["lock_deadline"])
+        elif given["state"] == "dropped":
+            answer = release.drop(path, module.check_mode, given["lock_deadline"])
+        elif given["state"] in (release.PROVEN, release.FAILED):
+            answer = {"changed": False, "outcome": given["state"], "actions": []}
+            if not module.check_mode:
+                answer = release.record_outcome(
+                    path,
+                    plan_id,
+                    given["state"],
+                    given["reason"],
+                    described=described_now(given),
+                    deadline=given["lock_deadline"],
+                )
         else:
             wanted = release.wanted_release(path, plan_id, given["slice"], processes)
             before = release.current_fingerprints(path)

@@ -12,6 +12,16 @@ options:
     description: What is printed.
     type: str
     required: true
+  exit_status:
+    description: Name of the exit status that the whole run shall end with, see C(stepladder.exit_status).
+    type: str
+  fails:
+    description: Whether the task fails, with the text as its message.
+    type: bool
+    default: false
+  repeat_after:
+    description: Seconds after which the whole run shall be made again, until it is interrupted.
+    type: int
 attributes:
   check_mode:
     support: full

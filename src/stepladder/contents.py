@@ -11,6 +11,18 @@ from stepladder.errors import CatalogueError
 from stepladder.planner import CONTAINER_STORE
 
 
+def folder_mark(folder: str) -> str:
+    """A mark of all files in a folder, which changes with any of them.
+
+    Raises:
+        CatalogueError: if there are none.
+    """
+    files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+    if not files:
+        raise CatalogueError(f"{folder}: there are no files")
+    return content_sha256({path.name: path.read_text() for path in files})[:16]
+
+
 def venv_requirements(venv: Mapping[str, Any], catalogue: str) -> str:
     """The text of an environment's locks, one after the other.
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from stepladder.durations import duration
+from stepladder.lease_text import frozen, holder
+
 HEALTHY = {"ready"}
 UNUSED = "unused"
-SECONDS_PER_UNIT = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
 
 
 class StatusRow(BaseModel):
@@ -63,8 +66,40 @@ def rows(host: str, deployment: Mapping[str, Any] | None, states: Sequence[Mappi
     return result
 
 
-def report(variables: Mapping[str, Any], hosts: Sequence[str], form: str = "human") -> str:
+def release(known: Sequence[Mapping[str, Any]], at_work: Mapping[str, Any]) -> dict[str, Any]:
+    """What a node tells of its current release and of who is at work on it.
+
+    Args:
+        known: the releases that lie on the node.
+        at_work: `lease`, `frozen` and `now`, the node's time of day in seconds since 1970.
+    """
+    current: Mapping[str, Any] = next((kept for kept in known if kept["current"]), {})
+    since = current.get("since")
+    return {
+        "release": current.get("plan_id"),
+        "outcome": current.get("outcome"),
+        "since": _utc(since) if since else None,
+        "seconds": round(max(0.0, at_work["now"] - since), 1) if since else None,
+        "before": next((kept["plan_id"] for kept in known if kept["previous"]), None),
+        "lease": at_work.get("lease"),
+        "frozen": at_work.get("frozen"),
+    }
+
+
+def _utc(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def report(variables: Mapping[str, Any], hosts: Sequence[str], form: str = "human") -> dict[str, str]:
     """The rows that every host kept in `status_rows`, as one text; a host without them did not answer.
+
+    Args:
+        variables: of every host; `status_rows` and `status_release`.
+        hosts: the nodes that were to be looked at.
+        form: human or json.
+
+    Returns:
+        `text`, and the name of the `exit_status`, empty where all is ready.
 
     Raises:
         ValueError: for a format that does not exist.
@@ -73,19 +108,31 @@ def report(variables: Mapping[str, Any], hosts: Sequence[str], form: str = "huma
     for host in hosts:
         kept = variables[host].get("status_rows")
         found += [_empty_row(host, "unreachable", "the node did not answer")] if kept is None else kept
-    return text(found, form)
+    told = {host: kept for host in hosts if (kept := variables[host].get("status_release"))}
+    seen = _without_strangers([StatusRow.model_validate(row) for row in found])
+    silent = any(row.phase == "unreachable" for row in seen)
+    status = "unreachable" if silent else "" if is_ready(seen) else "not_ready"
+    return {"text": text(found, form, told), "exit_status": status}
 
 
-def text(all_rows: Sequence[Mapping[str, Any]], form: str = "human") -> str:
+def text(
+    all_rows: Sequence[Mapping[str, Any]], form: str = "human", told: Mapping[str, Mapping[str, Any]] | None = None
+) -> str:
     """All rows as a table, or as JSON with the verdict.
+
+    Args:
+        all_rows: of all nodes.
+        form: human or json.
+        told: by node, what `release` says of it.
 
     Raises:
         ValueError: for a format that does not exist.
     """
+    nodes = told or {}
     found = _without_strangers([StatusRow.model_validate(row) for row in all_rows])
     if form == "json":
         processes = [row.model_dump(exclude={"members"}) for row in found]
-        document = {"format_version": 1, "ready": is_ready(found), "processes": processes}
+        document = {"format_version": 1, "ready": is_ready(found), "processes": processes, "nodes": nodes}
         return json.dumps(document, indent=1, sort_keys=True)
     if form != "human":
         raise ValueError(f"status_format '{form}' is unknown. Choose one of: human, json.")
@@ -94,8 +141,31 @@ def text(all_rows: Sequence[Mapping[str, Any]], form: str = "human") -> str:
     widths = [max(len(line[column]) for line in cells) for column in range(len(header))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
     lines += [f"  {row.node} {row.process} last said: {row.last_line}" for row in found if row.last_line]
+    lines += _release_lines(nodes)
     lines += sorted({f"Endpoint: {row.endpoint}" for row in found if row.endpoint})
     return "\n".join(lines)
+
+
+def _release_lines(nodes: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Which release runs since when and whether it was proven, and who is at work on which nodes."""
+    by_text: dict[str, list[str]] = {}
+    for host, told in nodes.items():
+        if told["release"]:
+            proof = {"proven": "proven", "failed": "NEVER RAN RIGHT"}.get(told["outcome"], "not proven yet")
+            before = f", before it {told['before']}" if told["before"] else ""
+            by_text.setdefault(f"Release {told['release']}: {proof}{before}", []).append(host)
+    since = {host: f"{told['since']} ({duration(told['seconds'])})" for host, told in nodes.items() if told["since"]}
+    lines = [f"{line}, current since {since[hosts[0]]} on {', '.join(hosts)}" for line, hosts in by_text.items()]
+    at_work: dict[str, list[str]] = {}
+    for host, told in nodes.items():
+        held = told["lease"]
+        if held:
+            expired = "expired lease of" if held["state"] == "expired" else "Lease of"
+            doing = f"; now at: {held['doing']}" if held["doing"] else ""
+            at_work.setdefault(f"{expired} {holder(held)}{doing}", []).append(host)
+        if told["frozen"]:
+            at_work.setdefault(f"{frozen(told['frozen'])}", []).append(host)
+    return [*lines, *(f"{', '.join(hosts)}: {line}" for line, hosts in at_work.items())]
 
 
 def logs_text(states: Sequence[Mapping[str, Any]], host: str) -> str:
@@ -121,19 +191,6 @@ def _without_strangers(found: Sequence[StatusRow]) -> list[StatusRow]:
         row.model_copy(update=unused) if members and row.phase == "absent" and row.node not in members else row
         for row in found
     ]
-
-
-def duration(seconds: float | None) -> str:
-    """A duration in its two largest units: '3 h 12 min'."""
-    if seconds is None:
-        return "-"
-    parts: list[str] = []
-    rest = int(seconds)
-    for unit, size in SECONDS_PER_UNIT:
-        count, rest = divmod(rest, size)
-        if count or (unit == "s" and not parts):
-            parts.append(f"{count} {unit}")
-    return " ".join(parts[:2])
 
 
 def _empty_row(host: str, phase: str, detail: str) -> dict[str, Any]:

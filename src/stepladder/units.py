@@ -57,6 +57,11 @@ def service_units(
     ]
 
 
+def unit_names(processes: Sequence[Mapping[str, Any]], deployment: str) -> dict[str, str]:
+    """The unit of each process by the process's name."""
+    return {unit["name"]: unit["unit"] for unit in service_units(processes, deployment)}
+
+
 def planned_ports(processes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Every port that the processes will listen on, as `stepladder.core.preflight` takes them."""
     return [

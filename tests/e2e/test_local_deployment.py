@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 
+from stepladder.exit_status import ExitStatus
 from stepladder.smoke import changed_tasks
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -58,7 +59,10 @@ class Local:
         return done
 
     def status(self) -> dict[str, Any]:
-        return json.loads(self.run("status", "-e", "status_format=json").stdout)
+        done = self.run("status", "-e", "status_format=json", check=False)
+        found = json.loads(done.stdout)
+        assert done.returncode == (0 if found["ready"] else ExitStatus.NOT_READY)
+        return found
 
     def engine_pid(self) -> int:
         """The engine's main process: the one that the manager's own runs."""
@@ -127,6 +131,12 @@ def test_remove_and_status_where_nothing_was_deployed(local: Local) -> None:
                 "release": None, "seconds": None, "pid": None, "endpoint": None, "last_line": None,
             }
         ],
+        "nodes": {
+            "localhost": {
+                "release": None, "outcome": None, "since": None, "seconds": None, "before": None, "lease": None,
+                "frozen": None,
+            }
+        },
     }  # fmt: skip
     done = local.run("verify", check=False)
     assert done.returncode != 0

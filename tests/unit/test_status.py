@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from stepladder import show, status, units
+from stepladder import durations, show, status, units
 from stepladder.catalogue import Catalogue
 from stepladder.plan import Plan
 from stepladder.planner import make_plan
@@ -35,13 +35,14 @@ def local_plan(**wish: Any) -> Plan:
     [(None, "-"), (0, "0 s"), (59.9, "59 s"), (61, "1 min 1 s"), (3725, "1 h 2 min"), (90000, "1 d 1 h")],
 )
 def test_duration(seconds: float | None, text: str) -> None:
-    assert status.duration(seconds) == text
+    assert durations.duration(seconds) == text
 
 
 def test_status_table_of_a_ready_and_a_silent_node() -> None:
     variables = {"n0": {"status_rows": status.rows("n0", KEPT, [state()])}, "n1": {}}
-    text = status.report(variables, ["n0", "n1"])
-    assert text.splitlines() == [
+    told = status.report(variables, ["n0", "n1"])
+    assert told["exit_status"] == "unreachable"
+    assert told["text"].splitlines() == [
         "NODE  PROCESS  PHASE        SINCE      RELEASE  DETAIL",
         "n0    vllm-0   ready        1 h 2 min  abc      port 8000 answers 200",
         "n1    -        unreachable  -          -        the node did not answer",
@@ -69,10 +70,35 @@ def test_last_log_line_is_shown_where_it_is_not_well() -> None:
     assert "  n0 vllm-0 last said: Killed" in status.text(rows).splitlines()
 
 
+def test_release_and_lease_stand_below_the_table() -> None:
+    known = [
+        {"plan_id": "abc", "current": True, "previous": False, "outcome": "proven", "since": 1_700_000_000.0},
+        {"plan_id": "abb", "current": False, "previous": True, "outcome": "proven", "since": None},
+    ]
+    held = {
+        "who": "ann", "origin": "ops1", "verb": "deploy", "deployment": "step3", "plan_id": "abd", "why": "",
+        "age": 61.0, "since": "2023-11-14T22:20:00Z", "silent": 3.0, "expires_in": 117.0, "state": "held",
+        "doing": "Install: tools",
+    }  # fmt: skip
+    # The node's own clock tells the age: it may be an hour off.
+    told = status.release(known, {"lease": held, "frozen": None, "now": 1_700_000_125.0})
+    rows = status.rows("n0", KEPT, [state()])
+    lines = status.report({"n0": {"status_rows": rows, "status_release": told}}, ["n0"])["text"].splitlines()
+    assert lines[2:] == [
+        "Release abc: proven, before it abb, current since 2023-11-14T22:13:20Z (2 min 5 s) on n0",
+        "n0: Lease of ann from ops1: deploy step3 abd, since 2023-11-14T22:20:00Z (1 min 1 s), last heard of 3 s ago, "
+        "free by itself in 1 min 57 s; now at: Install: tools",
+        "Endpoint: http://127.0.0.1:8000/v1",
+    ]
+    nobody = status.release([], {"lease": None, "frozen": None, "now": 0.0})
+    assert (nobody["release"], nobody["since"]) == (None, None)
+
+
 @pytest.mark.parametrize(("phases", "ready"), [(["ready"], True), (["ready", "loading"], False), ([], False)])
 def test_json_says_whether_all_of_it_is_ready(phases: list[str], ready: bool) -> None:
     rows = status.rows("n0", KEPT, [state(phase=phase) for phase in phases])
     assert json.loads(status.text(rows, "json"))["ready"] is ready
+    assert (status.report({"n0": {"status_rows": rows}}, ["n0"])["exit_status"] == "") is ready
 
 
 def test_unknown_format_names_the_known_ones() -> None:

@@ -1,0 +1,172 @@
+#!/usr/bin/python
+"""Take, hold or give back a node's lease; the action plugin of the same name keeps it alive while the run lives."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: lease
+short_description: Say who may change a node
+description:
+  - One run at a time changes a node. Who, from where and why stands in C(lease/lease.json) of the state directory
+    and in the log C(audit/audit.jsonl) there.
+  - The action plugin fills in who runs this and from where, and renews the lease while the run lives. A lease that is
+    not renewed expires by the node's own clock since boot; the time of day plays no part.
+  - A run that still stands in the lease though its process on this very controller is gone is taken over from.
+  - That a run has begun or ended is no change of the node, so RV(ignore:changed) is true only for V(broken), V(frozen)
+    and V(unfrozen).
+options:
+  state_directory:
+    description: Where the toolkit keeps everything on the node.
+    type: path
+    required: true
+  state:
+    description:
+      - V(taken) takes the lease or says in RV(holder) or RV(frozen) why not; it does not fail for that.
+      - V(held) fails unless this run holds it. V(released) gives it back. V(broken) takes it away from whoever has it.
+      - V(frozen) and V(unfrozen) say whether any run may take it.
+      - V(read) only looks.
+    type: str
+    choices: [taken, held, released, broken, frozen, unfrozen, read]
+    required: true
+  why:
+    description: The reason, in the operator's words. Required for V(broken), V(frozen) and V(unfrozen).
+    type: str
+    default: ""
+  verb:
+    description: What the run does.
+    type: str
+    default: ""
+  deployment:
+    description: Name of the deployment.
+    type: str
+    default: ""
+  plan_id:
+    description: What is to run.
+    type: str
+    default: ""
+  ttl:
+    description: Seconds without a sign of life after which the lease is free.
+    type: float
+    default: 120
+  outcome:
+    description: How the run ended, for V(released).
+    type: str
+    default: ended
+  who:
+    description: Filled in by the action plugin.
+    type: str
+    default: ""
+  origin:
+    description: Filled in by the action plugin, the controller's name.
+    type: str
+    default: ""
+  run:
+    description: Filled in by the action plugin, the mark of this run.
+    type: str
+    default: ""
+  controller:
+    description: Filled in by the action plugin, what tells whether the run still lives.
+    type: dict
+    default: {}
+  supersede:
+    description: Filled in by the action plugin, a run that is known to be gone.
+    type: str
+    default: ""
+attributes:
+  check_mode:
+    support: full
+    description: Only looks; nothing is taken and nothing fails.
+author: The Stepladder authors
+"""
+
+EXAMPLES = r"""
+- name: Take the lease of every node
+  stepladder.core.lease:
+    state_directory: /var/lib/stepladder
+    state: taken
+    verb: deploy
+    why: new weights
+    deployment: step3
+    plan_id: 3f9a1c77ab02
+  throttle: 1
+  register: lease_taken
+"""
+
+RETURN = r"""
+taken:
+  description: Whether this run has the lease.
+  returned: when state is taken
+  type: bool
+  sample: true
+holder:
+  description: Whose lease it is, since when, for what, and in how many seconds it expires; null where it is free.
+  returned: when it is read, in the way or was broken
+  type: dict
+  sample: {who: ann, origin: ops1, verb: deploy, why: new weights, age: 81.3, expires_in: 114.0, state: held}
+frozen:
+  description: Who froze the node, since when and why; null where nobody did.
+  returned: when it is read or in the way
+  type: dict
+  sample: {who: ann, origin: ops1, since: '2026-11-20T03:15:00Z', why: trade fair}
+"""
+
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.stepladder.core.plugins.module_utils import lease
+
+REQUEST = ("run", "who", "origin", "verb", "why", "deployment", "plan_id", "ttl", "controller")
+
+
+def act(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
+    """Carry a state out and give the answer."""
+    path, state = given["state_directory"], given["state"]
+    if check_mode or state == "read":
+        held, frozen = lease.read(path), lease.read_freeze(path)
+        holder = held.told(lease.Clock.now()) if held else None
+        return {"changed": False, "taken": True, "holder": holder, "frozen": frozen}
+    if state == "taken":
+        return {"changed": False, **lease.take(path, {name: given[name] for name in REQUEST}, given["supersede"])}
+    if state == "held":
+        wrong = lease.holds(path, given["run"])
+        return {"changed": False, "failed": bool(wrong), "msg": wrong}
+    if state == "released":
+        return {"changed": False, "released": lease.release(path, given["run"], given["outcome"])}
+    if state == "broken":
+        holder = lease.break_it(path, given["who"], given["origin"], given["why"])
+        return {"changed": bool(holder), "holder": holder or None}
+    freezing = lease.freeze if state == "frozen" else lease.unfreeze
+    return {"changed": freezing(path, given["who"], given["origin"], given["why"])}
+
+
+def main() -> None:
+    """Read the arguments, act, answer."""
+    text = {"type": "str", "default": ""}
+    module = AnsibleModule(
+        argument_spec={
+            "state_directory": {"type": "path", "required": True},
+            "state": {
+                "type": "str",
+                "required": True,
+                "choices": ["taken", "held", "released", "broken", "frozen", "unfrozen", "read"],
+            },
+            "ttl": {"type": "float", "default": 120.0},
+            "outcome": {"type": "str", "default": "ended"},
+            "controller": {"type": "dict", "default": {}},
+            **dict.fromkeys(("why", "verb", "deployment", "plan_id", "who", "origin", "run", "supersede"), text),
+        },
+        supports_check_mode=True,
+    )
+    given = module.params
+    if given["state"] in ("broken", "frozen", "unfrozen") and not given["why"].strip():
+        module.fail_json(msg=f"why is empty: a lease is {given['state']} for a reason, which is written down")
+    try:
+        answer = act(given, module.check_mode)
+    except (lease.LeaseError, OSError) as error:
+        module.fail_json(msg=str(error))
+    module.exit_json(**answer)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""What is said about the leases of nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from stepladder.durations import duration
+
+MEND = (
+    "Wait for it, or ask them. A run that is gone for good loses its lease by itself; to take it away before: "
+    "bin/stepladder lease -e lease_break_reason=TEXT"
+)
+
+
+def holder(lease: Mapping[str, Any]) -> str:
+    """Who holds a lease, for what, since when, and when it ends by itself."""
+    what = " ".join(str(part) for part in (lease["verb"], lease["deployment"], lease["plan_id"]) if part)
+    why = f" ({lease['why']})" if lease["why"] else ""
+    return (
+        f"{lease['who']} from {lease['origin']}: {what}{why}, since {lease['since']} ({duration(lease['age'])}), "
+        f"last heard of {duration(lease['silent'])} ago, free by itself in {duration(lease['expires_in'])}"
+    )
+
+
+def frozen(freeze: Mapping[str, Any]) -> str:
+    """Who froze a node, since when and why."""
+    return f"frozen by {freeze['who']} from {freeze['origin']} since {freeze['since']}: {freeze['why']}"
+
+
+def refusal(variables: Mapping[str, Any], hosts: Sequence[str]) -> dict[str, str]:
+    """Why the leases of all nodes were not to be had, and the exit status for it; an empty text where they were.
+
+    Args:
+        variables: of every host; `lease_taken` as the role `lease` keeps it.
+        hosts: the nodes of the play.
+    """
+    told = {host: variables[host].get("lease_taken") or {} for host in hosts}
+    cold = {host: answer["frozen"] for host, answer in told.items() if answer.get("frozen") and not answer.get("taken")}
+    held = {host: answer["holder"] for host, answer in told.items() if answer.get("holder") and not answer.get("taken")}
+    silent = [host for host, answer in told.items() if not answer.get("taken") and host not in {*cold, *held}]
+    if not (cold or held or silent):
+        return {"text": "", "exit_status": ""}
+    lines = ["This run may not change the nodes, and changed nothing:"]
+    lines += [f"  {host}: {frozen(answer)}" for host, answer in cold.items()]
+    lines += [f"  {host}: held by {holder(answer)}" for host, answer in held.items()]
+    lines += [f"  {host}: did not answer" for host in silent]
+    if cold:
+        lines.append("To end a freeze: bin/stepladder unfreeze -e freeze_reason=TEXT")
+    if held:
+        lines.append(MEND)
+    return {"text": "\n".join(lines), "exit_status": "frozen" if cold else "held" if held else "unreachable"}
+
+
+def text(variables: Mapping[str, Any], hosts: Sequence[str]) -> str:
+    """A line for each node: whose lease it is."""
+    lines = []
+    for host in hosts:
+        seen = variables[host].get("lease_seen") or {}
+        if seen.get("unreachable") or "holder" not in seen:
+            lines.append(f"{host}: did not answer")
+            continue
+        parts = [frozen(seen["frozen"])] if seen.get("frozen") else []
+        if seen["holder"]:
+            expired = "expired, was " if seen["holder"]["state"] == "expired" else ""
+            parts.append(f"{expired}held by {holder(seen['holder'])}")
+        lines.append(f"{host}: {'; '.join(parts) or 'free'}")
+    return "\n".join(lines)
+
+
+def broken(answer: Mapping[str, Any]) -> str:
+    """Whose lease was broken."""
+    lease = answer.get("holder")
+    if not lease:
+        return "nobody holds a lease here, nothing was broken."
+    if lease.get("unreadable"):
+        return "a lease that could not be read was removed."
+    return f"broke the lease of {holder(lease)}. That run stops before it starts or replaces anything more."

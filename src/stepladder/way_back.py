@@ -1,0 +1,189 @@
+"""Which release to go back to, over all nodes, and what is said when a new one was given up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+# Of a long message the beginning says what, the end has the log's last lines.
+FIRST_LINES, LAST_LINES = 5, 10
+
+
+def choose(variables: Mapping[str, Any], hosts: Sequence[str], wanted: str = "") -> dict[str, Any]:
+    """The release to go back to and the nodes that take part.
+
+    Args:
+        variables: of every host; `release_known` and `release_slices` as the role `release` keeps them.
+        hosts: nodes to choose from.
+        wanted: plan id, or its beginning; empty takes what the links `previous` name.
+
+    Returns:
+        `plan_id`, `nodes` that have it, `leaves`: nodes that run another release and have no part in it, and `refusal`,
+        empty where all is well: why nothing can be done, with the releases that there are.
+    """
+    known = {host: variables[host].get("release_known") or [] for host in hosts}
+    refused: dict[str, Any] = {"plan_id": "", "nodes": [], "leaves": []}
+    name, refusal = _name(known, wanted)
+    if refusal:
+        return {**refused, "refusal": f"{refusal} {releases_text(known)}"}
+    having = {host: kept for host, found in known.items() for kept in found if kept["plan_id"] == name}
+    members = {
+        member for host in having for member in _members((variables[host].get("release_slices") or {}).get(name, {}))
+    }
+    faults = [f"{host} has no {path}" for host, kept in having.items() for path in kept["missing"]]
+    faults += [
+        f"{host} is part of it, and has no such release or was not asked" for host in sorted(members - having.keys())
+    ]
+    if faults:
+        text = "\n".join(f"  {fault}" for fault in faults)
+        return {
+            **refused,
+            "refusal": f"Release {name} cannot run again without the network:\n{text}\n{releases_text(known)}",
+        }
+    running = [host for host, found in known.items() if any(kept["current"] for kept in found)]
+    leaves = [host for host in running if host not in having]
+    return {"plan_id": name, "nodes": [*having], "leaves": leaves, "refusal": ""}
+
+
+def _name(known: Mapping[str, Sequence[Mapping[str, Any]]], wanted: str) -> tuple[str, str]:
+    """A plan id, or why there is none."""
+    every = list(dict.fromkeys(kept["plan_id"] for found in known.values() for kept in found))
+    if wanted:
+        fitting = [name for name in every if name == wanted] or [name for name in every if name.startswith(wanted)]
+        if len(fitting) == 1:
+            return fitting[0], ""
+        return "", f"There is no release {wanted}." if not fitting else f"More than one release begins with {wanted}."
+    before = list(dict.fromkeys(kept["plan_id"] for found in known.values() for kept in found if kept["previous"]))
+    if len(before) == 1:
+        return before[0], ""
+    if not before:
+        return "", "There is nothing to go back to: no release before the one that runs is known to have run right."
+    where = "; ".join(
+        f"{host}: {kept['plan_id']}" for host, found in known.items() for kept in found if kept["previous"]
+    )
+    return "", f"The nodes do not agree on the release before ({where}). Name one with -e rollback_to=ID."
+
+
+def _members(kept: Mapping[str, Any]) -> list[str]:
+    """The nodes that a slice of a release knows of."""
+    ranks = kept.get("node", {}).get("ranks") or ()
+    return [*(endpoint["node"] for endpoint in kept.get("endpoints", ())), *(rank["node"] for rank in ranks)]
+
+
+def releases_text(known: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """The releases that there are, newest first, with the nodes that have them."""
+    rows: dict[str, tuple[Mapping[str, Any], list[str]]] = {}
+    for host, found in known.items():
+        for kept in found:
+            rows.setdefault(kept["plan_id"], (kept, []))[1].append(host)
+    if not rows:
+        return "No release is known."
+    newest = sorted(rows.values(), key=lambda row: -row[0]["written"])
+    return "\n".join(["Known releases:", *(_release_line(kept, hosts) for kept, hosts in newest)])
+
+
+def _release_line(kept: Mapping[str, Any], hosts: Sequence[str]) -> str:
+    written = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(kept["written"]))
+    marks = [word for word, is_so in (("runs now", kept["current"]), ("the way back", kept["previous"])) if is_so]
+    words = {"proven": "proven", "failed": "never ran right", "unknown": "never asked"}[kept["outcome"]]
+    return "  ".join(
+        (" ", kept["plan_id"], written, ", ".join([words, *marks]), kept["runs"], f"on {', '.join(hosts)}")
+    )
+
+
+def failures(variables: Mapping[str, Any], hosts: Sequence[str]) -> str:
+    """What went wrong with the new release, node by node; empty where nothing did.
+
+    Args:
+        variables: of every host; `release_went` is true or the failure's text, absent where the node did not answer.
+        hosts: the nodes of the play.
+    """
+    lines = []
+    for host in hosts:
+        went = variables[host].get("release_went")
+        if went is not True:
+            lines.append(f"{host}: {went or 'did not answer'}")
+    return "\n".join(lines)
+
+
+def failure_text(task: str, message: object) -> str:
+    """A failed task in a few lines; the whole stood on the screen before."""
+    found = [line.rstrip() for line in str(message or "no message").splitlines() if line.strip()]
+    long = len(found) > FIRST_LINES + LAST_LINES
+    shown = [*found[:FIRST_LINES], "  ...", *found[-LAST_LINES:]] if long else found
+    return "\n".join([f"{task}:" if task else "it failed:", *(f"  {line}" for line in shown)])
+
+
+def automatic(variables: Mapping[str, Any], hosts: Sequence[str], given_up: str, allowed: bool) -> dict[str, Any]:
+    """The release to bring back by itself after a new one was given up, in the form of `choose`.
+
+    Args:
+        variables: of every host, as for `choose`.
+        hosts: nodes that can be reached.
+        given_up: plan id of the release that did not run right.
+        allowed: false where the operator switched the way back off.
+    """
+    refused = {"plan_id": "", "nodes": [], "leaves": []}
+    known = {host: variables[host].get("release_known") or [] for host in hosts}
+    if not allowed:
+        return {**refused, "refusal": "deploy_way_back is false, so nothing was brought back."}
+    mine = [kept for found in known.values() for kept in found if kept["plan_id"] == given_up]
+    if any(kept["outcome"] == "proven" for kept in mine):
+        return {
+            **refused,
+            "refusal": f"Release {given_up} ran right before, so the fault need not be its own, and no other release "
+            "was brought back. The verb 'rollback' does that.",
+        }
+    before: dict[str, list[str]] = {}
+    for host, found in known.items():
+        marked = [kept for kept in found if kept["current"] and kept["plan_id"] != given_up] or [
+            kept for kept in found if kept["previous"]
+        ]
+        for kept in marked:
+            before.setdefault(kept["plan_id"], []).append(host)
+    if not before:
+        return {
+            **refused,
+            "refusal": "There is nothing to go back to: no release before it is known to have run right.",
+        }
+    if len(before) > 1:
+        where = "; ".join(f"{name} on {', '.join(found)}" for name, found in before.items())
+        return {**refused, "refusal": f"The nodes do not agree on the release before it: {where}."}
+    return choose(variables, hosts, next(iter(before)))
+
+
+def ending(variables: Mapping[str, Any], hosts: Sequence[str], now: float) -> dict[str, str]:
+    """How a run ended that gave a release up: what is said, and the name of its exit status.
+
+    Args:
+        variables: of every host; `release_given_up`, `release_choice`, `release_went`, `release_evidence`,
+            `release_tried_at` as the role `release` keeps them.
+        hosts: the nodes that were looked at after the failure; none where nothing failed.
+        now: seconds since 1970.
+    """
+    if not hosts:
+        return {"text": "", "exit_status": "done"}
+    first = variables[hosts[0]]
+    failed, choice = first["release_given_up"], first["release_choice"]
+    lines = [f"Release {failed['plan_id']} did not run right and was given up:", _indented(failed["reason"])]
+    kept = [
+        f"{host}:{variables[host]['release_evidence']}" for host in hosts if variables[host].get("release_evidence")
+    ]
+    if kept:
+        lines += ["What shows why:", _indented("\n".join(kept))]
+    status = "no_way_back"
+    if choice["refusal"]:
+        lines += [choice["refusal"]]
+    elif wrong := failures(variables, choice["nodes"]):
+        lines += [f"Release {choice['plan_id']} was to be brought back, and does not serve either:", _indented(wrong)]
+    else:
+        tried = [variables[host]["release_tried_at"] for host in hosts if variables[host].get("release_tried_at")]
+        outage = f", at most {now - min(tried):.0f} s after it was stopped" if tried else ""
+        lines += [f"Release {choice['plan_id']} serves again: it was asked and answers as promised{outage}."]
+        status = "went_back"
+    return {"text": "\n".join(lines), "exit_status": status}
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"  {line}" for line in text.splitlines())

@@ -1,0 +1,194 @@
+"""Leases: who gets a node, when one ends by itself, what is written down, whatever the time of day says."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.stepladder.core.plugins.module_utils import lease
+from ansible_collections.stepladder.core.plugins.plugin_utils import run as this_run
+
+from stepladder import lease_text
+
+MINE = {
+    "run": "aaaa", "who": "ann", "origin": "ops1", "verb": "deploy", "why": "new weights", "deployment": "step3",
+    "plan_id": "3f9a", "ttl": 120.0, "controller": {"boot": "b", "namespace": "n", "pid": 1, "started": "7"},
+}  # fmt: skip
+BOB = {**MINE, "run": "bbbb", "who": "bob", "origin": "ops2", "verb": "rollback", "why": ""}
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A node's clock that the test sets: boot and seconds since it."""
+
+    class Hand:
+        boot, seconds = "boot1", 1000.0
+
+        def __call__(self) -> lease.Clock:
+            return lease.Clock(self.boot, self.seconds)
+
+    hand = Hand()
+    monkeypatch.setattr(lease.Clock, "now", hand)
+    return hand
+
+
+def lines(state: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (state / "audit/audit.jsonl").read_text().splitlines()]
+
+
+def test_the_second_is_told_whose_it_is_and_changes_nothing(tmp_path: Path, clock: Any) -> None:
+    assert lease.take(str(tmp_path), MINE) == {"taken": True}
+    clock.seconds += 63
+    before = (tmp_path / "lease/lease.json").read_bytes()
+    refused = lease.take(str(tmp_path), BOB)
+    assert (refused["taken"], refused["holder"]["who"], refused["holder"]["age"]) == (False, "ann", 63.0)
+    assert (tmp_path / "lease/lease.json").read_bytes() == before
+    told = lease_text.refusal({"n1": {"lease_taken": refused}, "n2": {"lease_taken": {"taken": True}}}, ["n1", "n2"])
+    since = refused["holder"]["since"]
+    assert told["exit_status"] == "held"
+    assert told["text"].splitlines()[:2] == [
+        "This run may not change the nodes, and changed nothing:",
+        f"  n1: held by ann from ops1: deploy step3 3f9a (new weights), since {since} (1 min 3 s), last heard of "
+        "1 min 3 s ago, free by itself in 57 s",
+    ]
+    assert [line["event"] for line in lines(tmp_path)] == ["begin"]
+
+
+@pytest.mark.parametrize(
+    ("boot", "seconds", "free"),
+    [
+        ("boot1", 1119.0, False),
+        ("boot1", 1121.0, True),
+        # The node was started again: what is certain is only how long it is up.
+        ("boot2", 30.0, False),
+        ("boot2", 121.0, True),
+    ],
+)
+def test_a_lease_ends_by_the_nodes_clock_since_boot(
+    tmp_path: Path, clock: Any, monkeypatch: pytest.MonkeyPatch, boot: str, seconds: float, free: bool
+) -> None:
+    lease.take(str(tmp_path), MINE)
+    # An hour off, in either direction, plays no part.
+    monkeypatch.setattr(lease, "utc", lambda: "1999-01-01T00:00:00Z")
+    clock.boot, clock.seconds = boot, seconds
+    assert lease.take(str(tmp_path), BOB)["taken"] is free
+    if free:
+        ended = lines(tmp_path)[1]
+        assert (ended["event"], ended["who"]) == ("end", "ann")
+        assert ended["outcome"].startswith("taken over: no sign of life for ")
+
+
+def test_a_renewed_lease_lives_and_a_broken_one_cannot_be_renewed(tmp_path: Path) -> None:
+    def renew() -> int:
+        done = subprocess.run(["sh", "-c", lease.renewal(str(tmp_path), "aaaa", "Install: it's\nlong")], check=False)
+        return done.returncode
+
+    assert renew() == 3
+    lease.take(str(tmp_path), MINE)
+    taken = lease.read(str(tmp_path))
+    assert taken
+    assert renew() == 0
+    renewed = lease.read(str(tmp_path))
+    assert renewed
+    assert renewed.doing == "Install: it's long"
+    assert renewed.renewed.boot == taken.taken.boot
+    old = replace(renewed, renewed=replace(renewed.renewed, seconds=renewed.renewed.seconds - 121))
+    assert old.state(lease.Clock.now()) == "expired"
+    assert lease.break_it(str(tmp_path), "bob", "ops2", "ann is on a plane")["who"] == "ann"
+    assert renew() == 3
+    assert lease.holds(str(tmp_path), "aaaa") == "the lease was broken, or was given back"
+    assert [(line["event"], line.get("why")) for line in lines(tmp_path)] == [
+        ("begin", "new weights"), ("break", "ann is on a plane"), ("end", "new weights"),
+    ]  # fmt: skip
+    assert not list((tmp_path / "lease").glob("renewed-*"))
+
+
+def test_a_renewal_of_a_run_that_lost_its_lease_says_nothing_about_the_next_ones(tmp_path: Path, clock: Any) -> None:
+    lease.take(str(tmp_path), MINE)
+    (tmp_path / "lease/renewed-bbbb").write_text("boot1 99999.0 x\n")
+    clock.seconds += 121
+    assert lease.take(str(tmp_path), {**BOB, "run": "cccc"})["taken"]
+    assert lease.holds(str(tmp_path), "aaaa").startswith("the lease is held by bob from ops2 for rollback since ")
+
+
+def test_giving_back_is_only_for_the_holder_and_is_logged_with_how_it_went(tmp_path: Path, clock: Any) -> None:
+    lease.take(str(tmp_path), MINE)
+    clock.seconds += 5
+    assert not lease.release(str(tmp_path), "bbbb", "done")
+    assert lease.release(str(tmp_path), "aaaa", "done")
+    assert not lease.release(str(tmp_path), "aaaa", "failed, interrupted or killed")
+    assert (lines(tmp_path)[-1]["outcome"], lines(tmp_path)[-1]["seconds"]) == ("done", 5.0)
+    assert lease.take(str(tmp_path), BOB)["taken"]
+    assert not lease.release(str(tmp_path / "nothing here"), "aaaa", "done")
+    assert not (tmp_path / "nothing here").exists()
+
+
+def test_a_run_that_is_gone_is_taken_over_from(tmp_path: Path, clock: Any) -> None:
+    lease.take(str(tmp_path), MINE)
+    assert lease.take(str(tmp_path), BOB, supersede="other")["taken"] is False
+    assert lease.take(str(tmp_path), BOB, supersede="aaaa")["taken"]
+    assert lines(tmp_path)[1]["outcome"] == "taken over: the run is gone"
+
+
+def test_which_runs_are_known_to_be_gone(tmp_path: Path) -> None:
+    sleeper = subprocess.Popen(["sleep", "60"])
+    living = this_run.controller(sleeper.pid)
+    assert not this_run.is_gone(living)
+    assert this_run.is_gone({**living, "started": "1"}), "the number was given to another process"
+    assert not this_run.is_gone({**living, "boot": "another machine", "started": "1"})
+    assert not this_run.is_gone({**living, "namespace": "another container", "started": "1"})
+    assert not this_run.is_gone({})
+    sleeper.kill()
+    sleeper.wait()
+    assert this_run.is_gone(living)
+
+
+def test_a_freeze_refuses_all_until_it_is_ended(tmp_path: Path) -> None:
+    assert lease.freeze(str(tmp_path), "ann", "ops1", "trade fair")
+    assert not lease.freeze(str(tmp_path), "ann", "ops1", "trade fair")
+    refused = lease.take(str(tmp_path), BOB)
+    assert (refused["taken"], refused["frozen"]["why"]) == (False, "trade fair")
+    told = lease_text.refusal({"n1": {"lease_taken": refused}}, ["n1"])
+    assert (told["exit_status"], "unfreeze -e freeze_reason=" in told["text"]) == ("frozen", True)
+    (tmp_path / "freeze.json").write_text("{")
+    assert "cannot be read" in lease.take(str(tmp_path), BOB)["frozen"]["why"]
+    assert lease.unfreeze(str(tmp_path), "ann", "ops1", "over")
+    assert not lease.unfreeze(str(tmp_path), "ann", "ops1", "over")
+    assert lease.take(str(tmp_path), BOB)["taken"]
+
+
+def test_a_lease_that_cannot_be_read_is_nobodys_to_take_but_can_be_broken(tmp_path: Path) -> None:
+    lease.take(str(tmp_path), MINE)
+    (tmp_path / "lease/lease.json").write_text("{}")
+    with pytest.raises(lease.LeaseError, match="break it: bin/stepladder lease -e lease_break_reason="):
+        lease.take(str(tmp_path), BOB)
+    assert lease.break_it(str(tmp_path), "bob", "ops2", "torn") == {"unreadable": True}
+    assert lease.take(str(tmp_path), BOB)["taken"]
+
+
+def test_the_log_is_kept_within_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "AUDIT_BYTES", 300)
+    for number in range(40):
+        lease.audit(str(tmp_path), {"event": "begin", "number": number})
+    files = sorted((tmp_path / "audit").iterdir())
+    assert [file.name for file in files] == [*(f"audit.{n}.jsonl" for n in (1, 2, 3, 4)), "audit.jsonl"]
+    assert all(file.stat().st_size <= 300 for file in files)
+    assert lines(tmp_path)[-1]["number"] == 39
+    newest = json.loads((tmp_path / "audit/audit.1.jsonl").read_text().splitlines()[-1])["number"]
+    assert newest == lines(tmp_path)[0]["number"] - 1
+
+
+def test_text_for_the_verb_lease(tmp_path: Path, clock: Any) -> None:
+    lease.take(str(tmp_path), MINE)
+    clock.seconds += 121
+    held = lease.read(str(tmp_path))
+    assert held
+    seen = {"lease_seen": {"holder": held.told(lease.Clock.now()), "frozen": None}}
+    free = {"lease_seen": {"holder": None, "frozen": None}}
+    told = lease_text.text({"a": seen, "b": free, "c": {}}, ["a", "b", "c"]).splitlines()
+    assert told[0].startswith("a: expired, was held by ann from ops1: deploy step3 3f9a (new weights), since ")
+    assert told[1:] == ["b: free", "c: did not answer"]

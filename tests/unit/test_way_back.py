@@ -1,0 +1,264 @@
+"""Which release is gone back to, and what is said when a new one is given up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.stepladder.core.plugins.module_utils import deployments, evidence, release
+
+from stepladder import exit_status, way_back
+
+
+def kept(plan_id: str, mark: str = "", outcome: str = "proven", **more: Any) -> dict[str, Any]:
+    return {
+        "plan_id": plan_id, "current": mark == "current", "previous": mark == "previous", "written": 1.7e9,
+        "since": None, "outcome": outcome, "reason": "", "runs": "step3 vllm", "missing": [], **more,
+    }  # fmt: skip
+
+
+def node(*releases: dict[str, Any], members: tuple[str, ...] = ("n0",)) -> dict[str, Any]:
+    slices = {each["plan_id"]: {"endpoints": [{"node": name} for name in members]} for each in releases}
+    return {"release_known": list(releases), "release_slices": slices}
+
+
+TWO = {"n0": node(kept("new", "current"), kept("old", "previous"))}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "wanted", "chosen", "taking_part", "leaving"),
+    [
+        (TWO, "", "old", ["n0"], []),
+        (TWO, "new", "new", ["n0"], []),
+        (TWO, "ol", "old", ["n0"], []),
+        # A node that the deployment left has the release too, and is part of the way back.
+        (
+            {
+                "n0": node(kept("new", "current"), kept("old", "previous"), members=("n0", "n1")),
+                "n1": node(kept("old", "previous"), members=("n0", "n1")),
+            },
+            "", "old", ["n0", "n1"], [],
+        ),
+        # A node that came with the new release has no part in the old one.
+        ({**TWO, "n1": node(kept("new", "current"))}, "", "old", ["n0"], ["n1"]),
+    ],
+)  # fmt: skip
+def test_choice(nodes: dict[str, Any], wanted: str, chosen: str, taking_part: list[str], leaving: list[str]) -> None:
+    assert way_back.choose(nodes, list(nodes), wanted) == {
+        "plan_id": chosen, "nodes": taking_part, "leaves": leaving, "refusal": "",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("nodes", "wanted", "message"),
+    [
+        ({"n0": node()}, "", "There is nothing to go back to: no release before the one that runs is known to have run "
+         "right. No release is known."),
+        ({"n0": node(kept("new", "current"), kept("bad", outcome="failed"))}, "",
+         "There is nothing to go back to: no release before the one that runs is known to have run right. "
+         "Known releases:\n   new  2023-11-14 22:13 UTC  proven, runs now  step3 vllm  on n0\n"
+         "   bad  2023-11-14 22:13 UTC  never ran right  step3 vllm  on n0"),
+        (TWO, "zzz", "There is no release zzz. Known releases:"),
+        ({"n0": node(kept("aa1", "current"), kept("aa2"))}, "aa", "More than one release begins with aa. Known"),
+        ({**TWO, "n1": node(kept("new", "current"), kept("older", "previous"))}, "",
+         "The nodes do not agree on the release before (n0: old; n1: older). Name one with -e rollback_to=ID."),
+        ({"n0": node(kept("new", "current"), kept("old", "previous", missing=["/v/.stepladder.json"]))}, "",
+         "Release old cannot run again without the network:\n  n0 has no /v/.stepladder.json\nKnown"),
+        ({"n0": node(kept("new", "current"), kept("old", "previous"), members=("n0", "n9"))}, "",
+         "Release old cannot run again without the network:\n"
+         "  n9 is part of it, and has no such release or was not asked\nKnown"),
+    ],
+)  # fmt: skip
+def test_refusals(nodes: dict[str, Any], wanted: str, message: str) -> None:
+    choice = way_back.choose(nodes, list(nodes), wanted)
+    assert (choice["plan_id"], choice["nodes"], choice["leaves"]) == ("", [], [])
+    assert choice["refusal"].startswith(message)
+
+
+FAILED = {"n0": node(kept("new", "current", "unknown"), kept("old", "previous"))}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "allowed", "chosen", "refusal"),
+    [
+        (FAILED, True, "old", ""),
+        (FAILED, False, "", "deploy_way_back is false, so nothing was brought back."),
+        # It failed before it became current: what runs is what is brought back.
+        (
+            {"n0": node(kept("new", outcome="unknown"), kept("old", "current"), kept("older", "previous"))},
+            True, "old", "",
+        ),
+        # On one node it had become current, on the other not yet.
+        (
+            {
+                "n0": node(kept("new", "current", "unknown"), kept("old", "previous")),
+                "n1": node(kept("old", "current"), kept("older", "previous")),
+            },
+            True, "old", "",
+        ),
+        (TWO, True, "", "Release new ran right before, so the fault need not be its own, and no other release was "
+         "brought back. The verb 'rollback' does that."),
+        ({"n0": node(kept("new", "current", "failed"))}, True, "",
+         "There is nothing to go back to: no release before it is known to have run right."),
+        (
+            {
+                "n0": node(kept("new", "current", "unknown"), kept("old", "previous")),
+                "n1": node(kept("new", "current", "unknown"), kept("older", "previous")),
+            },
+            True, "", "The nodes do not agree on the release before it: old on n0; older on n1.",
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_brought_back_by_itself(nodes: dict[str, Any], allowed: bool, chosen: str, refusal: str) -> None:
+    choice = way_back.automatic(nodes, list(nodes), "new", allowed)
+    assert (choice["plan_id"], choice["refusal"]) == (chosen, refusal)
+
+
+def told(went: object, choice: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "n0": {
+            "release_given_up": {"plan_id": "new", "reason": "n0: Ask every endpoint:\n  chat failed"},
+            "release_choice": choice,
+            "release_went": went,
+            "release_evidence": "/e/1-new",
+            "release_tried_at": 100.0,
+        }
+    }
+
+
+@pytest.mark.parametrize(
+    ("went", "choice", "status", "last"),
+    [
+        (True, {"plan_id": "old", "nodes": ["n0"], "refusal": ""}, "went_back",
+         "Release old serves again: it was asked and answers as promised, at most 49 s after it was stopped."),
+        ("Wait: dead", {"plan_id": "old", "nodes": ["n0"], "refusal": ""}, "no_way_back", "  n0: Wait: dead"),
+        (False, {"plan_id": "", "nodes": [], "refusal": "Nothing to go back to."}, "no_way_back",
+         "Nothing to go back to."),
+    ],
+)  # fmt: skip
+def test_ending(went: object, choice: dict[str, Any], status: str, last: str) -> None:
+    ending = way_back.ending(told(went, choice), ["n0"], 149.2)
+    lines = ending["text"].splitlines()
+    assert (ending["exit_status"], lines[-1]) == (status, last)
+    assert lines[:5] == [
+        "Release new did not run right and was given up:", "  n0: Ask every endpoint:", "    chat failed",
+        "What shows why:", "  n0:/e/1-new",
+    ]  # fmt: skip
+    assert exit_status.status_of(status) in (20, 21)
+
+
+def test_nothing_failed_is_done_and_an_unknown_status_names_the_known() -> None:
+    assert way_back.ending({}, [], 0) == {"text": "", "exit_status": "done"}
+    with pytest.raises(ValueError, match=r"exit_status 'nope' is unknown\. Choose one of: unreachable, not_ready,"):
+        exit_status.status_of("nope")
+
+
+def test_failures_name_nodes_that_went_silent() -> None:
+    variables = {"a": {"release_went": True}, "b": {"release_went": "X: boom"}, "c": {}}
+    assert way_back.failures(variables, ["a", "b", "c"]) == "b: X: boom\nc: did not answer"
+    assert way_back.failures(variables, ["a"]) == ""
+
+
+def test_a_long_failure_is_cut() -> None:
+    shown = way_back.failure_text("Wait", "\n".join(map(str, range(30)))).splitlines()
+    assert shown[:2] + shown[5:8] == ["Wait:", "  0", "  4", "    ...", "  20"]
+    assert shown[-1] == "  29"
+
+
+# --- on the node -----------------------------------------------------------------------------------------------------
+
+
+def converge(root: Path, plan_id: str) -> dict[str, Any]:
+    processes = [{"name": "vllm-0", "argv": ["/bin/echo", plan_id], "env": {}}]
+    wanted = release.wanted_release(str(root), plan_id, {"plan_id": plan_id}, processes)
+    found, steps = release.converge(str(root), wanted, 3, False, deadline=1)
+    return release.result_of(found, wanted, steps, {})
+
+
+def outcome(root: Path, plan_id: str, what: str) -> None:
+    release.record_outcome(str(root), plan_id, what, "because", deadline=1)
+
+
+def links(root: Path) -> tuple[str | None, str | None]:
+    return release._release_of(root / "current"), release._release_of(root / "previous")
+
+
+def test_a_release_that_never_ran_right_is_never_the_way_back(tmp_path: Path) -> None:
+    root = tmp_path / "deployments" / "d"
+    converge(root, "p1")
+    outcome(root, "p1", "proven")
+    converge(root, "p2")
+    outcome(root, "p2", "failed")
+    converge(root, "p3")
+    assert links(root) == ("p3", "p1")
+    # Cut before anything was said of p3: the one known to be right stays the way back.
+    converge(root, "p4")
+    assert links(root) == ("p4", "p1")
+    outcome(root, "p4", "failed")
+    converge(root, "p1")
+    assert links(root) == ("p1", None), "neither what failed nor what was never asked"
+    found, _ = deployments.read_releases(str(tmp_path), "d")
+    assert {each["plan_id"]: each["outcome"] for each in found}.items() <= {
+        "p1": "proven", "p2": "failed", "p3": "unknown", "p4": "failed",
+    }.items()  # fmt: skip
+
+
+def test_proven_stays_proven_and_an_unknown_release_is_refused(tmp_path: Path) -> None:
+    root = tmp_path / "d"
+    converge(root, "p1")
+    assert release.record_outcome(str(root), "p1", "failed", "slow disk", deadline=1)["outcome"] == "failed"
+    assert release.record_outcome(str(root), "p1", "proven", "", deadline=1)["outcome"] == "proven"
+    assert release.record_outcome(str(root), "p1", "failed", "later", deadline=1)["outcome"] == "proven"
+    with pytest.raises(release.ReleaseError, match="there is no release p9 in"):
+        release.record_outcome(str(root), "p9", "proven", "", deadline=1)
+
+
+def test_a_dropped_node_keeps_the_way_back(tmp_path: Path) -> None:
+    root = tmp_path / "d"
+    converge(root, "p1")
+    assert release.drop(str(root), check_mode=True)["changed"]
+    assert links(root) == ("p1", None)
+    assert release.drop(str(root), check_mode=False)["actions"] == ["unlink current, which was p1"]
+    assert links(root) == (None, "p1")
+    assert not release.drop(str(root), check_mode=False)["changed"]
+    assert not release.drop(str(tmp_path / "nothing"), check_mode=False)["changed"]
+    converge(root, "p1")
+    assert links(root) == ("p1", None)
+
+
+def test_what_a_release_lacks_is_named(tmp_path: Path) -> None:
+    (tmp_path / "venv").mkdir()
+    (tmp_path / "venv/.stepladder.json").write_text("{}")
+    found = {"node": {"venv": {"path": str(tmp_path / "venv")}, "weights": {"path": "/no"}, "tools": None}}
+    assert deployments.missing(found) == ["/no/.stepladder/manifest.json"]
+
+
+def test_evidence_is_capped_cleaned_and_the_oldest_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = "sk-" + "x" * 24
+    texts = {"logs/a.log": [f"line {n}" for n in range(1000)], "small.txt": [f"--api-key {secret}", "token=abcdefgh"]}
+    folders = []
+    for second in range(4):
+        monkeypatch.setattr(evidence.time, "time", lambda second=second: 1.7e9 + second)
+        folders.append(Path(evidence.keep(str(tmp_path), "p1", texts, 1000, 3)))
+    assert [folder.exists() for folder in folders] == [False, True, True, True]
+    files = [file for file in folders[-1].rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) <= 1000 + len("(what stood before was left out)\n")
+    log = (folders[-1] / "logs/a.log").read_text().splitlines()
+    assert (log[0], log[-1]) == ("(what stood before was left out)", "line 999")
+    small = (folders[-1] / "small.txt").read_text()
+    assert secret not in small
+    assert "abcdefgh" not in small
+
+
+@pytest.mark.parametrize(
+    ("sizes", "limit", "shares"), [([10, 500, 900], 1000, [10, 495, 495]), ([5, 5], 100, [5, 5]), ([], 9, [])]
+)
+def test_share(sizes: list[int], limit: int, shares: list[int]) -> None:
+    assert evidence.share(sizes, limit) == shares
+
+
+def test_the_docs_name_every_exit_status() -> None:
+    text = Path(__file__).resolve().parents[2].joinpath("docs/on-call.md").read_text()
+    table = {int(line.split("|")[1]) for line in text.splitlines() if line.startswith("| ") and line[2].isdigit()}
+    assert table == {0, 2, *exit_status.ExitStatus}
