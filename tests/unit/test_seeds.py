@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible_collections.stepladder.core.plugins.module_utils import weights
+from ansible_collections.stepladder.core.plugins.module_utils import weights_client, weights_request
 
 from stepladder.catalogue import Catalogue
 from stepladder.errors import PlanRefusedError
@@ -68,8 +68,10 @@ def installed(node: NodePlan, expected: str) -> str:
 
 
 def download(node: NodePlan, state_directory: str) -> str:
-    wanted = weights.Request(model_id=node.weights.model_id, path=node.weights.path, revision=node.weights.revision)
-    return shlex.join(weights.client_argv(wanted, [])).replace(f"{state_directory}/", "")
+    wanted = weights_request.Request(
+        model_id=node.weights.model_id, path=node.weights.path, revision=node.weights.revision
+    )
+    return shlex.join(weights_client.client_argv(wanted, [])).replace(f"{state_directory}/", "")
 
 
 # A prefix that SGLang's parser completes: the same flag.
