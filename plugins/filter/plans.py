@@ -8,7 +8,7 @@ from typing import Any
 
 from ansible.errors import AnsibleFilterError
 
-from stepladder import contents, difference, fitness, replica, show, status, units
+from stepladder import acceptance, contents, difference, fitness, replica, show, status, units
 from stepladder.errors import StepladderError
 from stepladder.plan import Plan
 
@@ -88,6 +88,7 @@ class FilterModule:
         plain = {name: _on_plain_data(function) for name, function in named.items()}
         # These read single variables of many hosts; copying all of every host's would cost minutes.
         return plain | {
+            "acceptance_rounds": acceptance.rounds_of,
             "network_seen": replica.seen,
             "peer_addresses": replica.peer_addresses,
             "removal_text": show.removal,

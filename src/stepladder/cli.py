@@ -59,7 +59,7 @@ PYTHON_VERBS = (
 )
 
 # Verbs whose output is read as it is, by people and programs: no play names, no recap.
-READING_VERBS = frozenset({"logs", "plan", "preflight", "status", "verify"})
+READING_VERBS = frozenset({"acceptance", "logs", "plan", "preflight", "status", "verify"})
 QUIET = "stepladder.core.quiet"
 
 
