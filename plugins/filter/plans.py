@@ -9,6 +9,7 @@ from typing import Any
 from ansible.errors import AnsibleFilterError
 
 from stepladder import (
+    acceptance,
     contents,
     difference,
     drift,
@@ -116,6 +117,7 @@ class FilterModule:
         plain = {name: _on_plain_data(function) for name, function in named.items()}
         # These read single variables of many hosts; copying all of every host's would cost minutes.
         return plain | {
+            "acceptance_rounds": acceptance.rounds_of,
             "image_seekers": contents.image_seekers,
             "drift_report": drift.report,
             "drift_work": drift.work,

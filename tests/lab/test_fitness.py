@@ -138,3 +138,22 @@ def test_two_bootstraps_side_by_side(stranger: Stranger) -> None:
     ]
     assert [one.communicate(timeout=300) and one.returncode for one in running] == [0, 0]
     assert len(stranger.known_hosts.read_text().splitlines()) == 2
+
+
+@pytest.mark.nightly
+def test_acceptance_names_a_slow_link(lab: RealLab) -> None:
+    """Of two nodes neither can be told from the other, and a figure has to be given."""
+    refused = lab.play("acceptance", check=False)
+    assert refused.returncode == 2
+    assert "acceptance_minimum_gbit where there are no more than two" in refused.stderr
+    sound = lab.play("acceptance", "-e", "acceptance_minimum_gbit=0.3")
+    assert "Every link has 300 Mbit/s or more" in sound.stdout
+    lab.run("slow", "node2", "--rate", "100mbit")
+    try:
+        done = lab.play("acceptance", "-e", "acceptance_minimum_gbit=0.3", "-e", "acceptance_format=json", check=False)
+    finally:
+        lab.run("heal", "node2")
+    told = json.loads(done.stdout)
+    assert (done.returncode, told["accepted"], told["slow_nodes"]) == (2, False, [])
+    assert {(one["source"], one["to"]) for one in told["slow_links"]} == {("node1", "node2"), ("node2", "node1")}
+    assert all(50 < one["mbit"] < 110 for one in told["slow_links"])

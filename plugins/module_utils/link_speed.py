@@ -1,0 +1,96 @@
+"""How fast a node's links to its peers are: iperf3 between pairs, in rounds in which a node has one peer only.
+
+Standard library only: this runs on the node, under any Python from 3.9 on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+PROGRAM = "iperf3"
+PAUSE_SECONDS = 0.1
+
+
+def parse(text: str) -> tuple[float | None, str]:
+    """Read `iperf3 --json`: Mbit/s as they arrived, and why there are none."""
+    try:
+        told = json.loads(text)
+    except ValueError:
+        return None, "iperf3 gave no answer that can be read"
+    if not isinstance(told, dict) or told.get("error"):
+        return None, str(told.get("error") if isinstance(told, dict) else told)
+    try:
+        return float(told["end"]["sum_received"]["bits_per_second"]) / 1e6, ""
+    except (KeyError, TypeError, ValueError):
+        return None, "iperf3 tells no rate"
+
+
+def measure(
+    rounds: Sequence[Mapping[str, Any]], address: str, port: int, seconds: float, patience: float
+) -> list[dict[str, Any]]:
+    """Take part in the rounds that this node has a part in.
+
+    Each round has a port of its own, so that a node that is ahead waits for its peer and disturbs nobody. Each pair has
+    to be done by a time that is the same for all nodes: a node whose peer is dead is not late for the next one.
+
+    Args:
+        rounds: two for a pair: `number`, `peer` (its name), `address` (the peer's), `sends` (whether this node does).
+        address: this node's, on which it listens.
+        port: of round 0.
+        seconds: that one measurement takes.
+        patience: seconds by which nodes may begin apart, and that a pair may take beyond its measurements.
+
+    Returns: for each round in which this node sends, `peer`, `mbit` and `problem`.
+    """
+    begun = time.monotonic()
+    found = []
+    for one in rounds:
+        deadline = begun + (one["number"] // 2 + 1) * (2 * seconds + patience) + patience
+        if one["sends"]:
+            mbit, problem = _send(one["address"], port + one["number"], seconds, deadline)
+            found.append({"peer": one["peer"], "mbit": mbit, "problem": problem})
+        else:
+            _serve(address, port + one["number"], deadline)
+    return found
+
+
+def _send(address: str, port: int, seconds: float, deadline: float) -> tuple[float | None, str]:
+    """Send to a peer; it may be busy with the round before. It is tried once at least."""
+    command = [
+        PROGRAM, "--client", address, "--port", str(port), "--time", f"{seconds:g}", "--parallel", "4",
+        "--connect-timeout", "1000", "--json",
+    ]  # fmt: skip
+    while True:
+        try:
+            done = subprocess.run(
+                command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds + 10, check=False
+            )
+        except subprocess.TimeoutExpired:
+            return None, f"iperf3 did not end within {seconds + 10:g} s: the way breaks off under load"
+        mbit, problem = parse(done.stdout)
+        if mbit is not None or time.monotonic() > deadline:
+            return mbit, problem
+        time.sleep(PAUSE_SECONDS)
+
+
+def _serve(address: str, port: int, deadline: float) -> None:
+    """Receive once; of a peer that does not come its own answer tells."""
+    command = [PROGRAM, "--server", "--one-off", "--bind", address, "--port", str(port)]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        process.wait(max(0.1, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(5)
+
+
+def there() -> bool:
+    """Whether iperf3 is."""
+    return shutil.which(PROGRAM) is not None

@@ -1,0 +1,155 @@
+"""Who measures whom, what iperf3 says, and which node or link is to blame."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.stepladder.core.plugins.module_utils import link_speed
+
+from stepladder import acceptance
+
+NAMES = ["a", "b", "c", "d", "e"]
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 16])
+def test_every_pair_meets_once_and_nobody_has_two_peers_at_a_time(count: int) -> None:
+    names = [f"n{number}" for number in range(count)]
+    rounds = acceptance.pairings(names)
+    met = [frozenset(pair) for one in rounds for pair in one]
+    assert sorted(map(sorted, met)) == sorted(map(list, itertools.combinations(sorted(names), 2)))
+    assert all(len(set(itertools.chain(*one))) == 2 * len(one) for one in rounds)
+    assert len(rounds) == count - 1 + count % 2
+
+
+def test_both_sides_of_a_round_agree() -> None:
+    variables = {name: {"acceptance_at": f"198.18.0.{at}"} for at, name in enumerate(NAMES, 1)}
+    variables["e"] = {}
+    own = {name: acceptance.rounds_of(variables, NAMES, name) for name in NAMES}
+    assert own["e"] == []
+    for name, rounds in own.items():
+        for one in rounds:
+            [other] = [two for two in own[one["peer"]] if two["number"] == one["number"]]
+            assert (other["peer"], other["sends"]) == (name, not one["sends"])
+            assert one["address"] == variables[one["peer"]]["acceptance_at"]
+    assert [one["number"] for one in own["a"]] == sorted(one["number"] for one in own["a"])
+
+
+def links(rates: dict[tuple[str, str], float | None], names: list[str] = NAMES) -> dict[str, list[dict[str, Any]]]:
+    """What nodes would return: 9400 Mbit/s, but for what is given."""
+    return {
+        one: [
+            {"peer": two, "mbit": rates.get((one, two), 9400.0), "problem": ""} for two in names if two != one
+        ]
+        for one in names
+    }  # fmt: skip
+
+
+def slow_node(
+    name: str, mbit: float | None = 950.0, *, names: list[str] = NAMES
+) -> dict[tuple[str, str], float | None]:
+    return {pair: mbit for pair in itertools.permutations(names, 2) if name in pair}
+
+
+CASES = {
+    "all are alike": ({}, [], []),
+    "one node": (slow_node("c"), ["c"], []),
+    "one node, only what it sends": ({("c", two): 950.0 for two in NAMES if two != "c"}, ["c"], []),
+    "one link": ({("a", "d"): 950.0, ("d", "a"): 940.0}, [], [("a", "d"), ("d", "a")]),
+    "one direction of one link": ({("a", "d"): 950.0}, [], [("a", "d")]),
+    "a node and a link beside it": ({**slow_node("c"), ("a", "b"): 100.0}, ["c"], [("a", "b")]),
+    "two nodes": ({**slow_node("c"), **slow_node("e")}, ["c", "e"], []),
+    "a link without any traffic": ({("a", "d"): None}, [], [("a", "d")]),
+    "a dead link and slow ones beside it blame no node": (
+        {("c", "a"): None, ("c", "b"): 950.0, ("c", "d"): 950.0, ("c", "e"): 950.0},
+        [], [("c", "a"), ("c", "b"), ("c", "d"), ("c", "e")],
+    ),
+    "a node that nobody reaches": (slow_node("b", None), ["b"], []),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("rates", "nodes", "expected"), CASES.values(), ids=CASES)
+def test_what_is_to_blame(rates: dict[Any, Any], nodes: list[str], expected: list[tuple[str, str]]) -> None:
+    found = acceptance.judge(links(rates), 0)
+    assert sorted(found.slow_nodes) == nodes
+    assert [(link.source, link.to) for link in found.slow_links] == expected
+    assert found.accepted == (not nodes and not expected)
+
+
+def test_of_two_nodes_neither_is_to_blame() -> None:
+    pair = ["a", "b"]
+    found = acceptance.judge(links(slow_node("a", names=pair), pair), 5000.0)
+    assert (found.slow_nodes, len(found.slow_links)) == ((), 2)
+    assert acceptance.sentences(found)[0] == "a to b is slow: 950 Mbit/s, 5.00 Gbit/s are needed."
+
+
+def test_a_node_that_did_not_answer_is_no_slow_one() -> None:
+    found = acceptance.judge({**links({}, NAMES[:4]), "e": None}, 0)
+    assert (found.silent, found.slow_nodes, found.slow_links, found.accepted) == (("e",), (), (), False)
+    assert acceptance.sentences(found) == ["e did not answer."]
+
+
+def test_a_minimum_finds_what_all_share() -> None:
+    everything = dict.fromkeys(itertools.permutations(NAMES, 2), 950.0)
+    assert acceptance.judge(links(everything), 0).accepted
+    assert not acceptance.judge(links(everything), 9000.0).accepted
+
+
+def test_texts() -> None:
+    found = acceptance.judge(links(slow_node("c", names=NAMES[:3]), NAMES[:3]), 5000.0)
+    assert acceptance.text(found, "human") == (
+        "from / to            a            b            c\n"
+        "a                    -  9.40 Gbit/s   950 Mbit/s\n"
+        "b          9.40 Gbit/s            -   950 Mbit/s\n"
+        "c           950 Mbit/s   950 Mbit/s            -\n"
+        "\n"
+        "c is slow: 950 Mbit/s at best, with any of its peers. Look at its cable, its port at the switch, its NIC's "
+        "speed and PCIe lanes."
+    )
+    told = json.loads(acceptance.text(found, "json"))
+    assert (told["accepted"], told["slow_nodes"], told["wanted"]) == (False, ["c"], 5000.0)
+
+
+# `iperf3 --json` 3.12 (Debian 12), the keys that are read, between two nodes of a lab; and without a server there.
+IPERF = {
+    "a rate": ('{"end":{"sum_received":{"bits_per_second":7351234567.8}}}', (7351.2345678, "")),
+    "refused": (
+        '{"start":{},"intervals":[],"end":{},"error":"error - unable to connect to server: Connection refused"}',
+        (None, "error - unable to connect to server: Connection refused"),
+    ),
+    "nothing": ("", (None, "iperf3 gave no answer that can be read")),
+    "no rate": ('{"end":{}}', (None, "iperf3 tells no rate")),
+}
+
+
+@pytest.mark.parametrize(("text", "expected"), IPERF.values(), ids=IPERF)
+def test_iperf3(text: str, expected: tuple[float | None, str]) -> None:
+    assert link_speed.parse(text) == expected
+
+
+def test_a_peer_that_does_not_come_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "iperf3"
+    program.write_text(
+        '#!/bin/sh\ncase "$1" in --server) exec sleep 30;; *) echo \'{"error":"refused"}\'; exit 1;; esac\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setattr(link_speed, "PROGRAM", str(program))
+    rounds = [{"number": 0, "peer": "b", "address": "127.0.0.1", "sends": True}]
+    assert link_speed.measure(rounds, "127.0.0.1", 5201, 0.1, 0.3) == [
+        {"peer": "b", "mbit": None, "problem": "refused"}
+    ]
+    start = time.monotonic()
+    receiving = [{**rounds[0], "sends": False}]
+    assert link_speed.measure(receiving, "127.0.0.1", 5201, 0.1, 0.3) == []
+    assert time.monotonic() - start < 3
+
+
+def test_one_slow_node_of_three_is_found() -> None:
+    """As measured in a lab, node2 slowed to 200 Mbit/s: the middle one of the links is slow itself."""
+    names = ["node1", "node2", "node3"]
+    rates = {**slow_node("node2", 193.0, names=names), ("node1", "node3"): 2390.0, ("node3", "node1"): 2980.0}
+    assert acceptance.judge(links(rates, names), 0).slow_nodes == ("node2",)
