@@ -70,7 +70,7 @@ PACKAGES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
     "H20 on Rocky 9": (
         ROCKY,
         {},
-        ["kernel-devel-5.14.0-570.el9.x86_64", "nvidia-driver-cuda=580.126.20-*", "kmod-nvidia-open-dkms=580.126.20-*",
+        ["kernel-devel=5.14.0-570.el9", "nvidia-driver-cuda=580.126.20-*", "kmod-nvidia-open-dkms=580.126.20-*",
          "nvidia-persistenced=580.126.20-*", "nvidia-fabricmanager=580.126.20-*", "libnvidia-nscq=580.126.20-*"],
     ),
     "MI355X on Ubuntu 24.04": (
