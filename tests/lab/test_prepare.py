@@ -366,7 +366,7 @@ def test_without_root_nothing_is_tried(island: RealLab, mirror: Mirror) -> None:
     )
     done = prepare(island, at(mirror, island).variables(ansible_user="guest"), "--limit", "node1", check=False)
     said = done.stdout + done.stderr
-    assert "- user: packages and settings of the system need root, and this is user" in said
+    assert "- user: guest (needed: root)" in said
     assert "to mend: set ansible_become: true" in said
 
 
