@@ -210,9 +210,12 @@ def faults_after(facts: Facts, wanted: Wanted) -> Iterator[Fault]:
         if upstream(version) != wanted.version:
             mend = f"run prepare again; apt-cache policy {name} on the node tells what there is"
             yield Fault(f"package {name}", version or "not installed", wanted.version, mend)
-    if wanted.library and (not facts.library or (wanted.install and facts.library != wanted.version)):
+    if wanted.library and not facts.library:
+        mend = "run prepare again" if wanted.install else "install a driver, or set gpu_driver_install: true"
+        yield Fault(f"library {wanted.library}", "not there", wanted.version if wanted.install else "a driver", mend)
+    elif wanted.library and wanted.install and facts.library != wanted.version:
         yield Fault(
-            f"library {wanted.library}", facts.library or "not there", wanted.version if wanted.install else "there",
+            f"library {wanted.library}", facts.library, wanted.version,
             "another driver's library is in its place: ldconfig -p | grep nvidia-ml, dpkg -S on what it says",
         )  # fmt: skip
     for kernel in [release for release, version in facts.kernels.items() if not version] if facts.on_disk else []:

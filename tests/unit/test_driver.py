@@ -314,6 +314,12 @@ AFTER: dict[str, tuple[Facts, Wanted, list[str], list[str]]] = {
         ["package cuda: not installed", "package fm: not installed", "library libnvidia-ml.so.1: not there"],
         [],
     ),
+    "the driver is left alone, and there is none": (
+        BARE,
+        wanting(install=False),
+        ["library libnvidia-ml.so.1: not there"],
+        [],
+    ),
     "a driver that is not ours fits": (
         having(DONE, packages={}, loaded="570.86.15", library="570.86.15"),
         wanting(install=False),
