@@ -131,6 +131,10 @@ def apt_advice(lines: Sequence[str]) -> str:
     text = "\n".join(lines).lower()
     for pattern, advice in (
         ("no space left", "Free some space on the file system of /var, then run again: it goes on from there."),
+        (
+            "conflicting values set for option signed-by",
+            "The node has that repository already with another file of its key (cuda-keyring?): take that source out.",
+        ),
         ("could not get lock|lock-frontend", "Another package manager came between; run again."),
         ("no_pubkey|public key is not available", "The repository is signed with another key than the pinned one."),
         ("not signed|does not have a release file", "The repository has no signature: look at its URL and suites."),

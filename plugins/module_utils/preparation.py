@@ -19,7 +19,6 @@ from ansible_collections.stepladder.core.plugins.module_utils import (
     dnf,
     package_sources,
     preflight,
-    system_packages,
 )
 
 PCI_VENDORS = {"0x10de": "nvidia", "0x1002": "amd"}
@@ -80,7 +79,7 @@ class Facts:
     """
 
     hostname: str = ""
-    root_problem: str = ""
+    user: str = "root"
     free_bytes: Mapping[str, int] = field(default_factory=dict)
     loaded: str = ""
     on_disk: str = ""
@@ -129,8 +128,11 @@ def upstream(version: str) -> str:
 
 def faults_before(facts: Facts, wanted: Wanted) -> Iterator[Fault]:
     """All that keeps a node from being prepared; nothing is written while there is one."""
-    if facts.root_problem:
-        yield Fault("user", facts.root_problem, "root", "set ansible_become: true")
+    if wanted.vendor == "cpu":
+        return  # what else is wanted of such a node says itself what it needs
+    if facts.user != "root":
+        mend = "set ansible_become: true (and --ask-become-pass where sudo asks), or log in as root"
+        yield Fault("user", facts.user, "root", mend)
     ours = facts.packages.get(wanted.main_package, "")
     if not ours and wanted.install:
         for path, needed in wanted.minimum_free_bytes.items():
@@ -140,8 +142,6 @@ def faults_before(facts: Facts, wanted: Wanted) -> Iterator[Fault]:
                     f"space on {path}", f"{free / 1e9:.1f} GB free", f"{needed / 1e9:.1f} GB",
                     "free some there: a driver that is half unpacked keeps dpkg from everything else",
                 )  # fmt: skip
-    if wanted.vendor == "cpu":
-        return
     yield from _other_gpus(facts, wanted)
     if wanted.install:
         yield from _other_driver(facts, wanted, ours)
@@ -210,9 +210,12 @@ def faults_after(facts: Facts, wanted: Wanted) -> Iterator[Fault]:
         if upstream(version) != wanted.version:
             mend = f"run prepare again; apt-cache policy {name} on the node tells what there is"
             yield Fault(f"package {name}", version or "not installed", wanted.version, mend)
-    if wanted.library and (not facts.library or (wanted.install and facts.library != wanted.version)):
+    if wanted.library and not facts.library:
+        mend = "run prepare again" if wanted.install else "install a driver, or set gpu_driver_install: true"
+        yield Fault(f"library {wanted.library}", "not there", wanted.version if wanted.install else "a driver", mend)
+    elif wanted.library and wanted.install and facts.library != wanted.version:
         yield Fault(
-            f"library {wanted.library}", facts.library or "not there", wanted.version if wanted.install else "there",
+            f"library {wanted.library}", facts.library, wanted.version,
             "another driver's library is in its place: ldconfig -p | grep nvidia-ml, dpkg -S on what it says",
         )  # fmt: skip
     for kernel in [release for release, version in facts.kernels.items() if not version] if facts.on_disk else []:
@@ -252,7 +255,7 @@ def gather(wanted: Wanted, root: Path = Path("/")) -> Facts:
     packages = _packages([wanted.main_package, *wanted.same_version])
     return Facts(
         hostname=os.uname().nodename,
-        root_problem=system_packages.not_root(),
+        user="root" if os.geteuid() == 0 else preflight.user_name(os.geteuid()),
         free_bytes={path: _free(path) for path in wanted.minimum_free_bytes},
         loaded=_loaded(wanted, root),
         on_disk=_modinfo(wanted.module),

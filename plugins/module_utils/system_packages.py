@@ -292,7 +292,6 @@ def not_root() -> str:
     if os.geteuid() == 0:
         return ""
     return (
-        "packages and settings of the system need root, and this is user "
-        + str(os.geteuid())
-        + (": set ansible_become: true (and --ask-become-pass where sudo asks), or log in as root")
+        f"packages and settings of the system need root, and this is user {os.geteuid()}: set ansible_become: true "
+        "(and --ask-become-pass where sudo asks), or log in as root"
     )

@@ -101,7 +101,7 @@ faults:
   returned: always
   type: list
   elements: dict
-  sample: [{what: user, found: this is user 1000, needed: root, mend: "set ansible_become: true"}]
+  sample: [{what: user, found: guest, needed: root, mend: "set ansible_become: true"}]
 reboot:
   description: Why a reboot is due; empty for none.
   returned: always

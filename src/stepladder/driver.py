@@ -203,6 +203,7 @@ def _plan(wanted: Wish, gpu: Gpu, release: DriverRelease, known: DriverSystem, s
         "branch": release.branch,
         "version": release.version,
         "kernel": system.kernel,
+        "kernel_version": system.kernel.removesuffix(f".{system.machine}"),
         "kernel_driver": release.kernel_driver,
     }
     fabric = gpu.driver.fabric

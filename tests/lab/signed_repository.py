@@ -84,17 +84,18 @@ def driver_packages(version: str, kernel: str, broken: str = "") -> list[StandIn
             for one in made]  # fmt: skip
 
 
-def amd_packages(kernel: str) -> list[StandIn]:
-    """Stand-ins for what Debian 12 gets for an MI355X: names of AMD's repositories, ROCm 7.2.4, amdgpu 30.30.4."""
+def amd_packages(kernel: str) -> dict[str, list[StandIn]]:
+    """Stand-ins for what Debian 12 gets for an MI355X, by AMD's repository: ROCm 7.2.4 and amdgpu 30.30.4."""
     versions = {
-        "amdgpu-dkms": "1:6.16.13.30300400-2341068.22.04",
-        "rocm-core": "7.2.4.70204-93~22.04",
-        "rocminfo": "1.0.0.70204-93~22.04",
-        "rocm-smi-lib": "7.8.0.70204-93~22.04",
-        "amd-smi-lib": "26.2.2.70204-93~22.04",
-        f"linux-headers-{kernel}": "1",
+        "amdgpu": {"amdgpu-dkms": "1:6.16.13.30300400-2341068.22.04", f"linux-headers-{kernel}": "1"},
+        "rocm": {
+            "rocm-core": "7.2.4.70204-93~22.04",
+            "rocminfo": "1.0.0.70204-93~22.04",
+            "rocm-smi-lib": "7.8.0.70204-93~22.04",
+            "amd-smi-lib": "26.2.2.70204-93~22.04",
+        },
     }
-    return [StandIn(name, version) for name, version in versions.items()]
+    return {part: [StandIn(name, version) for name, version in all_.items()] for part, all_ in versions.items()}
 
 
 def build(folder: Path, packages: Sequence[StandIn], extra: Sequence[Path] = ()) -> None:

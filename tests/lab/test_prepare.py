@@ -11,7 +11,6 @@ import json
 import platform
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -73,8 +72,9 @@ def mirror(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mirror]:
     packages += signed_repository.driver_packages(NEWER, "")
     signed_repository.build(www / "nvidia", packages)
     signed_repository.sign(www / "nvidia", folder / "keys" / "good")
-    signed_repository.build(www / "amd", signed_repository.amd_packages(platform.release()))
-    signed_repository.sign(www / "amd", folder / "keys" / "good")
+    for part, packages in signed_repository.amd_packages(platform.release()).items():
+        signed_repository.build(www / part, packages)
+        signed_repository.sign(www / part, folder / "keys" / "good")
     signed_repository.build(www / "strange", [StandIn("nvidia-driver-cuda", f"{VERSION}-1")])
     signed_repository.sign(www / "strange", folder / "keys" / "other")
     with signed_repository.served(www, "0.0.0.0", LOGIN) as url:
@@ -217,13 +217,17 @@ def carry_in(lab: RealLab, mirror: Mirror) -> None:
     signed_repository.sign(mirror.folder / "debian", mirror.folder.parent / "keys" / "good")
 
 
-def reaches(address: str, port: int) -> bool:
-    """Whether this machine, which is no peer, gets a connection."""
-    try:
-        socket.create_connection((address, port), timeout=3).close()
-    except OSError:
-        return False
-    return True
+def visitor(lab: RealLab, name: str, network: str) -> None:
+    """A host beside node1 on a network of its own: what it sends is not changed by any other lab on this machine."""
+    lab.ssh("node1", f"ip netns add {name}; ip link add {name} type veth peer name eth0 netns {name}; "
+            f"ip address add {network}.1/24 dev {name}; ip link set {name} up; "
+            f"ip -n {name} address add {network}.2/24 dev eth0; ip -n {name} link set eth0 up")  # fmt: skip
+
+
+def reaches(lab: RealLab, name: str, network: str, port: int) -> bool:
+    """Whether a visitor gets a connection to node1."""
+    code = f"import socket; socket.create_connection(('{network}.1', {port}), 3)"
+    return lab.ssh("node1", f'ip netns exec {name} python3 -c "{code}"', check=False).returncode == 0
 
 
 def forget(lab: RealLab, node: str) -> None:
@@ -366,7 +370,7 @@ def test_without_root_nothing_is_tried(island: RealLab, mirror: Mirror) -> None:
     )
     done = prepare(island, at(mirror, island).variables(ansible_user="guest"), "--limit", "node1", check=False)
     said = done.stdout + done.stderr
-    assert "- user: packages and settings of the system need root, and this is user" in said
+    assert "- user: guest (needed: root)" in said
     assert "to mend: set ansible_become: true" in said
 
 
@@ -375,31 +379,31 @@ def test_the_firewall_lets_peers_in_and_strangers_not(island: RealLab, mirror: M
     here = at(mirror, island)
     site = {"name": "site", "url": f"{here.url}debian/", "key_url": f"{here.url}debian/key.asc",
             "fingerprints": [here.fingerprint]}  # fmt: skip
-    variables = here.variables(host_repositories=[site], host_firewall=True)
-    address = island.address("node1")
+    peer, stranger = ("peer", "198.19.77"), ("stranger", "198.19.78")
+    peers = [*(island.address(node) for node in ("node1", "node2")), "198.19.77.2"]
+    variables = here.variables(host_repositories=[site], host_firewall=True, host_firewall_peers=peers)
+    for name, network in (peer, stranger):
+        visitor(island, name, network)
     for port in (8000, 2222):
-        island.ssh("node1", f"systemd-run -q --unit=stand-in-{port} python3 -m http.server {port}", check=False)
-    island.ssh("node1", "nft add table inet theirs 2>/dev/null", check=False)
-    peer = f"python3 -c 'import socket; socket.create_connection((\"{address}\", 8000), 3)'"
+        island.ssh("node1", f"systemd-run -q --unit=stand-in-{port} python3 -m http.server {port}")
     deadline = time.monotonic() + 30
-    while not reaches(address, 8000):
+    while not (reaches(island, *stranger, 8000) and reaches(island, *peer, 8000)):
         assert time.monotonic() < deadline, "the node's server did not come up"
         time.sleep(0.5)
     prepare(island, variables)
-    assert not reaches(address, 8000)
-    assert reaches(address, 2222)
-    assert reaches(address, 22)
-    island.ssh("node2", peer)
+    assert not reaches(island, *stranger, 8000)
+    assert reaches(island, *stranger, 2222)
+    assert reaches(island, *stranger, 22)
+    assert reaches(island, *peer, 8000)
     assert changed_tasks(prepare(island, variables)) == {"node1": 0, "node2": 0}
     assert changed_tasks(prepare(island, variables, "--check", "--diff")) == {"node1": 0, "node2": 0}
     island.ssh("node1", "nft add table inet theirs; nft delete rule inet stepladder input handle "
                "$(nft -a list table inet stepladder | sed -n 's/.*tcp dport @ports.*# handle //p')")  # fmt: skip
+    assert reaches(island, *stranger, 8000)
     assert "host: load the rules" in prepare(island, variables, "--limit", "node1").stdout
-    assert not reaches(address, 8000)
-    assert "theirs" in island.ssh("node1", "nft list tables").stdout
-    clients = variables | {"host_firewall_clients": [here.url.split("/")[2].rpartition(":")[0]]}
-    prepare(island, clients, "--limit", "node1")
-    assert reaches(address, 8000)
+    assert not reaches(island, *stranger, 8000)
+    prepare(island, variables | {"host_firewall_clients": ["198.19.78.0/24"]}, "--limit", "node1")
+    assert reaches(island, *stranger, 8000)
     prepare(island, variables | {"host_firewall": False}, "--limit", "node1")
     tables = island.ssh("node1", "nft list tables").stdout
     assert "stepladder" not in tables
@@ -410,10 +414,13 @@ def test_the_firewall_lets_peers_in_and_strangers_not(island: RealLab, mirror: M
 def test_amd_gets_rocm_groups_and_kernel_settings(island: RealLab, mirror: Mirror) -> None:
     forget(island, "node2")
     here = at(mirror, island)
-    flat = {"url": f"{here.url}amd/", "suites": ["/"], "components": [], "key_url": f"{here.url}amd/key.asc",
-            "fingerprints": [here.fingerprint]}  # fmt: skip
+    flat = {
+        part: {"url": f"{here.url}{part}/", "suites": ["/"], "components": [], "key_url": f"{here.url}{part}/key.asc",
+               "fingerprints": [here.fingerprint]}
+        for part in ("amdgpu", "rocm")
+    }  # fmt: skip
     variables = here.variables(
-        deployment_gpu="mi355x", gpu_driver_mirrors={"amdgpu": flat, "rocm": flat}, gpu_driver_strict=False,
+        deployment_gpu="mi355x", gpu_driver_mirrors=flat, gpu_driver_strict=False,
         gpu_driver_users=["serving"],
     )  # fmt: skip
     island.ssh("node2", "id serving >/dev/null 2>&1 || useradd serving")

@@ -70,7 +70,7 @@ PACKAGES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
     "H20 on Rocky 9": (
         ROCKY,
         {},
-        ["kernel-devel-5.14.0-570.el9.x86_64", "nvidia-driver-cuda=580.126.20-*", "kmod-nvidia-open-dkms=580.126.20-*",
+        ["kernel-devel=5.14.0-570.el9", "nvidia-driver-cuda=580.126.20-*", "kmod-nvidia-open-dkms=580.126.20-*",
          "nvidia-persistenced=580.126.20-*", "nvidia-fabricmanager=580.126.20-*", "libnvidia-nscq=580.126.20-*"],
     ),
     "MI355X on Ubuntu 24.04": (
@@ -240,7 +240,7 @@ def wanting(**changes: Any) -> Wanted:
 BEFORE = {
     "bare": (BARE, NVIDIA, []),
     "done": (DONE, NVIDIA, []),
-    "no root": (having(BARE, root_problem="this is user 1000"), NVIDIA, ["user: this is user 1000"]),
+    "no root": (having(BARE, user="guest"), NVIDIA, ["user: guest"]),
     "no space": (having(BARE, free_bytes={"/var": 10**9}), NVIDIA, ["space on /var: 1.0 GB free"]),
     "no space is needed once it is installed": (having(DONE, free_bytes={"/var": 0}), NVIDIA, []),
     "no GPU": (having(BARE, gpus={}), NVIDIA, ["GPUs on the PCI bus: none"]),
@@ -261,12 +261,12 @@ BEFORE = {
         having(DONE, packages={"cuda": "580.95.05-1"}), wanting(allow_change=True), [],
     ),
     "all at once": (
-        having(BARE, root_problem="this is user 1000", free_bytes={}, gpus={}, library="1.2"),
+        having(BARE, user="guest", free_bytes={}, gpus={}, library="1.2"),
         NVIDIA,
-        ["user: this is user 1000", "space on /var: 0.0 GB free", "GPUs on the PCI bus: none",
+        ["user: guest", "space on /var: 0.0 GB free", "GPUs on the PCI bus: none",
          "driver: 1.2, not from the package cuda"],
     ),
-    "without a GPU only the user counts": (having(BARE, gpus={}, free_bytes={}), Wanted(), []),
+    "without a GPU there is nothing to judge": (having(BARE, user="guest", gpus={}, free_bytes={}), Wanted(), []),
 }  # fmt: skip
 
 
@@ -312,6 +312,12 @@ AFTER: dict[str, tuple[Facts, Wanted, list[str], list[str]]] = {
         BARE,
         NVIDIA,
         ["package cuda: not installed", "package fm: not installed", "library libnvidia-ml.so.1: not there"],
+        [],
+    ),
+    "the driver is left alone, and there is none": (
+        BARE,
+        wanting(install=False),
+        ["library libnvidia-ml.so.1: not there"],
         [],
     ),
     "a driver that is not ours fits": (

@@ -125,6 +125,7 @@ ADVICE = {
     "The following signatures couldn't be verified because the public key is not available: NO_PUBKEY 1": "another key",
     "E: The repository 'http://m/nvidia  Release' is not signed.": "has no signature",
     "  Cannot initiate the connection to deb:80 (2a04::). - connect (101: Network is unreachable)": "did not reach",
+    "E: Conflicting values set for option Signed-By regarding source http://m/ /: /a.asc != /b.gpg": "cuda-keyring?",
     "E: dpkg was interrupted": "Run again",
 }
 
