@@ -82,6 +82,7 @@ class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Name the filters."""
         named: dict[str, Callable[..., Any]] = {
+            "gigabytes": show.gigabytes,
             "gpu_vendor": runtime.gpu_vendor,
             "image_bytes": contents.image_bytes,
             "known_images": contents.known_images,

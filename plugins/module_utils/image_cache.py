@@ -37,7 +37,7 @@ PROXY_DAEMONS = ("/lib/systemd/systemd-socket-proxyd", "/usr/lib/systemd/systemd
 PROXY_SETTINGS = "/etc/docker/stepladder-proxy.env"
 START_SECONDS = 20.0
 SILENT_SECONDS = 300.0
-BLOCK = 1024 * 1024
+STALLED_SECONDS = 60.0
 
 
 class CacheError(Exception):
@@ -227,16 +227,55 @@ class Copy:
         with contextlib.closing(http.client.HTTPConnection(self.address, self.port, timeout=SILENT_SECONDS)) as wire:
             return dict(json.loads(self.open(wire, f"manifests/{digest}").read()))
 
-    def read(self, piece: Blob, report: Callable[[int], object]) -> None:
-        """Read a piece to its end, which has the copy keep it; `report` gets the bytes that came."""
-        count = 0
+    def ask_for(self, piece: Blob) -> None:
+        """Have the copy begin to fetch a piece, and hang up at the first byte.
+
+        Distribution 2.8 fetches a piece that it lacks twice at the same time, once to keep it and once for who asked;
+        the second ends when that one is gone (registry/proxy/proxyblobstore.go, ServeBlob).
+        """
         with contextlib.closing(http.client.HTTPConnection(self.address, self.port, timeout=SILENT_SECONDS)) as wire:
-            answer = self.open(wire, f"blobs/{piece.digest}")
-            while block := answer.read(BLOCK):
-                count += len(block)
-                report(count)
-        if count != piece.size:
-            raise CacheError(f"the registry broke off {piece.digest} after {count} of {piece.size} bytes; run again")
+            wire.connect()
+            # Little may be on its way when the line is cut.
+            wire.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            self.open(wire, f"blobs/{piece.digest}")
+
+
+def kept(storage: Path, digest: str) -> Path:
+    """Where the copy keeps a piece, once it is whole and its digest was found right."""
+    algorithm, _, name = digest.partition(":")
+    return storage / "docker/registry/v2/blobs" / algorithm / name[:2] / name / "data"
+
+
+def coming(storage: Path, repository: str) -> int:
+    """Bytes of pieces that are on their way."""
+    total = 0
+    for part in (storage / "docker/registry/v2/repositories" / repository / "_uploads").glob("*/data"):
+        with contextlib.suppress(FileNotFoundError):
+            total += part.stat().st_size
+    return total
+
+
+def wait_kept(copy: Copy, piece: Blob, storage: Path, report: Callable[[int], object]) -> None:
+    """Wait until the copy has a piece.
+
+    Args:
+        report: gets the bytes of it that came.
+
+    Raises:
+        CacheError: nothing came for long.
+    """
+    seen, since = -1, time.monotonic()
+    while not kept(storage, piece.digest).exists():
+        count = coming(storage, copy.repository)
+        if count != seen:
+            seen, since = count, time.monotonic()
+        if time.monotonic() - since > STALLED_SECONDS:
+            raise CacheError(
+                f"the registry sent nothing of {piece.digest} for {STALLED_SECONDS:.0f} s, after {max(seen, 0)} of "
+                f"{piece.size} bytes; see journalctl -u {CACHE_UNIT}, and run again: whole pieces are kept"
+            )
+        report(max(seen, 0))
+        time.sleep(0.1)
 
 
 def fill(copy: Copy, digest: str, storage: Path, report: Callable[[str], object]) -> int:
@@ -261,9 +300,12 @@ def fill(copy: Copy, digest: str, storage: Path, report: Callable[[str], object]
             "pulls for itself."
         )
     for piece in pieces:
-        before = done
-        copy.read(piece, lambda count: report(_progress(before + count, total)))  # noqa: B023 - called before it changes
+        if not kept(storage, piece.digest).exists():
+            copy.ask_for(piece)
+            before = done
+            wait_kept(copy, piece, storage, lambda count: report(_progress(before + count, total)))  # noqa: B023 - called now
         done += piece.size
+        report(_progress(done, total))
     return total
 
 

@@ -134,7 +134,7 @@ def main() -> None:
         argument_spec={
             "settings": {"type": "dict", "default": {}},
             "limits": {"type": "dict", "default": {}},
-            "proxies": {"type": "dict", "default": {}},
+            "proxies": {"type": "dict", "default": {}, "no_log": True},
             "restart_allowed": {"type": "bool", "default": False},
             "root": {"type": "path", "default": "/etc"},
             "progress_file": {"type": "path"},

@@ -41,6 +41,10 @@ options:
     description: Bytes that have to be free below Docker's data root before anything is fetched.
     type: int
     default: 0
+  docker_required:
+    description: Whether check mode fails where Docker does not answer, or only warns.
+    type: bool
+    default: false
   record:
     description: File that keeps what was brought, and how.
     type: path
@@ -121,7 +125,7 @@ def present(module: AnsibleModule, docker: engine_image.Docker) -> dict[str, Any
     try:
         found = docker.look(reference.local)
     except engine_image.ImageError as error:
-        if not module.check_mode:
+        if given["docker_required"] or not module.check_mode:
             raise
         module.warn(str(error))
         answers = False
@@ -172,6 +176,7 @@ def main() -> None:
             "digest": {"type": "str"},
             "known": {"type": "list", "elements": "str", "default": []},
             "minimum_free_bytes": {"type": "int", "default": 0},
+            "docker_required": {"type": "bool", "default": False},
             "record": {"type": "path", "required": True},
             "socket": {"type": "path", "default": engine_image.SOCKET},
             "progress_file": {"type": "path"},
