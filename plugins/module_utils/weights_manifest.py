@@ -345,8 +345,10 @@ def parse_journal(text: str) -> dict[str, Proven]:
     return found
 
 
-def note(request: Request, files: Iterable[Proven]) -> None:
+def note(request: Request, files: Sequence[Proven]) -> None:
     """Add proven files to the journal; their bytes are on the disk already."""
+    if not files:
+        return
     with request.journal.open("a", encoding="utf-8") as out:
         for one in files:
             out.write(json.dumps(asdict(one)) + "\n")

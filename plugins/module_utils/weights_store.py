@@ -128,6 +128,8 @@ def remove(path: Path) -> None:
         if entry.name != BOOKKEEPING:
             shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
     shutil.rmtree(path)
+    for left in path.parent.glob(f"{path.name}.lease.*"):  # of processes that were killed
+        left.unlink(missing_ok=True)
 
 
 def prune(state_directory: str, paths: Sequence[str], timeout: float = 1.0, *, check_mode: bool = False) -> list[str]:

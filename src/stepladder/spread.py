@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 SMALL_BYTES = 16_000_000
+BUNDLES_A_NODE = 8
 
 
 def shares(sizes: Mapping[str, int], have: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
@@ -17,8 +18,8 @@ def shares(sizes: Mapping[str, int], have: Mapping[str, Sequence[str]]) -> dict[
         sizes: every file with its bytes.
         have: by node, in the order of the inventory, what it holds already, proven.
 
-    A file that some of these nodes hold already is brought by nobody. Small files go together to one node: one run of
-    the hub's client fetches them all.
+    A file that some of these nodes hold already is brought by nobody. Small files go in bundles: one run of the hub's
+    client fetches many.
     """
     held = {path for paths in have.values() for path in paths}
     needy = [node for node, paths in have.items() if not set(sizes) <= set(paths)]
@@ -30,12 +31,27 @@ def shares(sizes: Mapping[str, int], have: Mapping[str, Sequence[str]]) -> dict[
     open_files = sorted(
         (path for path in sizes if path not in held or path in givers_have), key=lambda path: (-sizes[path], path)
     )
-    small = [path for path in open_files if sizes[path] < SMALL_BYTES]
-    for group in [[path] for path in open_files if sizes[path] >= SMALL_BYTES] + ([small] if small else []):
+    small = sorted(path for path in open_files if sizes[path] < SMALL_BYTES)
+    most = max(SMALL_BYTES, sum(sizes[path] for path in open_files) // (BUNDLES_A_NODE * len(needy)))
+    large = [[path] for path in open_files if sizes[path] >= SMALL_BYTES]
+    for group in [*large, *bundles(small, sizes, most)]:
         node = min(needy, key=lambda name: (load[name], needy.index(name)))
         result[node] += group
         load[node] += sum(sizes[path] for path in group)
     return {node: sorted(paths) for node, paths in result.items()}
+
+
+def bundles(paths: Sequence[str], sizes: Mapping[str, int], most: int) -> list[list[str]]:
+    """Small files together, up to so many bytes."""
+    result: list[list[str]] = []
+    filled = most + 1
+    for path in paths:
+        if filled + sizes[path] > most:
+            result.append([])
+            filled = 0
+        result[-1].append(path)
+        filled += sizes[path]
+    return result
 
 
 def exchanges(nodes: Mapping[str, Mapping[str, Any]], port: int) -> dict[str, dict[str, Any]]:

@@ -55,6 +55,12 @@ def test_shares_of_a_real_model_are_even() -> None:
     assert max(loads) - min(loads) <= 4 * GB
 
 
+def test_shares_of_many_small_files_are_even_too() -> None:
+    sizes = {f"{number:04}.bin": 8_000_000 for number in range(300)}
+    loads = [len(paths) for paths in shares(sizes, {"n1": [], "n2": [], "n3": []}).values()]
+    assert max(loads) - min(loads) <= 12
+
+
 def node(address: str, complete: bool = False, revision: str = "v1") -> dict:
     wanted = [] if complete else [{"path": "a", "size": GB}, {"path": "b", "size": GB}]
     return {"address": address, "model_id": "x/y", "revision": revision, "complete": complete, "wanted": wanted}
