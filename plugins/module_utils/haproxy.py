@@ -29,6 +29,7 @@ KEPT_GENERATIONS = 3
 LONGEST_SOCKET = 90
 OLDEST = (2, 6)
 SOCKET_TIMEOUT = 10.0
+_DOWN, _RUNNING = "0", "2"  # srv_op_state
 _DRAIN = 8  # srv_admin_state: drained by the admin socket (management.txt, show servers state)
 _WORKER = re.compile(r"^(\d+)\s+worker\b", re.M)
 
@@ -143,9 +144,10 @@ def in_rotation(server: Server) -> bool:
 
 
 def kept_state(text: str, addresses: Mapping[str, str]) -> str:
-    """`show servers state` cut down to what is to outlive the process: who is drained or has another weight.
+    """`show servers state` cut down to what is to outlive the process: who is drained, down or has another weight.
 
-    Health is found out anew, and addresses are those of the configuration: the file would win over it.
+    One that is not told of begins as healthy until its first check. Addresses are those of the configuration: the file
+    would win over it.
 
     Args:
         text: as HAProxy gave it.
@@ -154,11 +156,17 @@ def kept_state(text: str, addresses: Mapping[str, str]) -> str:
     head = next((line for line in text.splitlines() if line.startswith("# ")), "")
     kept = [text.strip().split("\n", 1)[0], head]
     for row in _state_rows(text):
-        drained = int(row["srv_admin_state"]) & _DRAIN
-        if row["srv_name"] not in addresses or not (drained or row["srv_uweight"] != row["srv_iweight"]):
+        drained, down = int(row["srv_admin_state"]) & _DRAIN, row["srv_op_state"] == _DOWN
+        changed = drained or down or row["srv_uweight"] != row["srv_iweight"]
+        if row["srv_name"] not in addresses or not changed:
             continue
         host, _, port = addresses[row["srv_name"]].rpartition(":")
-        fresh = {"srv_op_state": "2", "srv_admin_state": str(drained), "srv_addr": host.strip("[]"), "srv_port": port}
+        fresh = {
+            "srv_op_state": _DOWN if down else _RUNNING,
+            "srv_admin_state": str(drained),
+            "srv_addr": host.strip("[]"),
+            "srv_port": port,
+        }
         kept.append(" ".join({**row, **fresh}[name] for name in head[2:].split()))
     return "\n".join(kept) + "\n" if head else ""
 

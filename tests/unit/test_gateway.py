@@ -197,18 +197,23 @@ STATE = f"""1
 2 engines 2 replica-1 198.18.0.1 0 8 100 100 8001
 2 engines 3 replica-2 198.18.0.2 2 0 20 100 8000
 2 engines 4 replica-3 198.18.0.2 2 8 100 100 8001
+2 engines 5 replica-4 198.18.0.3 0 0 100 100 8001
+2 engines 6 replica-5 198.18.0.3 3 8 100 100 8002
 3 others 1 replica-1 198.18.0.1 2 8 100 100 9000
 """
 
 
-def test_only_what_is_drained_or_reweighted_is_kept_with_the_new_addresses() -> None:
+def test_what_is_drained_down_or_reweighted_is_kept_with_the_new_addresses() -> None:
     """HAProxy 2.6.12's columns, the middle ones left out; the file would win over the configuration's addresses."""
     addresses = {"replica-0": "198.18.0.1:8000", "replica-1": "[fd00::1]:9001", "replica-2": "198.18.0.2:8000"}
+    addresses |= {"replica-4": "198.18.0.3:8001", "replica-5": "198.18.0.3:8002"}
     assert haproxy.kept_state(STATE, addresses).splitlines() == [
         "1",
         STATE_HEAD,
-        "2 engines 2 replica-1 fd00::1 2 8 100 100 9001",
+        "2 engines 2 replica-1 fd00::1 0 8 100 100 9001",
         "2 engines 3 replica-2 198.18.0.2 2 0 20 100 8000",
+        "2 engines 5 replica-4 198.18.0.3 0 0 100 100 8001",
+        "2 engines 6 replica-5 198.18.0.3 2 8 100 100 8002",
     ]
 
 

@@ -463,6 +463,11 @@ def test_the_agent_takes_out_an_engine_that_hangs_with_green_health(gateway: Gat
         until(lambda: gateway.up() == ["replica-0"], 20)
         assert "no token for" in gateway.master.servers()["replica-1"].agent
         assert {gateway.ask(body={})[1]["engine"] for _ in range(6)} == {two[0].port}
+        gateway.more["max_body_bytes"] = 900  # a new process knows it from its first request on
+        gateway.master.reload(gateway.write().generation, 10)
+        end = time.monotonic() + 2
+        while time.monotonic() < end:
+            assert gateway.ask(body={})[1]["engine"] == two[0].port
         two[1].hung.clear()
         until(lambda: len(gateway.up()) == 2, 20)
         agent.kill()
