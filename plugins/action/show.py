@@ -22,14 +22,16 @@ class ActionModule(ActionBase):
                 "exit_status": {"type": "str"},
                 "fails": {"type": "bool", "default": False},
                 "repeat_after": {"type": "int"},
+                "audit": {"type": "dict"},
             }
         )
         # The callback plugins read what stands under this key.
         told = {}
         if arguments["exit_status"]:
             told["exit_status"] = status_of(arguments["exit_status"])
-        if arguments["repeat_after"]:
-            told["repeat_after"] = arguments["repeat_after"]
+        for name in ("repeat_after", "audit"):
+            if arguments[name]:
+                told[name] = arguments[name]
         answer = result | {"changed": False} | ({"stepladder": told} if told else {})
         if arguments["fails"]:
             return answer | {"failed": True, "msg": arguments["text"]}

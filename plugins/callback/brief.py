@@ -216,6 +216,9 @@ class CallbackModule(Default):
         except KeyboardInterrupt:
             leave(self._exit_status)
         shutil.rmtree(constants.DEFAULT_LOCAL_TMP, ignore_errors=True)
+        # Ansible keeps its children from these; what comes now is no child.
+        for descriptor in (0, 1, 2):
+            os.set_inheritable(descriptor, True)
         os.execv(sys.executable, [sys.executable, *sys.argv])  # noqa: S606 - the same run again, no shell
 
     def _failed(self, result: Any, what: str) -> None:

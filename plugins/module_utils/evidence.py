@@ -117,6 +117,7 @@ def keep(path: str, plan_id: str, texts: Mapping[str, Sequence[str]], limit: int
     for entry in older[: max(0, len(older) - attempts + 1)]:
         shutil.rmtree(entry)
     folder = root / folder_name(plan_id, time.time())
+    folder.mkdir(mode=release.DIRECTORY_MODE)
     whole = {name: clean(lines, limit) for name, lines in texts.items() if lines}
     shares = share([len(text.encode()) for text in whole.values()], limit)
     for position, (name, text) in enumerate(whole.items()):

@@ -115,16 +115,28 @@ def read(state_directory: str) -> Lease | None:
     return lease
 
 
-def take(state_directory: str, wanted: Mapping[str, Any], supersede: str = "") -> dict[str, Any]:
+def last_run(state_directory: str) -> str:
+    """The run that had the node's lease last; empty where none ever had it."""
+    try:
+        return Path(state_directory, DIRECTORY, "last").read_text().strip()
+    except OSError:
+        return ""
+
+
+def take(
+    state_directory: str, wanted: Mapping[str, Any], supersede: str = "", seen: str | None = None
+) -> dict[str, Any]:
     """Take the node's lease.
 
     Args:
         state_directory: where the toolkit keeps everything on the node.
         wanted: `run who origin verb why deployment plan_id ttl controller`, as in `Lease`.
         supersede: a run that is known to live no more; its lease is taken over.
+        seen: the run that had it last when the node was looked at; None where nobody looked.
 
     Returns:
-        `taken`, and where it was not: `holder` or `frozen`, the one in whose way this run is.
+        `taken`, and where it was not: `holder` or `frozen`, the one in whose way this run is, or `stale` where another
+        run was at work since the node was looked at.
     """
     with _locked(state_directory):
         now, held = Clock.now(), read(state_directory)
@@ -138,9 +150,13 @@ def take(state_directory: str, wanted: Mapping[str, Any], supersede: str = "") -
                 "the run is gone" if held.run == supersede else f"no sign of life for {now.since(held.renewed):.0f} s"
             )
             _end(state_directory, held, now, f"taken over: {gone}")
+        if seen is not None and seen != last_run(state_directory):
+            return {"taken": False, "stale": True}
         lease = Lease(since=utc(), taken=now, renewed=now, **wanted)
-        _write(Path(state_directory, DIRECTORY), lease)
+        # The log first: a run that cannot be written down does not begin.
         audit(state_directory, {"event": "begin", **_audited(lease)})
+        _replace(Path(state_directory, DIRECTORY, "last"), f"{lease.run}\n")
+        _write(Path(state_directory, DIRECTORY), lease)
     return {"taken": True}
 
 
@@ -257,9 +273,13 @@ def _audited(lease: Lease) -> dict[str, Any]:
 
 
 def _end(state_directory: str, held: Lease, now: Clock, outcome: str) -> None:
-    """Log how a run ended, then free the node: cut between the two, the lease still expires by itself."""
+    """Log how a run ended, then free the node: cut between the two, the lease still expires by itself.
+
+    A log that cannot be written, on a full disk, keeps no node occupied; the controller's has the line too.
+    """
     seconds = round(now.since(held.taken), 1)
-    audit(state_directory, {"event": "end", **_audited(held), "outcome": outcome, "seconds": seconds})
+    with contextlib.suppress(OSError):
+        audit(state_directory, {"event": "end", **_audited(held), "outcome": outcome, "seconds": seconds})
     folder = Path(state_directory, DIRECTORY)
     (folder / "lease.json").unlink(missing_ok=True)
     for file in folder.glob("renewed-*"):

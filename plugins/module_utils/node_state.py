@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.stepladder.core.plugins.module_utils import engine_state, release, weights
+from ansible_collections.stepladder.core.plugins.module_utils import engine_state, lease, release, weights
 
 SYSTEMD_UNITS = "/etc/systemd/system"
 FILES_NAMED = 5
@@ -182,6 +182,7 @@ def look(given: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any]
         "reasons": [],
         "current": release.current_release(path),
         "members": members(path),
+        "last_run": lease.last_run(place),
     }
     if not kept:
         return answer

@@ -69,6 +69,9 @@ options:
     description: Filled in by the action plugin, what tells whether the run still lives.
     type: dict
     default: {}
+  seen:
+    description: The run that had the lease last when the node was looked at; unset where nobody looked.
+    type: str
   supersede:
     description: Filled in by the action plugin, a run that is known to be gone.
     type: str
@@ -99,6 +102,11 @@ taken:
   returned: when state is taken
   type: bool
   sample: true
+stale:
+  description: Whether another run was at work since the node was looked at.
+  returned: when that is in the way
+  type: bool
+  sample: true
 holder:
   description: Whose lease it is, since when, for what, and in how many seconds it expires; null where it is free.
   returned: when it is read, in the way or was broken
@@ -127,7 +135,10 @@ def act(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
         holder = held.told(lease.Clock.now()) if held else None
         return {"changed": False, "taken": True, "holder": holder, "frozen": frozen}
     if state == "taken":
-        return {"changed": False, **lease.take(path, {name: given[name] for name in REQUEST}, given["supersede"])}
+        return {
+            "changed": False,
+            **lease.take(path, {name: given[name] for name in REQUEST}, given["supersede"], given["seen"]),
+        }
     if state == "held":
         wrong = lease.holds(path, given["run"])
         return {"changed": False, "failed": bool(wrong), "msg": wrong}
@@ -154,6 +165,7 @@ def main() -> None:
             "ttl": {"type": "float", "default": 120.0},
             "outcome": {"type": "str", "default": "ended"},
             "controller": {"type": "dict", "default": {}},
+            "seen": {"type": "str"},
             **dict.fromkeys(("why", "verb", "deployment", "plan_id", "who", "origin", "run", "supersede"), text),
         },
         supports_check_mode=True,

@@ -94,6 +94,11 @@ current:
   returned: always
   type: str
   sample: 3f9a1c77ab02
+last_run:
+  description: The run that had the node's lease last; empty where none had it.
+  returned: always
+  type: str
+  sample: f2d7a099e029b174
 members:
   description: The nodes that the current release names.
   returned: always

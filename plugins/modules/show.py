@@ -22,6 +22,9 @@ options:
   repeat_after:
     description: Seconds after which the whole run shall be made again, until it is interrupted.
     type: int
+  audit:
+    description: What is written to the controller's log of the run, with C(verb), C(why), C(deployment), C(plan_id).
+    type: dict
 attributes:
   check_mode:
     support: full

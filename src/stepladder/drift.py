@@ -39,6 +39,11 @@ def work(
     lines += [
         f"{host}: runs release {name} and has no part in the plan: will be stopped" for host, name in dropped.items()
     ]
+    lines += [
+        f"{host}: did not answer, and has no part in the plan; what an earlier release may run there stays"
+        for host in hosts
+        if host not in planned and "current" not in seen[host]
+    ]
     lines += strangers(seen, known)
     return {"changing": [host for host in planned if host in changing], "dropped": [*dropped], "lines": lines}
 

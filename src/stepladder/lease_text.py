@@ -38,18 +38,20 @@ def refusal(variables: Mapping[str, Any], hosts: Sequence[str]) -> dict[str, str
     told = {host: variables[host].get("lease_taken") or {} for host in hosts}
     cold = {host: answer["frozen"] for host, answer in told.items() if answer.get("frozen") and not answer.get("taken")}
     held = {host: answer["holder"] for host, answer in told.items() if answer.get("holder") and not answer.get("taken")}
-    silent = [host for host, answer in told.items() if not answer.get("taken") and host not in {*cold, *held}]
-    if not (cold or held or silent):
+    stale = [host for host, answer in told.items() if answer.get("stale")]
+    silent = [host for host, answer in told.items() if not answer.get("taken") and host not in {*cold, *held, *stale}]
+    if not (cold or held or silent or stale):
         return {"text": "", "exit_status": ""}
     lines = ["This run may not change the nodes, and changed nothing:"]
     lines += [f"  {host}: {frozen(answer)}" for host, answer in cold.items()]
     lines += [f"  {host}: held by {holder(answer)}" for host, answer in held.items()]
+    lines += [f"  {host}: another run changed it since it was looked at; run the same again" for host in stale]
     lines += [f"  {host}: did not answer" for host in silent]
     if cold:
         lines.append("To end a freeze: bin/stepladder unfreeze -e freeze_reason=TEXT")
     if held:
         lines.append(MEND)
-    return {"text": "\n".join(lines), "exit_status": "frozen" if cold else "held" if held else "unreachable"}
+    return {"text": "\n".join(lines), "exit_status": "frozen" if cold else "held" if held or stale else "unreachable"}
 
 
 def text(variables: Mapping[str, Any], hosts: Sequence[str]) -> str:

@@ -160,7 +160,9 @@ def test_deploy_ends_with_an_endpoint_that_gives_the_exact_answers(local: Local,
 
 def test_a_rerun_and_a_check_change_nothing(local: Local) -> None:
     pid = local.engine_pid()
-    assert changed_tasks(local.run("deploy").stdout) == 0
+    done = local.run("deploy")
+    assert changed_tasks(done.stdout) == 0
+    assert "Nothing to do: every node is equal to the plan" in done.stdout
     assert changed_tasks(local.run("deploy", "--check", "--diff").stdout) == 0
     assert local.engine_pid() == pid
 
@@ -171,6 +173,55 @@ def test_status_tells_the_truth_as_table_and_as_json(local: Local) -> None:
     assert found["processes"][0]["endpoint"] == f"http://127.0.0.1:{PORT}/v1"
     assert re.search(r"localhost +vllm-0 +ready ", local.run("status").stdout)
     assert "Application startup complete" in local.run("logs", "-e", "logs_lines=200").stdout
+
+
+def test_a_release_that_does_not_start_is_given_up_and_the_one_before_serves_again(local: Local) -> None:
+    """Meanwhile a second operator is refused, status says who is at work, and what shows why holds no secret."""
+    before = local.status()["nodes"]["localhost"]["release"]
+    planted = "sk-planted0123456789abcdef"
+    wish = {"deployment_extra_arguments": ["--no-such-flag"], "deployment_extra_environment": {"X_API_KEY": planted}}
+    command = [sys.executable, "bin/stepladder", "deploy", *local.options, "-e", json.dumps(wish)]
+    process = subprocess.Popen(
+        command, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert process.stdout
+    shown = ""
+    for line in process.stdout:
+        shown += line
+        if "vllm-0: " in line:
+            break
+    second = local.run("stop", check=False)
+    assert second.returncode == ExitStatus.HELD, second.stdout
+    assert re.search(r"localhost: held by \S+ from \S+: deploy e2e [0-9a-f]{12}, since ", second.stdout)
+    rest, _ = process.communicate(timeout=300)
+    assert process.returncode == ExitStatus.WENT_BACK, rest[-4000:]
+    assert re.search(r"Release [0-9a-f]{12} did not run right and was given up:", rest)
+    assert "unrecognized arguments: --no-such-flag" in rest
+    assert re.search(rf"Release {before} serves again: .* at most \d+ s after it was stopped", rest)
+    assert answers()
+    told = local.status()["nodes"]["localhost"]
+    assert (told["release"], told["outcome"], told["lease"]) == (before, "proven", None)
+    kept = next((local.state / "deployments/e2e/evidence").iterdir())
+    texts = {path.name: path.read_text() for path in kept.rglob("*") if path.is_file()}
+    assert "--no-such-flag" in texts["vllm-0.log"]
+    assert not [name for name, text in texts.items() if planted in text]
+    nothing = local.run("rollback", check=False)
+    assert nothing.returncode == ExitStatus.NOTHING_TO_GO_BACK_TO
+    assert "never ran right" in nothing.stdout
+    log = [json.loads(line) for line in (local.state / "audit/audit.jsonl").read_text().splitlines()]
+    assert [line["outcome"] for line in log if line["event"] == "end"] == ["done", "went_back"]
+
+
+def test_what_was_changed_by_hand_is_named_and_mended(local: Local) -> None:
+    assert local.run("drift").stdout.startswith("localhost: equals release ")
+    places = (local.state / "supervisor/conf.d/e2e.conf", Path("/etc/systemd/system/e2e-vllm-0.service"))
+    described = next(path for path in places if path.exists())
+    described.write_text(described.read_text() + "; by hand\n")
+    found = local.run("drift", check=False)
+    assert found.returncode == ExitStatus.DIFFERS
+    assert found.stdout == f"localhost: unit {described}: was changed since the release was proven\n"
+    assert "was changed since" in local.run("deploy").stdout
+    assert local.run("drift").returncode == 0
 
 
 def test_killed_engine_is_started_again_and_a_rerun_finds_it_ready(local: Local) -> None:

@@ -183,6 +183,10 @@ PAIR = ("a", "b")
         ),
         ({"a": seen(), "b": seen(current=None)}, "a", False, [], [], []),
         (
+            {"a": seen(), "b": {"release_seen": {"unreachable": True}}}, "a", False, [], [],
+            ["b: did not answer, and has no part in the plan; what an earlier release may run there stays"],
+        ),
+        (
             {"a": seen(members=["a", "z"])}, "a", False, [], [],
             ["z: has a part in release p1 and is not in the group 'engines' any more: its processes may still run "
              "there. Put it back into the group and deploy, or stop them by hand."],

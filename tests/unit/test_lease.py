@@ -127,6 +127,31 @@ def test_giving_back_is_only_for_the_holder_and_is_logged_with_how_it_went(tmp_p
     assert not (tmp_path / "nothing here").exists()
 
 
+def test_a_look_that_is_older_than_another_run_is_not_acted_on(tmp_path: Path, clock: Any) -> None:
+    looked = lease.last_run(str(tmp_path))
+    lease.take(str(tmp_path), MINE)
+    lease.release(str(tmp_path), "aaaa", "done")
+    refused = lease.take(str(tmp_path), BOB, seen=looked)
+    assert refused == {"taken": False, "stale": True}
+    told = lease_text.refusal({"n1": {"lease_taken": refused}}, ["n1"])
+    assert told["text"].splitlines()[1] == "  n1: another run changed it since it was looked at; run the same again"
+    assert told["exit_status"] == "held"
+    assert lease.take(str(tmp_path), BOB, seen=lease.last_run(str(tmp_path)))["taken"]
+
+
+def test_a_full_disk_begins_no_run_and_occupies_no_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    lease.take(str(tmp_path), MINE)
+    monkeypatch.setattr(lease, "append", full)
+    assert lease.release(str(tmp_path), "aaaa", "done")
+    assert lease.read(str(tmp_path)) is None
+    with pytest.raises(OSError, match="No space left"):
+        lease.take(str(tmp_path), BOB)
+    assert lease.read(str(tmp_path)) is None
+
+
 def test_a_run_that_is_gone_is_taken_over_from(tmp_path: Path, clock: Any) -> None:
     lease.take(str(tmp_path), MINE)
     assert lease.take(str(tmp_path), BOB, supersede="other")["taken"] is False
