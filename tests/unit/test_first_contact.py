@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import fcntl
 import getpass
 import os
 import socket
@@ -202,6 +203,18 @@ def test_many_writers_of_known_hosts(tmp_path: Path) -> None:
         first_contact.judge(key, first_contact.pinned_keys(path, name)).state == SAME for name, key in keys.items()
     )
     assert sorted(one.name for one in tmp_path.iterdir()) == [".known_hosts.lock", "known_hosts"]
+
+
+def test_a_writer_of_known_hosts_waits_for_the_other(tmp_path: Path) -> None:
+    path = tmp_path / "known_hosts"
+    with (tmp_path / ".known_hosts.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        writer = threading.Thread(target=first_contact.pin, args=(path, "198.18.0.1", written(new_key())))
+        writer.start()
+        writer.join(0.5)
+        assert not path.exists()
+    writer.join(10)
+    assert len(path.read_text().splitlines()) == 1
 
 
 def test_hashed_names_are_found(tmp_path: Path) -> None:
