@@ -136,6 +136,7 @@ def new_key(home: Path) -> str:
     _gpg(
         home, "--passphrase", "", "--quick-gen-key", f"STAND-IN {home.name} <t@example.org>", "rsa2048", "sign", "never"
     )
+    _end_agent(home)
     listed = _gpg(home, "--with-colons", "--list-keys")
     return next(line.split(":")[9] for line in listed.splitlines() if line.startswith("fpr"))
 
@@ -144,6 +145,7 @@ def sign(folder: Path, home: Path) -> None:
     """Sign a repository with a key and put the key beside it."""
     (folder / "InRelease").unlink(missing_ok=True)
     _gpg(home, "--clearsign", "-o", str(folder / "InRelease"), str(folder / "Release"))
+    _end_agent(home)
     (folder / "key.asc").write_text(_gpg(home, "--armor", "--export"))
 
 
@@ -197,6 +199,11 @@ def _gpg(home: Path, *arguments: str) -> str:
     return _run(
         ["gpg", "--batch", "--yes", "--quiet", "--homedir", str(home), "--pinentry-mode", "loopback", *arguments]
     )
+
+
+def _end_agent(home: Path) -> None:
+    """gpg starts a process for its secret keys, which would outlive the tests."""
+    _run(["gpgconf", "--homedir", str(home), "--kill", "gpg-agent"])
 
 
 def _run(argv: list[str], folder: Path | None = None) -> str:

@@ -202,6 +202,7 @@ def island(mirror: Mirror) -> Iterator[RealLab]:
     finally:
         done = lab.run("down", check=False)
         assert done.returncode == 0, f"the lab in {state} was not removed:\n{done.stdout}{done.stderr}"
+        shutil.rmtree(state, ignore_errors=True)
 
 
 def carry_in(lab: RealLab, mirror: Mirror) -> None:
