@@ -10,8 +10,8 @@ from pathlib import Path
 
 from real_lab import REPOSITORY
 
-# The environment lies at the same place here and in the image: its programs name their interpreter by its path.
-PLACE = Path("/opt/stepladder-rehearsal")
+# Kept for the next run. The environment lies at the same place in the image: its programs name their interpreter so.
+PLACE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stepladder" / "rehearsal"
 PLAY = """
 - hosts: localhost
   gather_facts: false
