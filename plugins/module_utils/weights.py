@@ -15,7 +15,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
@@ -161,6 +161,12 @@ def fetch(request: Request, current: Current, progress: Progress, outcome: Outco
     kept = {one.path: one for one in current.good}
     missing = [one for one in wanted if compare([one], kept)]
     prover = Prover(request, missing)
+
+    def complete() -> None:
+        prover.look(wait=True)
+        outcome.files = proven_files(request, wanted, {**kept, **prover.proven}, prover.bad)
+        seal(request, outcome.files, utc_now())
+
     try:
         prover.look(wait=True)
         wrong = leftovers(request, missing, prover)
@@ -171,15 +177,31 @@ def fetch(request: Request, current: Current, progress: Progress, outcome: Outco
         transfer = Transfer((), token, sizes, progress, prover.look, until)
         if request.spread:
             exchange = Exchange(request, wanted, prover, transfer)
-            outcome.bad_files += exchange.run([*kept.values(), *prover.proven.values()], missing)
+            exchange.run([*kept.values(), *prover.proven.values()], missing, complete)
+            outcome.bad_files += exchange.bad
             outcome.bytes_from_peers, outcome.warnings = exchange.from_peers, exchange.troubles
-        elif missing:
-            bring_missing(request, missing, transfer)
-        prover.look(wait=True)
+        else:
+            if missing:
+                bring_missing(request, missing, transfer)
+            complete()
     finally:
         prover.close()
-    proven = {**kept, **prover.proven}
-    bad = compare(wanted, {**proven, **still_wrong(root, prover)})
+    outcome.bytes_fetched = max(0, bytes_there(root, sizes) - there)
+    outcome.hashed_bytes += prover.hashed_bytes
+    outcome.hash_seconds += prover.hash_seconds
+
+
+def proven_files(
+    request: Request, wanted: Sequence[Listed], proven: dict[str, Proven], wrong: Iterable[str]
+) -> list[Proven]:
+    """Every wanted file as it was proven; what the clients leave beside them is removed.
+
+    Raises WeightsError, naming all, when some are not what the source lists.
+    """
+    root = Path(request.path)
+    # The wrong ones as they are, for the message.
+    found = {**proven, **{path: hash_file(root, path, durable=False) for path in wrong}}
+    bad = compare(wanted, found)
     if bad:
         raise WeightsError(
             f"{len(bad)} of {len(wanted)} files of {request.name} in {request.path} are not what the source lists:\n"
@@ -188,14 +210,10 @@ def fetch(request: Request, current: Current, progress: Progress, outcome: Outco
             "(pin a commit), or something between this node and the source changes the data.",
             bad_files=[asdict(one) for one in bad],
         )
-    outcome.files = [proven[one.path] for one in wanted]
     shutil.rmtree(root / HF_LEFTOVERS, ignore_errors=True)
     with contextlib.suppress(OSError):  # it holds something of the model's, or was never there
         (root / HF_LEFTOVERS).parent.rmdir()
-    seal(request, outcome.files, utc_now())
-    outcome.bytes_fetched = max(0, bytes_there(root, sizes) - there)
-    outcome.hashed_bytes += prover.hashed_bytes
-    outcome.hash_seconds += prover.hash_seconds
+    return [proven[one.path] for one in wanted]
 
 
 def pass_on(request: Request, files: Sequence[Proven], progress: Progress) -> None:
@@ -205,7 +223,9 @@ def pass_on(request: Request, files: Sequence[Proven], progress: Progress) -> No
     prover = Prover(request, ())
     try:
         until = time.monotonic() + request.deadline
-        Exchange(request, wanted, prover, Transfer((), "", sizes, progress, prover.look, until)).run(files, ())
+        Exchange(request, wanted, prover, Transfer((), "", sizes, progress, prover.look, until)).run(
+            files, (), prover.look
+        )
     finally:
         prover.close()
 
@@ -218,11 +238,6 @@ def leftovers(request: Request, missing: Sequence[Listed], prover: Prover) -> li
         if stat is not None and stat.st_size != one.size:
             wrong.append(BadFile(one.path, "size", f"{one.size} bytes", f"{stat.st_size} bytes"))
     return wrong
-
-
-def still_wrong(root: Path, prover: Prover) -> dict[str, Proven]:
-    """Files that are there and wrong, as they are, for the message."""
-    return {path: hash_file(root, path, durable=False) for path in prover.bad}
 
 
 def bring_missing(request: Request, missing: Sequence[Listed], transfer: Transfer) -> None:

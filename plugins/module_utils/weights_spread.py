@@ -12,7 +12,7 @@ import queue
 import subprocess
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -235,14 +235,15 @@ class Exchange:
                     f"lies in {self.bad[-1].quarantine}. Check the disks and the memory of the nodes that have it."
                 )
 
-    def run(self, kept: Iterable[Proven], missing: Sequence[Listed]) -> list[BadFile]:
-        """Start, bring what is missing, end; returns the wrong files that were set aside."""
+    def run(self, kept: Iterable[Proven], missing: Sequence[Listed], complete: Callable[[], object]) -> None:
+        """Bring what is missing, have it completed, and give it to the others; wrong files are in `bad` afterwards."""
         self.start(kept)
         try:
             self.bring(missing)
+            complete()
+            self.serve()
         finally:
             self.close()
-        return self.bad
 
     def _take(self, event: Mapping[str, Any]) -> None:
         kind = event["event"]
@@ -269,7 +270,7 @@ class Exchange:
             )
 
     def bring(self, missing: Sequence[Listed]) -> None:
-        """Get every missing file, from the hub or from peers, and help the others until they have theirs.
+        """Get every missing file, from the hub or from peers.
 
         Raises:
             WeightsError: the hub does not give what no peer has; nothing moved for ten minutes; the time is up.
@@ -292,6 +293,9 @@ class Exchange:
                 self._tick()
                 time.sleep(STEP_SECONDS)
             self._watch(left)
+
+    def serve(self) -> None:
+        """Help the others until each has everything or is gone."""
         self._tell(do="done")
         since = time.monotonic()
         while not all_served(self._view.fellows) or time.monotonic() - since < LINGER_SECONDS:

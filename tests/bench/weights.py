@@ -44,7 +44,8 @@ from stepladder.spread import exchanges  # noqa: E402
 MODEL = "bench/model"
 BIN = Path(sys.executable).parent
 PROGRAM = REPOSITORY / "roles" / "model_weights" / "files" / "spread.py"
-BRIDGE, PREFIX, NETWORK = "slwb", "slw", "198.19.254"  # of the range set aside for benchmarks
+OWN = os.getpid() % 10000  # two runs on one machine do not meet
+BRIDGE, PREFIX, NETWORK = f"slwb{OWN}", f"slw{OWN}n", "198.19.254"  # of the range set aside for benchmarks
 PORT = 29870
 RUN = """
 import json, sys

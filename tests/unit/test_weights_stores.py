@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.stepladder.core.plugins.module_utils import weights, weights_lease
+from ansible_collections.stepladder.core.plugins.module_utils.progress import ProgressFile
+from ansible_collections.stepladder.core.plugins.module_utils.weights_progress import Progress, read_state
 from ansible_collections.stepladder.core.plugins.module_utils.weights_request import Request, WeightsError
 from ansible_collections.stepladder.core.plugins.module_utils.weights_store import find_stores, prune
 
@@ -127,6 +129,20 @@ PROGRESS = {
 @pytest.mark.parametrize(("complete", "told", "expected"), PROGRESS.values(), ids=PROGRESS)
 def test_progress_of_stores(complete: bool, told: dict, expected: str) -> None:
     assert stores.progress_text("n1", [{"path": "/m", "complete": complete, "progress": told}], NOW) == expected
+
+
+def test_progress_is_told_to_people_and_to_programs(tmp_path: Path) -> None:
+    told = Progress(ProgressFile(str(tmp_path / "line"), 0), tmp_path, 0)
+    told.fetching(50, 100, received=7)
+    numbers, text = (tmp_path / "line").read_text().splitlines()
+    assert text == "downloaded 50 of 100 bytes (50.0 %)"
+    assert json.loads(numbers) == {
+        "phase": "fetching", "done": 50, "total": 100, "bytes_per_second": 0, "received": 7,
+    }  # fmt: skip
+    state = read_state(tmp_path)
+    assert (state["text"], state["done"], state["pid"]) == (text, 50, os.getpid())
+    (tmp_path / "progress.json").write_text("{")
+    assert read_state(tmp_path) == {}
 
 
 def test_the_table_of_all_nodes() -> None:
