@@ -29,6 +29,8 @@ KEPT_GENERATIONS = 3
 LONGEST_SOCKET = 90
 OLDEST = (2, 6)
 SOCKET_TIMEOUT = 10.0
+# Longer than three checks.
+SETTLE_SECONDS = 8.0
 _DOWN, _RUNNING = "0", "2"  # srv_op_state
 _DRAIN = 8  # srv_admin_state: drained by the admin socket (management.txt, show servers state)
 _WORKER = re.compile(r"^(\d+)\s+worker\b", re.M)
@@ -444,14 +446,25 @@ def left_out(servers: Mapping[str, Server]) -> list[Server]:
     return [s for s in servers.values() if not in_rotation(s) and not s.drained]
 
 
+def is_settled(server: Server) -> bool:
+    """Whether HAProxy has made up its mind; it begins with all as healthy, and says 'UP 1/3' on the way down."""
+    return not server.check.startswith("INI") and "/" not in server.status
+
+
 def wait_for_replicas(
     look: Callable[[], Mapping[str, Server]], seconds: float, interval: float = 0.25
 ) -> Mapping[str, Server]:
-    """Wait until all that are not drained get requests; as they were last seen where they do not."""
-    end = time.monotonic() + seconds
-    while left_out(servers := look()) and time.monotonic() < end:
+    """Wait until all that are not drained get requests; as they were last seen where they do not.
+
+    Waits at least until it is settled which do, for a few seconds.
+    """
+    start = time.monotonic()
+    while True:
+        servers, waited = look(), time.monotonic() - start
+        settled = waited > SETTLE_SECONDS or all(is_settled(server) for server in servers.values())
+        if settled and (not left_out(servers) or waited > seconds):
+            return servers
         time.sleep(interval)
-    return servers
 
 
 def names_of(servers: Sequence[Server]) -> list[dict[str, object]]:

@@ -84,18 +84,23 @@ class Served:
         return openai.OpenAI(base_url=url, api_key=KEY, max_retries=0, timeout=timeout)
 
     def processes(self, replica: int, name: str = "") -> list[int]:
-        """The engine's processes that are called so."""
-        found = []
+        """The engine's processes that are called so, the manager's reaper left out."""
+        marks = (f"={self.state}/deployments/two\0".encode(), f"STEPLADDER_PROCESS=vllm-{replica}\0".encode())
+        found: list[int] = []
+        children: dict[int, list[int]] = {}
+        commands: dict[int, bytes] = {}
         for entry in Path("/proc").glob("[0-9]*"):
             try:
+                pid, parent = int(entry.name), int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                commands[pid] = (entry / "cmdline").read_bytes()
                 environ = (entry / "environ").read_bytes()
-                command = (entry / "cmdline").read_bytes()
             except OSError:
                 continue
-            marks = (f"={self.state}/deployments/two\0".encode(), f"STEPLADDER_PROCESS=vllm-{replica}\0".encode())
-            if all(mark in environ for mark in marks) and name.encode() in command and b"reaper.py" not in command:
-                found.append(int(entry.name))
-        return sorted(found)
+            children.setdefault(parent, []).append(pid)
+            found += [pid] if all(mark in environ for mark in marks) else []
+        for pid in found:
+            found += [child for child in children.get(pid, []) if child not in found]
+        return sorted(p for p in found if name.encode() in commands[p] and b"reaper.py" not in commands[p])
 
     def log(self) -> str:
         return (self.state / "deployments/two-watchdog/logs/watchdog.log").read_text()

@@ -80,7 +80,8 @@ class Gateway:
             self.process = subprocess.Popen(
                 [str(PROGRAM), *arguments, f"{self.directory}/current/haproxy.cfg"], stdout=log, stderr=log
             )
-        until(lambda: len(self.up()) == (len(self.servers) if up is None else up), 10)
+        wanted = len(self.servers) if up is None else up
+        until(lambda: wanted < 0 or len(self.up()) == wanted, 10)
 
     def stop(self, number: int = signal.SIGTERM) -> None:
         assert self.process
@@ -442,6 +443,18 @@ def test_what_drain_refuses(gateway: Gateway) -> None:
 def elsewhere(gateway: Gateway) -> Any:
     moved = Gateway(gateway.directory / "nowhere", [])
     return drain(moved, 0)
+
+
+def test_it_is_not_called_healthy_before_it_was_asked(tmp_path: Path) -> None:
+    gone = Engine()
+    gone.server_close()
+    gateway = Gateway(tmp_path, [gone])
+    gateway.start(up=-1)
+    try:
+        until((tmp_path / "master.sock").exists, 10)
+        assert module("gateway", {"state": "loaded", "directory": str(tmp_path)})["taking_requests"] == 0
+    finally:
+        gateway.stop()
 
 
 def start_agent(gateway: Gateway, stall_seconds: float) -> subprocess.Popen[bytes]:

@@ -96,6 +96,8 @@ def test_a_lease_is_respected_while_its_run_lives(tmp_path: Path) -> None:
 
 
 ENGINE = """
+import subprocess, sys
+subprocess.Popen(["sleep", "600"], env={})  # as vLLM's, without a mark
 import sys; sys.path.insert(0, sys.argv[1])
 from gateway_engine import Engine
 engine = Engine(int(sys.argv[2])); engine.tokens = 5; engine.serve_forever()
@@ -172,7 +174,7 @@ def test_an_engine_that_is_stopped_is_ended_counted_and_told_of(node: Node) -> N
     node.watch("restart")
     node.engine.send_signal(signal.SIGSTOP)
     assert node.engine.wait(20) == -signal.SIGKILL
-    until(lambda: "restarted, 1 process(es) ended" in node.log(), 5)
+    until(lambda: "restarted, 2 process(es) ended" in node.log(), 5)
     counted = 'stepladder_watchdog_restarts_total{deployment="d",process="vllm-0"} 1'
     assert counted in (node.directory / "metrics.prom").read_text()
     assert counted in (node.directory / "stepladder-d.prom").read_text()

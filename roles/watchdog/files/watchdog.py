@@ -124,13 +124,21 @@ def lease_holder(state_directory: str, boot_seconds: float) -> str:
 
 
 def processes_of(deployment_path: str, process: str, proc: Path = Path("/proc")) -> list[int]:
-    """All processes that carry the mark of one of a deployment's processes in their environment."""
+    """Those that carry the mark of one of a deployment's processes in their environment, and all below them.
+
+    vLLM's engine and workers write their titles over their environment, so the mark alone does not find them.
+    """
     wanted = {f"STEPLADDER_DEPLOYMENT={deployment_path}".encode(), f"STEPLADDER_PROCESS={process}".encode()}
-    found = []
+    found: list[int] = []
+    children: dict[int, list[int]] = {}
     for entry in proc.glob("[0-9]*"):
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(entry.name))
             if wanted <= set((entry / "environ").read_bytes().split(b"\0")):
                 found.append(int(entry.name))
+    for pid in found:
+        found += [child for child in children.get(pid, []) if child not in found]
     return sorted(found)
 
 
