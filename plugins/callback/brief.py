@@ -54,6 +54,10 @@ def refuse_empty_run(display: Any, stats: Any) -> None:
         os._exit(1)  # an exception in a callback is only a warning to Ansible
 
 
+def _ignore_broken_pipes() -> None:
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+
+
 def leave(status: int) -> None:
     """End the run with an exit status of its own; Ansible knows none but its few.
 
@@ -89,6 +93,9 @@ class CallbackModule(Default):
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(line_buffering=True)
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        # Workers do not: one that sends a module to a node that is gone writes to an ssh that has ended, and has to
+        # say so rather than be ended.
+        os.register_at_fork(after_in_child=_ignore_broken_pipes)
 
     def v2_playbook_on_play_start(self, play: Any) -> None:
         """Name the play in a line."""

@@ -9,18 +9,14 @@ REASONS_SHOWN = 6
 
 
 def work(
-    variables: Mapping[str, Any],
-    planned: Sequence[str],
-    hosts: Sequence[str],
-    known: Sequence[str],
-    force: bool = False,
+    variables: Mapping[str, Any], planned: Sequence[str], known: Sequence[str], force: bool = False
 ) -> dict[str, Any]:
     """Which nodes change, which are left, and why.
 
     Args:
-        variables: of every host; `release_seen` as the role `release` keeps it, `deployment_slice` of planned ones.
+        variables: of every host; `release_seen` as the role `release` keeps it, of those that were asked, and
+            `deployment_slice` of planned ones.
         planned: nodes that the plan uses.
-        hosts: nodes that were looked at.
         known: nodes that the inventory has for engines.
         force: whether nodes change that are as wanted.
 
@@ -28,6 +24,7 @@ def work(
         `changing` nodes, all ranks of a replica or none; `dropped` ones that run a release and have no part in the
         plan; `lines` that say why.
     """
+    hosts = [*planned, *(host for host in known if host not in planned and variables[host].get("release_seen"))]
     seen = {host: variables[host].get("release_seen") or {} for host in hosts}
     differing = [host for host in planned if force or seen.get(host, {}).get("reasons")]
     changing: set[str] = set()
