@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.stepladder.core.plugins.module_utils import engine_state, lease, release, weights
+from ansible_collections.stepladder.core.plugins.module_utils import engine_state, lease, release, weights_manifest
+from ansible_collections.stepladder.core.plugins.module_utils.weights_request import Request
 
 SYSTEMD_UNITS = "/etc/systemd/system"
 FILES_NAMED = 5
@@ -120,21 +121,17 @@ def weights_reasons(wanted: Mapping[str, Any], full_check_below_bytes: int) -> l
     Small models are read again in full; of large ones size, time stamp and inode are compared.
     """
     root = Path(wanted["path"])
-    try:
-        manifest = weights.parse_manifest((root / weights.BOOKKEEPING / "manifest.json").read_text())
-    except OSError:
-        manifest = None
-    if manifest is None:
+    request = Request(model_id=wanted["model_id"], path=str(root), revision=wanted["revision"])
+    text = weights_manifest.read_or_empty(request.manifest)
+    manifest = weights_manifest.parse_manifest(text)
+    if manifest is None or not weights_manifest.is_marked(request, manifest, text):
         return [f"weights {root}: no complete manifest"]
     files = manifest["files"]
     in_full = sum(one.size for one in files) <= full_check_below_bytes
     wrong = []
     for one in files:
         path = root / one.path
-        try:
-            fault = weights.cheap_check(one, path.stat())
-        except OSError:
-            fault = "missing"
+        fault = weights_manifest.cheap_check(one, weights_manifest.stat_or_none(path))
         if not fault and in_full and digest(str(path)) != one.sha256:
             fault = "another content"
         if fault:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -31,14 +32,16 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         "path": "a.bin", "size": 4, "mtime_ns": stat.st_mtime_ns, "inode": stat.st_ino,
         "sha256": node_state.digest(str(weights / "a.bin")),
     }  # fmt: skip
-    manifest = {"format_version": 1, "files": [proven]}
-    (weights / ".stepladder/manifest.json").write_text(json.dumps(manifest))
+    manifest = json.dumps({"format_version": 2, "files": [proven]})
+    (weights / ".stepladder/manifest.json").write_text(manifest)
+    marker = {"format_version": 1, "manifest_sha256": hashlib.sha256(manifest.encode()).hexdigest()}
+    (weights / ".stepladder/complete").write_text(json.dumps(marker))
     kept = {
         "plan_id": "p1",
         "endpoints": [{"node": "n0"}],
         "node": {
             **{part: {"path": str(tmp_path / part)} for part in ("tools", "venv")},
-            "weights": {"path": str(weights)},
+            "weights": {"path": str(weights), "model_id": "o/m", "revision": "r"},
             "ranks": [{"node": "n0"}, {"node": "n1"}],
         },
     }
@@ -103,6 +106,7 @@ RUN = "deployments/d/releases/p1/vllm-0/run"
         (lambda s: flip_and_hide(s / "weights/a.bin"), ["weights S/weights: a.bin (another content)"]),
         (lambda s: (s / "weights/a.bin").write_bytes(b"short"), ["weights S/weights: a.bin (size)"]),
         (lambda s: (s / "weights/a.bin").unlink(), ["weights S/weights: a.bin (missing)"]),
+        (lambda s: (s / "weights/.stepladder/complete").unlink(), ["weights S/weights: no complete manifest"]),
     ],
 )  # fmt: skip
 def test_what_was_changed_is_named(node: dict[str, Any], change: Any, expected: list[str]) -> None:
