@@ -300,6 +300,10 @@ def test_remove_asks_and_then_leaves_nothing(local: Local) -> None:
     local.run("remove", "-e", "confirm_approved=true")
     assert not answers()
     assert not local.state.exists()
+    # What kept the lease ends a moment after the run.
+    deadline = time.monotonic() + 15
+    while processes_that_name(str(local.state)) and time.monotonic() < deadline:
+        time.sleep(0.5)
     assert processes_that_name(str(local.state)) == []
 
 

@@ -55,7 +55,7 @@ class Local:
         return done
 
     def state_of_engine(self) -> dict[str, Any]:
-        return json.loads(self.run("status", "-e", "status_format=json").stdout)["processes"][0]  # type: ignore[no-any-return]
+        return json.loads(self.run("status", "-e", "status_format=json", check=False).stdout)["processes"][0]  # type: ignore[no-any-return]
 
 
 @pytest.fixture(scope="module")
@@ -150,8 +150,13 @@ def test_stop_status_and_logs(local: Local) -> None:
 def test_remove_leaves_nothing(local: Local) -> None:
     local.run("remove", "-e", "confirm_approved=true")
     assert not local.state.exists()
-    leftover = [path for path in Path("/proc").glob("[0-9]*/cmdline") if str(local.state) in _text(path)]
-    assert leftover == []
+    # What kept the lease ends a moment after the run.
+    wait_until(lambda: not leftovers(local.state), 15, "processes are left")
+
+
+def leftovers(state: Path) -> list[Path]:
+    """Processes whose command names the state directory."""
+    return [path for path in Path("/proc").glob("[0-9]*/cmdline") if str(state) in _text(path)]
 
 
 def _text(path: Path) -> str:

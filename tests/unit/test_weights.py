@@ -455,9 +455,7 @@ def test_a_wrong_file_is_named_and_out_of_reach_when_the_hub_is_down(served: Slo
     with pytest.raises(WeightsError) as error:
         weights.ensure(replace(offline(wanted), verify="full"), "present")
     first, *rest = str(error.value).splitlines()
-    assert first.startswith(
-        "the hub at http://127.0.0.1:9 gave no listing of stepfun-ai/tiny@master, asked 1 times: "
-    )
+    assert first.startswith("the hub at http://127.0.0.1:9 gave no listing of stepfun-ai/tiny@master, asked 1 times: ")
     assert rest[0] == f"This was to mend the files in {wanted.path}:"
     assert rest[1].startswith("  set aside model-1.safetensors (sha256: expected ")
     (bad,) = error.value.facts["bad_files"]

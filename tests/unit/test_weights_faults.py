@@ -108,9 +108,7 @@ STEPS = {
     [pytest.param(*step, id=name, marks=() if step[0] == "seal" or step[1] == 1 else pytest.mark.nightly)
      for name, step in STEPS.items()],
 )  # fmt: skip
-def test_killed_between_the_last_byte_and_the_marker(
-    served: SlowHub, wanted: Request, where: str, calls: int
-) -> None:
+def test_killed_between_the_last_byte_and_the_marker(served: SlowHub, wanted: Request, where: str, calls: int) -> None:
     arguments = json.dumps({name: getattr(wanted, name) for name in Request.__dataclass_fields__})
     done = subprocess.run(
         [sys.executable, "-c", KILLED, arguments, where, str(calls)],
@@ -213,9 +211,7 @@ def test_a_store_of_the_version_before_is_believed(served: SlowHub, wanted: Requ
     assert weights.ensure(offline(wanted), "present")["changed"] is False
 
 
-def test_a_clock_that_jumps_changes_nothing(
-    served: SlowHub, wanted: Request, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_clock_that_jumps_changes_nothing(served: SlowHub, wanted: Request, monkeypatch: pytest.MonkeyPatch) -> None:
     weights.ensure(wanted, "present")
     for moment in (0.0, 4_102_444_800.0):  # 1970 and 2100
         monkeypatch.setattr(time, "time", lambda moment=moment: moment)
