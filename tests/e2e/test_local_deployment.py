@@ -238,6 +238,7 @@ def test_killed_engine_is_started_again_and_a_rerun_finds_it_ready(local: Local)
     assert answers()
 
 
+@pytest.mark.nightly
 def test_flipped_byte_in_the_weights_is_found_and_fetched_again(local: Local) -> None:
     content = local.weights.read_bytes()
     stamps = local.weights.stat()

@@ -129,6 +129,7 @@ def test_a_rerun_changes_nothing(local: Local) -> None:
     assert scheduler_of(local.state) == before
 
 
+@pytest.mark.nightly
 def test_a_dead_worker_takes_the_server_with_it_and_both_are_started_again(local: Local) -> None:
     before = scheduler_of(local.state)
     os.kill(before, signal.SIGKILL)

@@ -25,6 +25,7 @@ def test_preflight_tells_programs_what_every_node_is(lab: RealLab) -> None:
     assert all(one["numa"] and one["storage"] and one["nics"] and one["limits"] for one in facts.values())
 
 
+@pytest.mark.nightly
 def test_preflight_without_a_plan_and_with_a_node_cut_off(lab: RealLab) -> None:
     lab.run("cut", "node2", "--all")
     try:

@@ -402,13 +402,17 @@ def test_a_header_keeps_a_session_on_one_replica_and_others_where_they_were(tmp_
         def places() -> dict[str, int]:
             return {f"s{n}": gateway.ask(body={}, x_session=f"s{n}")[1]["engine"] for n in range(20)}
 
+        def moved() -> list[str]:
+            return [name for name, place in places().items() if place != before[name]]
+
         before = places()
         assert len(set(before.values())) == 2
-        assert places() == before
+        # A replica that has half as much again as its share hands a session on: one at most here, one by one.
+        assert len(moved()) <= 1
         drain(gateway, 1, deadline=5)
         assert set(places().values()) == {two[0].port}
         drain(gateway, 1, "ready", deadline=5)
-        assert places() == before
+        assert len(moved()) <= 1
     finally:
         gateway.stop()
 

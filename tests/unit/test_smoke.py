@@ -75,7 +75,7 @@ def test_a_verb_that_outlasts_the_budget_is_ended(place: Path) -> None:
     (place / "bin" / "hang-deploy").touch()
     start = time.monotonic()
     status, calls, failures = run(place, "--budget", "1.5")
-    assert time.monotonic() - start < 30
+    assert time.monotonic() - start < 60
     assert (status, calls[-1]) == (1, "remove")
     assert str(failures["deploy"]).startswith("the time budget was spent after")
 
