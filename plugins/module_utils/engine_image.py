@@ -13,7 +13,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
+
+from ansible_collections.stepladder.core.plugins.module_utils.unix_http import UnixConnection
 
 SOCKET = "/var/run/docker.sock"
 DOCKER_HUB = "docker.io"
@@ -165,20 +166,6 @@ def space_text(root: str, free: int, needed: int, name: str) -> str:
 # --- Docker ----------------------------------------------------------------------------------------------------------
 
 
-class _Connection(http.client.HTTPConnection):
-    """HTTP over a Unix socket."""
-
-    def __init__(self, path: str, timeout: float) -> None:
-        super().__init__("localhost", timeout=timeout)
-        self.path = path
-
-    def connect(self) -> None:
-        """Connect to the socket."""
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self.path)
-
-
 class Docker:
     """The Docker engine of the node.
 
@@ -200,7 +187,7 @@ class Docker:
         body: Any = None,
         seconds: float = ANSWER_SECONDS,
     ) -> Iterator[http.client.HTTPResponse]:
-        connection = _Connection(self.path, seconds)
+        connection = UnixConnection(self.path, seconds)
         try:
             connection.request(method, path, body=body, headers=dict(headers or {}))
             yield connection.getresponse()

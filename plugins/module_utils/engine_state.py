@@ -11,7 +11,6 @@ import http.client
 import os
 import re
 import signal
-import socket
 import subprocess
 import xmlrpc.client
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +20,7 @@ from typing import Any
 
 from ansible_collections.stepladder.core.plugins.module_utils.one_token import ask
 from ansible_collections.stepladder.core.plugins.module_utils.release import START_MARK
+from ansible_collections.stepladder.core.plugins.module_utils.unix_http import UnixConnection
 
 MASK = "********"
 SYSTEMD_PROPERTIES = (
@@ -419,24 +419,14 @@ def _run(command: Sequence[str], environ: Mapping[str, str]) -> tuple[str, str]:
     return done.stdout, f"{Path(command[0]).name}: {words}"
 
 
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str, timeout: float) -> None:
-        super().__init__("localhost", timeout=timeout)
-        self.path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self.path)
-
-
 class _UnixTransport(xmlrpc.client.Transport):
     def __init__(self, path: str) -> None:
         super().__init__()
         self.path = path
 
     def make_connection(self, host: Any) -> http.client.HTTPConnection:
-        return _UnixConnection(self.path, COMMAND_TIMEOUT)
+        connection: http.client.HTTPConnection = UnixConnection(self.path, COMMAND_TIMEOUT)
+        return connection
 
 
 def supervisor_info(supervisorctl: Sequence[str]) -> dict[str, Mapping[str, Any]]:

@@ -11,6 +11,23 @@ from typing import Any
 BOOKKEEPING = ".stepladder"
 DEFAULT_ENDPOINTS = {"modelscope": "https://www.modelscope.cn", "huggingface": "https://huggingface.co"}
 DEFAULT_ENDPOINT = DEFAULT_ENDPOINTS["modelscope"]
+# Parameters that say which weights, from where: those of every module that asks for some.
+SOURCE_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "model_id": {"type": "str", "required": True},
+    "revision": {"type": "str", "default": "master"},
+    "path": {"type": "path", "required": True},
+    "endpoint": {"type": "str", "default": ""},
+    "token_file": {"type": "path", "default": "", "no_log": False},
+    "include": {"type": "list", "elements": "str", "default": []},
+    "exclude": {"type": "list", "elements": "str", "default": []},
+    "full_check_below_bytes": {"type": "int", "default": 0},
+    "source": {
+        "type": "str",
+        "choices": ["modelscope", "huggingface", "directory", "archive"],
+        "default": "modelscope",
+    },
+    "source_path": {"type": "path", "default": ""},
+}
 
 
 class WeightsError(Exception):

@@ -23,43 +23,12 @@ description:
   - The node needs the standard library of Python 3.9 or later, and the client in an environment of its own.
 author:
   - Stepladder contributors (@stepladder)
+extends_documentation_fragment: stepladder.core.weights_source
 options:
-  model_id:
-    description: The model, as C(owner/name).
-    type: str
-    required: true
-  revision:
-    description: Branch, tag or commit.
-    type: str
-    default: master
-  path:
-    description: Directory that holds the files, absolute and for this revision alone.
-    type: path
-    required: true
   client:
     description: The C(modelscope) or C(hf) executable. Needed when O(state=present) has something to fetch from a hub.
     type: path
     default: modelscope
-  endpoint:
-    description: The hub's URL; empty is the public one of O(source). Variables and logins on the node do not count.
-    type: str
-    default: ''
-  token_file:
-    description:
-      - File on the node that holds the hub's token.
-      - The token reaches the client by its environment only, and is blotted out of what the client prints.
-    type: path
-    default: ''
-  include:
-    description: Patterns of the files wanted; empty means all. They match whole paths, C(*) also across C(/).
-    type: list
-    elements: str
-    default: []
-  exclude:
-    description: Patterns of the files not wanted, after O(include).
-    type: list
-    elements: str
-    default: []
   max_workers:
     description: Files that the client fetches at a time.
     type: int
@@ -87,10 +56,6 @@ options:
     type: str
     choices: [cheap, full]
     default: cheap
-  full_check_below_bytes:
-    description: A model of at most so many bytes in all is always checked in full.
-    type: int
-    default: 0
   progress_file:
     description: File that gets one line for people about every two seconds.
     type: path
@@ -99,18 +64,6 @@ options:
     description: Seconds to wait for another run on the same O(path).
     type: float
     default: 600
-  source:
-    description:
-      - Where the files come from.
-      - With V(directory) and V(archive) their hashes are held against a manifest of this module or C(SHA256SUMS) in
-        it, where there is one.
-    type: str
-    choices: [modelscope, huggingface, directory, archive]
-    default: modelscope
-  source_path:
-    description: The directory, or the tar archive, on the node.
-    type: path
-    default: ''
   bytes_per_second:
     description: Limit for what the hub's client fetches; 0 is none.
     type: int
@@ -238,36 +191,27 @@ client_output:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.stepladder.core.plugins.module_utils.weights import ensure
-from ansible_collections.stepladder.core.plugins.module_utils.weights_request import Request, WeightsError
+from ansible_collections.stepladder.core.plugins.module_utils.weights_request import (
+    SOURCE_ARGUMENTS,
+    Request,
+    WeightsError,
+)
 
 
 def main() -> None:
     """Read the parameters, do the work, answer once."""
     module = AnsibleModule(
         argument_spec={
-            "model_id": {"type": "str", "required": True},
-            "revision": {"type": "str", "default": "master"},
-            "path": {"type": "path", "required": True},
+            **SOURCE_ARGUMENTS,
             "client": {"type": "path", "default": "modelscope"},
-            "endpoint": {"type": "str", "default": ""},
-            "token_file": {"type": "path", "default": "", "no_log": False},
-            "include": {"type": "list", "elements": "str", "default": []},
-            "exclude": {"type": "list", "elements": "str", "default": []},
             "max_workers": {"type": "int", "default": 8},
             "expected_bytes": {"type": "int", "default": 0},
             "total_timeout": {"type": "int", "default": 14400},
             "retries": {"type": "int", "default": 3},
             "deadline": {"type": "float", "default": 86400},
             "verify": {"type": "str", "choices": ["cheap", "full"], "default": "cheap"},
-            "full_check_below_bytes": {"type": "int", "default": 0},
             "progress_file": {"type": "path", "default": ""},
             "lock_timeout": {"type": "float", "default": 600},
-            "source": {
-                "type": "str",
-                "choices": ["modelscope", "huggingface", "directory", "archive"],
-                "default": "modelscope",
-            },
-            "source_path": {"type": "path", "default": ""},
             "bytes_per_second": {"type": "int", "default": 0},
             "spread": {"type": "dict", "default": {}},
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},

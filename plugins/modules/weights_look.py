@@ -13,50 +13,7 @@ description:
   - It is run on every node before the first byte is fetched on any.
 author:
   - Stepladder contributors (@stepladder)
-options:
-  model_id:
-    description: The model, as C(owner/name).
-    type: str
-    required: true
-  revision:
-    description: Branch, tag or commit.
-    type: str
-    default: master
-  path:
-    description: Directory that holds the files, absolute and for this revision alone.
-    type: path
-    required: true
-  endpoint:
-    description: The hub's URL; empty is the public one of O(source).
-    type: str
-    default: ''
-  token_file:
-    description: File on the node that holds the hub's token.
-    type: path
-    default: ''
-  include:
-    description: Patterns of the files wanted; empty means all.
-    type: list
-    elements: str
-    default: []
-  exclude:
-    description: Patterns of the files not wanted, after O(include).
-    type: list
-    elements: str
-    default: []
-  full_check_below_bytes:
-    description: A model of at most so many bytes in all is read in full.
-    type: int
-    default: 0
-  source:
-    description: Where the files come from.
-    type: str
-    choices: [modelscope, huggingface, directory, archive]
-    default: modelscope
-  source_path:
-    description: The directory, or the tar archive, on the node.
-    type: path
-    default: ''
+extends_documentation_fragment: stepladder.core.weights_source
 attributes:
   check_mode:
     description: The source is not asked, so that a hub that is not there yet is no failure.
@@ -114,28 +71,17 @@ remote_code_before:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.stepladder.core.plugins.module_utils.weights import look
-from ansible_collections.stepladder.core.plugins.module_utils.weights_request import Request, WeightsError
+from ansible_collections.stepladder.core.plugins.module_utils.weights_request import (
+    SOURCE_ARGUMENTS,
+    Request,
+    WeightsError,
+)
 
 
 def main() -> None:
     """Read the parameters, look, answer once."""
     module = AnsibleModule(
-        argument_spec={
-            "model_id": {"type": "str", "required": True},
-            "revision": {"type": "str", "default": "master"},
-            "path": {"type": "path", "required": True},
-            "endpoint": {"type": "str", "default": ""},
-            "token_file": {"type": "path", "default": "", "no_log": False},
-            "include": {"type": "list", "elements": "str", "default": []},
-            "exclude": {"type": "list", "elements": "str", "default": []},
-            "full_check_below_bytes": {"type": "int", "default": 0},
-            "source": {
-                "type": "str",
-                "choices": ["modelscope", "huggingface", "directory", "archive"],
-                "default": "modelscope",
-            },
-            "source_path": {"type": "path", "default": ""},
-        },
+        argument_spec=SOURCE_ARGUMENTS,
         supports_check_mode=True,
     )
     try:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ import pytest
 from ansible_collections.stepladder.core.plugins.module_utils import haproxy
 from gateway_certificate import make_certificate
 from gateway_engine import Engine, engines
+from waiting import until
 
 from stepladder.gateway import agent_settings, configuration
 from stepladder.gateway_secrets import certificate_pem, keys_map
@@ -132,13 +133,6 @@ class Gateway:
                 times.append(time.monotonic())
         connection.close()
         return lines, times
-
-
-def until(condition: Callable[[], Any], seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"not so within {seconds} s"
-        time.sleep(0.05)
 
 
 @pytest.fixture

@@ -42,6 +42,7 @@ def other(x, n): ...
         ("print(WIDTH.value, kernel.__name__, kernel.__doc__, kernel.fn.__name__)", "4 kernel adds kernel\n"),
         ("print(isinstance(kernel, JITFunction), issubclass(OutOfResources, Exception), backends)", "False False {}\n"),
         ("print(tl.dtype is tl.dtype, libdevice is triton.language.extra.libdevice)", "True True\n"),
+        # What a stand-in lacks it refuses by name, rather than to give a wrong number: so these four hold.
         ("kernel[(1,)](1, 2)",
          "NotImplementedError: Triton is a stand-in here; the kernel kernel cannot be launched"),
         ("other(1, 2)", "NotImplementedError: Triton is a stand-in here; the kernel other cannot be launched"),
@@ -58,6 +59,7 @@ def test_triton(code: str, said: str) -> None:
     ("code", "said"),
     [
         ("import sgl_kernel; from sgl_kernel import silu_and_mul; print(sgl_kernel.__version__)", "0.4.10\n"),
+        # As above: the refusal of the stand-in is what is tested.
         ("from sgl_kernel import silu_and_mul; silu_and_mul(1, out=2)",
          "NotImplementedError: sgl_kernel is a stand-in here; it has no silu_and_mul"),
         ("import sgl_kernel.flash_attn", "ModuleNotFoundError: No module named 'sgl_kernel.flash_attn'"),

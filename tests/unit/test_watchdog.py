@@ -11,13 +11,14 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ansible_collections.stepladder.core.plugins.module_utils import engine_progress
 from test_gateway_haproxy import free_port
+from waiting import until
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROGRAMS = [REPOSITORY / "roles/watchdog/files/watchdog.py", REPOSITORY / "plugins/module_utils/engine_progress.py"]
@@ -154,13 +155,6 @@ def answers(port: int) -> bool:
         return bool(urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).status == 200)
     except OSError:
         return False
-
-
-def until(condition: Callable[[], Any], seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"not so within {seconds} s"
-        time.sleep(0.05)
 
 
 @pytest.fixture
