@@ -293,7 +293,8 @@ def module(name: str, arguments: dict[str, Any]) -> Any:
 def test_drain_waits_for_streams_of_before_a_reload_and_outlives_reload_and_crash(
     gateway: Gateway, two: list[Engine]
 ) -> None:
-    streams = [threading.Thread(target=gateway.stream, args=(40, 0.04)) for _ in range(4)]
+    # Long enough to outlast a reload on a slow machine.
+    streams = [threading.Thread(target=gateway.stream, args=(120, 0.04)) for _ in range(4)]
     for thread in streams:
         thread.start()
     until(lambda: all(server.running == 2 for server in two), 5)
