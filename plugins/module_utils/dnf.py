@@ -1,4 +1,4 @@
-"""dnf and rpm on a node: asked and driven. Never run in this project's tests: only what it calls and reads is tested.
+"""dnf and rpm on a node: asked and driven. Tested with the real dnf on Debian, never on Red Hat's own systems.
 
 Standard library only: this runs on the node, under any Python from 3.9 on.
 """
@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from ansible_collections.stepladder.core.plugins.module_utils import watched
 from ansible_collections.stepladder.core.plugins.module_utils.apt import PackagesError
@@ -17,6 +17,8 @@ from ansible_collections.stepladder.core.plugins.module_utils.package_plan impor
 
 RPM_FORMAT = "%{NAME}\\t%{VERSION}-%{RELEASE}\\n"
 VERSIONLOCK = "python3-dnf-plugin-versionlock"
+# A lock hides every other version, so that dnf only knows of no such package; what it would do is asked without.
+PAST_LOCKS = "--disableplugin=versionlock"
 
 
 def parse_rpm(text: str) -> dict[str, Package]:
@@ -25,10 +27,13 @@ def parse_rpm(text: str) -> dict[str, Package]:
     return {name: Package(version) for name, version in pairs}
 
 
-def parse_versionlock(text: str) -> set[str]:
-    """Names in the answer of `dnf versionlock list`: `[epoch:]name-version-release.*` or `name-epoch:version-...`."""
-    entries = (line.strip() for line in text.splitlines())
-    return {found[1] for line in entries if (found := re.match(r"(?:\d+:)?([A-Za-z0-9][\w.+-]*?)-(?:\d+:)?\d", line))}
+def parse_versionlock(text: str) -> dict[str, set[str]]:
+    """Locked versions by name; `dnf versionlock list` has `[epoch:]name-version-release.*` or `name-epoch:version-...`."""
+    found: dict[str, set[str]] = {}
+    for line in text.splitlines():
+        if entry := re.fullmatch(r"(?:\d+:)?([A-Za-z0-9][\w.+-]*)-(?:\d+:)?(\d[^-]*-[^-]+)\.\*", line.strip()):
+            found.setdefault(entry[1], set()).add(entry[2])
+    return found
 
 
 def parse_transaction(text: str) -> Foreseen:
@@ -69,9 +74,10 @@ class Dnf:
         """All packages that are there."""
         return parse_rpm(self._ask(["rpm", "-qa", "--qf", RPM_FORMAT]))
 
-    def held(self) -> set[str]:
-        """Names of the packages that are locked to their version."""
-        return parse_versionlock(self._ask(["dnf", "-q", "versionlock", "list"]))
+    def held(self, installed: Mapping[str, Package]) -> set[str]:
+        """Names of the packages that are locked to the version that they have."""
+        locked = parse_versionlock(self._ask(["dnf", "-q", "versionlock", "list"]))
+        return {name for name, one in installed.items() if one.version in locked.get(name, ())}
 
     def enabled_modules(self, streams: Sequence[str]) -> list[str]:
         """Those of some module streams (`nvidia-driver:580-open`) that are not enabled yet."""
@@ -91,27 +97,31 @@ class Dnf:
         self._do("switch the module stream", ["dnf", "-y", "-q", "module", "enable", *streams])
 
     def simulate(self, specs: Sequence[Spec]) -> Foreseen:
-        """What installing would do; nothing is changed.
+        """What installing would do; nothing is changed. Locks are passed over: what they forbid is to be named, too.
 
         Raises:
             PackagesError: it cannot be done.
         """
         if not specs:
             return Foreseen({})
-        argv = ["dnf", "install", "--assumeno", *operands(specs)]
-        done = subprocess.run(argv, env=self._environ, capture_output=True, text=True, check=False)
+        argv = ["dnf", PAST_LOCKS, "install", "--assumeno", *operands(specs)]
+        done = self._run(argv)
         foreseen = parse_transaction(done.stdout)
         if not foreseen.installs and "Nothing to do" not in done.stdout:  # --assumeno ends with 1 either way
             raise PackagesError(_failure("install", (done.stdout + done.stderr).splitlines()[-12:]))
         return foreseen
 
-    def install(self, specs: Sequence[Spec]) -> None:
+    def install(self, specs: Sequence[Spec], allow_change: bool) -> None:
         """Install packages in the versions asked for.
+
+        Args:
+            specs: what to install.
+            allow_change: whether locks may be passed over.
 
         Raises:
             PackagesError: that failed.
         """
-        self._do("install", ["dnf", "-y", "install", *operands(specs)])
+        self._do("install", ["dnf", "-y", *([PAST_LOCKS] if allow_change else []), "install", *operands(specs)])
 
     def hold(self, names: Sequence[str]) -> None:
         """Lock packages to the version that they have.
@@ -119,11 +129,17 @@ class Dnf:
         Raises:
             PackagesError: that failed.
         """
-        self._do("lock versions", ["dnf", "-y", "-q", "install", VERSIONLOCK])
+        if self._run(["dnf", "-q", "versionlock", "list"]).returncode:
+            self._do("lock versions", ["dnf", "-y", "-q", "install", VERSIONLOCK])
+        # A lock on a version that was there before would go on beside the new one, and allow both.
+        self._do("lock versions", ["dnf", "-y", "-q", "versionlock", "delete", *names])
         self._do("lock versions", ["dnf", "-y", "-q", "versionlock", "add", *names])
 
     def _ask(self, argv: list[str]) -> str:
-        return subprocess.run(argv, env=self._environ, capture_output=True, text=True, check=False).stdout
+        return self._run(argv).stdout
+
+    def _run(self, argv: list[str]) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(argv, env=self._environ, capture_output=True, text=True, check=False)
 
     def _do(self, step: str, argv: list[str]) -> None:
         argv = ["timeout", f"{self._lock_seconds + 3600:.0f}", *argv]

@@ -269,19 +269,21 @@ class _DnfRun(_Run):
         foreseen = Foreseen({str(s): s.version for s in missing}) if blind else self.manager.simulate(missing)
         if not blind:
             self._refuse(installed, foreseen)
-        hold = package_plan.to_hold(self.wanted.hold, installed, foreseen, self.manager.held())
+        hold = package_plan.to_hold(self.wanted.hold, installed, foreseen, self.manager.held(installed))
         self._tell_files(fresh)
         self.outcome.actions += [f"enable module stream {stream}" for stream in streams]
         self._tell_packages(installed, foreseen, [] if blind else hold)
-        self._tell_versions(installed, Foreseen({}))
+        self._tell_versions(installed, Foreseen({}) if blind else foreseen)
         if self.outcome.actions and not self.check:
             write(fresh)
             if streams:
                 self.manager.enable_modules(streams)
             if missing:
                 self._refuse(installed, self.manager.simulate(missing))
-                self.manager.install(missing)
-            late = package_plan.to_hold(self.wanted.hold, self.manager.installed(), Foreseen({}), self.manager.held())
+                self.manager.install(missing, self.wanted.allow_change)
+            there = self.manager.installed()
+            self._tell_versions(there, Foreseen({}))
+            late = package_plan.to_hold(self.wanted.hold, there, Foreseen({}), self.manager.held(there))
             if late:
                 self.manager.hold(late)
         return self.outcome

@@ -401,7 +401,7 @@ def test_a_removal_is_refused_before_a_file_is_written(node: Callable[..., Any],
     assert list(tmp_path.glob("APT_*/*")) == []
 
 
-# ---- dnf: what it is called with, and its texts by its documentation; it never ran here ------------------------------
+# ---- dnf: its texts; tests/lab/test_dnf_node.py runs the real one ----------------------------------------------------
 
 
 def test_dnf_operands_and_locks() -> None:
@@ -413,7 +413,8 @@ def test_dnf_operands_and_locks() -> None:
         "Last metadata expiration check\nkmod-nvidia-open-dkms-3:580.126.20-1.el9.*\n"
         "3:nvidia-persistenced-580.126.20-1.el9.*\n"
     )
-    assert dnf.parse_versionlock(text) == {"kmod-nvidia-open-dkms", "nvidia-persistenced"}
+    locked = {"580.126.20-1.el9"}
+    assert dnf.parse_versionlock(text) == {"kmod-nvidia-open-dkms": locked, "nvidia-persistenced": locked}
 
 
 def test_dnf_transaction_table() -> None:
