@@ -28,7 +28,7 @@ def parse_rpm(text: str) -> dict[str, Package]:
 
 
 def parse_versionlock(text: str) -> dict[str, set[str]]:
-    """Locked versions by name, of `dnf versionlock list`: `[epoch:]name-version-release.*`, `name-epoch:version-...`."""
+    """Locked versions by name; versionlock lists `[epoch:]name-version-release.*` or `name-epoch:version-release.*`."""
     found: dict[str, set[str]] = {}
     for line in text.splitlines():
         if entry := re.fullmatch(r"(?:\d+:)?([A-Za-z0-9][\w.+-]*)-(?:\d+:)?(\d[^-]*-[^-]+)\.\*", line.strip()):
