@@ -308,6 +308,8 @@ def test_remove_asks_and_then_leaves_nothing(local: Local) -> None:
     assert processes_that_name(str(local.state)) == []
 
 
+# In every run the smoke is that of Transformers (test_reference_deployment.py).
+@pytest.mark.nightly
 def test_smoke_deploys_verifies_changes_nothing_again_and_removes(tmp_path: Path) -> None:
     state = Path(tempfile.mkdtemp(prefix="sl-", dir="/tmp"))
     deployment = Local(state)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -29,12 +30,16 @@ def test_it_gives_the_fixed_answers_and_leaves_nothing(tmp_path: Path) -> None:
         "rehearsal_hub_port": HUB_PORT,
         "verify_report": str(tmp_path / "verify.json"),
     }
-    command = [sys.executable, "bin/stepladder", "smoke", "--report", str(tmp_path), "-i", "inventories/local"]
+    command = [sys.executable, "bin/stepladder", "smoke", "-i", "inventories/local", "-e", json.dumps(settings)]
     done = subprocess.run(
-        [*command, "-e", json.dumps(settings)], cwd=REPOSITORY, stdin=subprocess.DEVNULL, capture_output=True,
+        [*command, "--report", str(tmp_path), "--budget", "700"], cwd=REPOSITORY, stdin=subprocess.DEVNULL, capture_output=True,
         text=True, timeout=800, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-6000:]
+    assert re.search(
+        r"Smoke passed in \d+ s of 700 s:\n  ok +deploy .*\n  ok +verify .*\n  ok +rerun .*\n  ok +remove ", done.stdout
+    )
+    assert 'failures="0"' in (tmp_path / "smoke.xml").read_text()
     steps = [case.get("name") for case in ElementTree.parse(tmp_path / "smoke.xml").iter("testcase")]
     assert steps == ["deploy", "verify", "rerun", "remove"]
     checks = {check["name"]: check for check in json.loads((tmp_path / "verify.json").read_text())["checks"]}
