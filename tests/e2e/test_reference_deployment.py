@@ -32,8 +32,8 @@ def test_it_gives_the_fixed_answers_and_leaves_nothing(tmp_path: Path) -> None:
     }
     command = [sys.executable, "bin/stepladder", "smoke", "-i", "inventories/local", "-e", json.dumps(settings)]
     done = subprocess.run(
-        [*command, "--report", str(tmp_path), "--budget", "700"], cwd=REPOSITORY, stdin=subprocess.DEVNULL, capture_output=True,
-        text=True, timeout=800, check=False,
+        [*command, "--report", str(tmp_path), "--budget", "700"], cwd=REPOSITORY, stdin=subprocess.DEVNULL,
+        capture_output=True, text=True, timeout=800, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-6000:]
     assert re.search(
