@@ -284,6 +284,8 @@ def text(found: Diagnosis, deployment: str, at: str) -> str:
         lines = [f"{head} nothing is deployed under this name. Run the verb 'deploy'."]
     if first:
         lines += ["", "Layer by layer:", *_layers(found)]
+    if first and not found.deployed:
+        lines += ["", "On the nodes that answer nothing is deployed under this name."]
     for title, several in (("It fails there too:", found.findings[1:]), ("Seen, no failure by itself:", found.remarks)):
         if several:
             lines += ["", title, *(f"  {each.layer}, {_where(each)}: {each.title}{_line(each)}" for each in several)]
@@ -317,11 +319,12 @@ def _layers(found: Diagnosis) -> list[str]:
     first = LAYERS.index(found.findings[0].layer)
     lines = []
     for position, layer in enumerate(LAYERS):
-        told = "nothing found" if position < first else "not known while the one above fails"
         if layer in failing:
-            told = f"FAILS on {_where(failing[layer])}: {failing[layer].title}"
-        lines.append(f"  {layer:<10}  {told}")
-    return lines
+            lines.append(f"  {layer:<10}  FAILS on {_where(failing[layer])}: {failing[layer].title}")
+        elif position < first:
+            lines.append(f"  {layer:<10}  nothing found")
+    unknown = [layer for layer in LAYERS[first + 1 :] if layer not in failing]
+    return [*lines, f"  not known while {LAYERS[first]} fails: {', '.join(unknown)}"] if unknown else lines
 
 
 def document(found: Diagnosis, deployment: str, at: str) -> str:

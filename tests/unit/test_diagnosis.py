@@ -247,7 +247,13 @@ def test_the_text_names_layer_line_cure_and_reference() -> None:
     text = diagnosis.text(found, "step3", "2026-11-21T10:00:00Z")
     assert "  load        FAILS on n0 vllm-0: The engine does not know an argument" in text
     assert "  node        nothing found" in text
-    assert "  serve       not known while the one above fails" in text
+    assert text.splitlines()[-5:] == [
+        "  load        FAILS on n0 vllm-0: The engine does not know an argument",
+        "  not known while driver fails: container, weights, network, rendezvous, serve",
+        "",
+        "It fails there too:",
+        f"  load, n0 vllm-0: The engine does not know an argument ({BAD_ARGUMENT})",
+    ]
     assert f"nodes/n0/logs/vllm-0.log:3: {BAD_ARGUMENT}" not in text
     document = json.loads(diagnosis.document(found, "step3", "now"))
     assert document["first_failing_layer"] == "driver"
