@@ -67,7 +67,9 @@ def clean(lines: Iterable[str], limit: int, secrets: Collection[str] = ()) -> st
     """
     kept: list[str] = []
     size = 0
-    for line in reversed([engine_state.clean_line(_masked(line, secrets)) for line in _without_keys(lines)]):
+    # The longest first: one may begin with another.
+    hidden = sorted(secrets, key=len, reverse=True)
+    for line in reversed([engine_state.clean_line(_masked(line, hidden)) for line in _without_keys(lines)]):
         size += len(line.encode()) + 1
         if size > limit:
             kept.append(LEFT_OUT)
@@ -156,7 +158,7 @@ def gather(path: str, units: Mapping[str, str], manager: str) -> dict[str, list[
         texts[f"release/{name}"] = text.splitlines()
     plan = current / "plan.json"
     if plan.is_file():
-        texts["release/plan.json"] = plan.read_text(errors="replace").splitlines()
+        texts["release/plan.json"] = _lines_of_json(_read(plan))
     commands = dict(COMMANDS)
     for name, unit in units.items() if manager == "systemd" else ():
         file = Path("/etc/systemd/system", f"{unit}.service")
@@ -167,6 +169,13 @@ def gather(path: str, units: Mapping[str, str], manager: str) -> dict[str, list[
         commands[f"units/{name}.journal.txt"] = journal
     texts.update({name: lines for name, command in commands.items() if (lines := _output(command))})
     return texts
+
+
+def _lines_of_json(text: str) -> list[str]:
+    """A document over many lines: one alone would be cut as a log's too long line is."""
+    with contextlib.suppress(ValueError):
+        return json.dumps(json.loads(text), indent=1).splitlines()
+    return text.splitlines()
 
 
 def gather_more(path: str, peers: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:

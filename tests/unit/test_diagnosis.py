@@ -6,6 +6,8 @@ import io
 import json
 import os
 import re
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,11 @@ from ansible_collections.stepladder.core.plugins.module_utils import engine_stat
 from stepladder import diagnosis, signatures, status
 from stepladder.catalogue import LAYERS, Catalogue
 from stepladder.errors import CatalogueError
+from stepladder.exit_status import ExitStatus
+from stepladder.planner import make_plan
+from stepladder.request import parse_request
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 KEPT: dict[str, Any] = {
     "plan_id": "abc",
@@ -83,8 +90,7 @@ def test_there_are_signatures_of_every_layer_and_verbs_in_their_cures_exist() ->
     known = Catalogue().signatures
     assert {signature.layer for signature in known} == set(LAYERS)
     assert len(known) >= 45
-    root = Path(__file__).resolve().parents[2]
-    verbs = {path.stem for path in (root / "playbooks").glob("[!_]*.yml")} | {"lint-command"}
+    verbs = {path.stem for path in (REPOSITORY / "playbooks").glob("[!_]*.yml")} | {"lint-command"}
     cures = [*(signature.cure for signature in known), *(cure for _, cure in diagnosis.PHASES.values())]
     named = {words[1] for cure in cures for words in re.finditer(r"`([a-z-]+)[ `]", cure)}
     assert named <= verbs
@@ -296,7 +302,7 @@ def planted(tmp_path: Path) -> Path:
         f"exec \\\n    vllm \\\n    serve \\\n    --api-key \\\n    flag-{SECRET}\n"
     )
     plan = {"node": {"processes": [{"argv": ["vllm", "--api-key", f"flag-{SECRET}"], "env": {"HF_TOKEN": SECRET}}]}}
-    (root / "releases/p1/plan.json").write_text(json.dumps(plan, indent=1))
+    (root / "releases/p1/plan.json").write_text(json.dumps({**plan, "long": ["x" * 50] * 100}))
     logs = root / "logs"
     logs.mkdir()
     (logs / "vllm-0.log").write_text(
@@ -320,6 +326,7 @@ def test_no_planted_secret_comes_out(tmp_path: Path) -> None:
     assert "INFO uses ******** here" in whole
     assert "after the key" in whole
     assert "PLAIN='yes'" in whole
+    assert whole.count("x" * 50) == 100
     assert {"logs/vllm-0.log", "release/plan.json", "release/vllm-0/env", "processes.txt", "machine.json"} <= set(texts)
 
 
@@ -416,6 +423,63 @@ def test_what_a_node_sends_writes_nowhere(tmp_path: Path) -> None:
     path.write_bytes(b"no archive")
     assert diagnose_action.node_of("n", {"reached": True}, tmp_path).problem.startswith("what it sent cannot be read: ")
     assert not diagnose_action.node_of("m", None, tmp_path).reached
+
+
+INVENTORY = """
+all:
+  hosts:
+    here: {ansible_connection: local, ansible_python_interpreter: "{{ ansible_playbook_python }}"}
+    gone: {ansible_host: 127.0.0.1, ansible_port: 9}
+  children:
+    engines: {hosts: {here: , gone: }}
+"""
+
+
+def test_a_real_run_names_the_node_that_is_down_and_gathers_the_other(tmp_path: Path) -> None:
+    """With a release on this machine whose environment is gone, and a node behind a port that refuses."""
+    wish = {
+        "deployment": {"model": "tiny-step3p5", "engine": "vllm", "name": "d"},
+        "state_directory": f"{tmp_path}/state",
+    }
+    request = parse_request({**wish, "nodes": [{"name": "here", "address": "127.0.0.1", "gpu": "cpu"}]})
+    root = planted(tmp_path)
+    slice_of_it = make_plan(request, Catalogue()).slices()["here"]
+    (root / "releases/p1/plan.json").write_text(json.dumps(slice_of_it))
+    (tmp_path / "hosts.yml").write_text(INVENTORY)
+    settings = {
+        "deployment_name": "d",
+        "stepladder_state_directory": f"{tmp_path}/state",
+        "diagnose_directory": str(tmp_path),
+    }
+    command = [
+        sys.executable,
+        "bin/stepladder",
+        "diagnose",
+        "-i",
+        str(tmp_path / "hosts.yml"),
+        "-e",
+        json.dumps(settings),
+    ]
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    done = subprocess.run(
+        command, cwd=REPOSITORY, env={**os.environ, "TMPDIR": str(folder)}, capture_output=True, text=True, timeout=120,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == ExitStatus.NOT_READY, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert "the first layer that fails is 'node'" in lines[0]
+    assert lines[1:3] == ["  where      gone", "  what       The node does not answer"]
+    assert "Connection refused" in lines[3]
+    assert "  container   FAILS on here: The environment is gone or not complete" in lines
+    (archive,) = tmp_path.glob("stepladder-d-*.tar.gz")
+    found = diagnose_action.read_archive(archive)
+    whole = "\n".join(line for part in found.values() for line in part)
+    assert SECRET not in whole
+    top = archive.name.removesuffix(".tar.gz")
+    assert found[f"{top}/nodes/here/logs/vllm-0.log"][0] == "INFO uses ******** here and ********, ********, ********"
+    assert json.loads("\n".join(found[f"{top}/summary.json"]))["first_failing_layer"] == "node"
+    assert list(folder.glob("stepladder-diagnose-*")) == []
 
 
 # --- gateway and watchdog --------------------------------------------------------------------------------------------
