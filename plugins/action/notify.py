@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from ansible_collections.stepladder.core.plugins.plugin_utils.showing import sho
 from stepladder.notification import EVENTS, NotifyError, Settings, check, not_told, send
 
 FILES = {"url": "url_file", "secret": "secret_file"}
-RUN = {"deployment": "", "verb": "deploy", "why": "", "plan_id": "", "reason": ""}
+RUN = ("deployment", "verb", "why", "plan_id", "reason")
 
 
 class ActionModule(ActionBase):
@@ -30,28 +31,28 @@ class ActionModule(ActionBase):
                 "event": {"type": "str", "choices": list(EVENTS), "required": True},
                 "settings": {"type": "dict", "default": {}, "no_log": True},
                 "nodes": {"type": "list", "elements": "str", "default": []},
-                **{name: {"type": "str", "default": default} for name, default in RUN.items()},
+                **{name: {"type": "str", "default": ""} for name in RUN},
             }
         )
         answer = result | {"changed": False}
         if self._task.check_mode:
             return answer
-        told = {name: given[name] for name in RUN if given[name]}
+        told = {name: given[name] for name in (*RUN, "nodes") if given[name]}
         if "reason" in told:
             told["reason"] = "\n".join(clean_line(line) for line in told["reason"].splitlines())
-        run = {**told, "nodes": given["nodes"], "who": this_run.who(), "origin": socket.gethostname()}
         try:
             if given["event"] == "start":
-                self._keep(given["settings"])
+                told = {**told, "who": this_run.who(), "origin": socket.gethostname()}
+                self._keep(given["settings"], told)
             settings = Settings.read(this_run.notify_file())
             if settings:
-                send(settings, given["event"], run)
+                send(settings, given["event"], told)
         except (NotifyError, AnsibleError, OSError, ValueError, TypeError) as error:
             show(not_told(error))
         return answer
 
-    def _keep(self, settings: dict[str, Any]) -> None:
-        """Keep the settings for the rest of the run, where it is to tell anybody.
+    def _keep(self, settings: dict[str, Any], run: dict[str, Any]) -> None:
+        """Keep the settings for the rest of the run, where it is to tell anybody, and what it said of itself.
 
         Raises:
             NotifyError: with what is wrong with them.
@@ -61,7 +62,7 @@ class ActionModule(ActionBase):
             if file and not settings.get(name):
                 settings[name] = self._read(f"notify_{FILES[name]}", str(file))
         if settings.get("url"):
-            check(settings).write(this_run.notify_file())
+            replace(check(settings), run=run).write(this_run.notify_file())
 
     def _read(self, name: str, file: str) -> str:
         path = Path(self._loader.path_dwim(file))

@@ -27,13 +27,13 @@ options:
     elements: str
     default: []
   deployment:
-    description: Name of the deployment.
+    description: Name of the deployment; what is unset is as it was with O(event=start).
     type: str
     default: ""
   verb:
     description: What the run does.
     type: str
-    default: deploy
+    default: ""
   why:
     description: Why, in the operator's words.
     type: str

@@ -49,13 +49,17 @@ class NotifyError(StepladderError):
 
 @dataclass(frozen=True)
 class Settings:
-    """Where and how to tell. seconds: that all tries of one message may take together."""
+    """Where and how to tell.
+
+    seconds: that all tries of one message may take together. run: what the run said of itself when it began.
+    """
 
     format: str
     url: str = field(repr=False)
     secret: str = field(default="", repr=False)
     seconds: float = 5.0
     events: tuple[str, ...] = EVENTS
+    run: Mapping[str, Any] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
         """Keep them for the rest of the run, for its owner alone."""
@@ -224,7 +228,7 @@ def send(settings: Settings, event: str, run: Mapping[str, Any]) -> None:
 
 def _try(settings: Settings, event: str, run: Mapping[str, Any]) -> tuple[str, bool]:
     """What went wrong, empty where nothing did; and whether another try may go better."""
-    url, body = request(settings, event, run, time.time())
+    url, body = request(settings, event, {**settings.run, **run}, time.time())
     headers = {"Content-Type": "application/json; charset=utf-8", "User-Agent": "stepladder"}
     try:
         asked = urllib.request.Request(url, json.dumps(body).encode(), headers)  # noqa: S310 - `check` took http(s) only

@@ -301,6 +301,7 @@ def test_a_run_tells_its_beginning_its_failure_and_its_end_and_no_secret(
         ["localhost"],
     )
     assert red["reason"] == "n0: token=********"
+    assert red["text"] == "[step3] redeploy of release abc is RED on localhost\nn0: token=********"
     assert (end["outcome"], end["exit_status"]) == ("failed", 0)
     assert TOKEN not in output
     kept = [path for path in tmp_path.rglob("*") if path.is_file() and path != file]
