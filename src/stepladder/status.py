@@ -176,7 +176,7 @@ def text(
         lines += [f"  {row.node} {row.process} last said: {row.last_line}"] if row.last_line else []
         lines += [f"  {row.node} {row.process} is known for: {row.cure}"] if row.cure else []
     lines += _release_lines(nodes)
-    lines += [line for host, front in beside.gateways.items() for line in _gateway_lines(host, front)]
+    lines += [line for host, front in beside.gateways.items() for line in gateway_lines(host, front)]
     lines += [line for host, kept in beside.watchdogs.items() for line in _watchdog_lines(host, kept)]
     lines += sorted({f"Endpoint: {row.endpoint}" for row in found if row.endpoint})
     return "\n".join(lines)
@@ -202,7 +202,8 @@ def gateway_faults(front: Mapping[str, Any]) -> list[str]:
     return [replica_text(each) for each in front["servers"] if not each["in_rotation"] and not each["drained"]]
 
 
-def _gateway_lines(host: str, front: Mapping[str, Any]) -> list[str]:
+def gateway_lines(host: str, front: Mapping[str, Any]) -> list[str]:
+    """A gateway for people: a line, and one for each replica."""
     if not front["reachable"]:
         return [f"Gateway on {host}: unreachable, {front['problem']}"]
     if front["problem"]:
