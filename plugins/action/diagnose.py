@@ -109,6 +109,7 @@ def node_of(host: str, found: Mapping[str, Any] | None, fetched: Path) -> diagno
         problem=problem,
         rows=[dict(row) for row in found.get("rows") or ()],
         missing=list(found.get("missing") or ()),
+        since=str(found.get("since") or ""),
         texts=texts,
         gateway=gateway and {"problem": gateway["problem"], "servers": [dict(each) for each in gateway["servers"]]},
     )

@@ -7,6 +7,7 @@ its consequence. A line in a log counts only where something does not run: old e
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -71,6 +72,7 @@ class Node:
         problem: why it could not be looked at, empty where it could; `reached` whether it answered at all.
         rows: as `status.rows` gives them, for a node that is to run engines.
         missing: files that the current release needs and the node lacks.
+        since: when that release became current, UTC; empty where it is not known.
         texts: lines by file name, as gathered on the node.
         gateway: as `stepladder.core.gateway_state` tells it; none where it runs none.
     """
@@ -80,6 +82,7 @@ class Node:
     problem: str = ""
     rows: Sequence[Mapping[str, Any]] = ()
     missing: Sequence[str] = ()
+    since: str = ""
     texts: Mapping[str, Sequence[str]] = field(default_factory=dict)
     gateway: Mapping[str, Any] | None = None
 
@@ -158,7 +161,7 @@ def _process(row: status.StatusRow, nodes: Sequence[Node], known: Sequence[Signa
         if name.startswith("logs/") and name.endswith(".log") and (node, name) not in texts
     ]
     for group in (texts, beside if len(set(row.members)) > 1 else []):
-        if found := [finding for node, name in group for finding in _in_text(node, name, row.process, known)]:
+        if found := [finding for node, name in group for finding in _in_text(node, name, row, known)]:
             return found
     layer, cure = PHASES.get(row.phase, ("load", "See its log (`logs`)."))
     if row.process.startswith("ray") and layer == "load":
@@ -167,12 +170,14 @@ def _process(row: status.StatusRow, nodes: Sequence[Node], known: Sequence[Signa
     return [Finding(layer=layer, node=row.node, process=row.process, title=title, line=row.last_line or "", cure=cure)]
 
 
-def _in_text(node: Node, name: str, process: str, known: Sequence[Signature] | None) -> list[Finding]:
+def _in_text(node: Node, name: str, row: status.StatusRow, known: Sequence[Signature] | None) -> list[Finding]:
     lines = list(node.texts.get(name, ()))
-    found = (
-        signatures.match_log(lines, known) if name.startswith("logs/") else signatures.match(lines, "journal", known)
-    )
-    return [_finding(node, name, each, process) for each in found]
+    if name.startswith("logs/"):
+        # One that runs and hangs was not brought to it by what ended an earlier start.
+        found = signatures.match_log(lines, known, node.since, back=row.phase != "unhealthy")
+    else:
+        found = signatures.match(lines, "journal", known)
+    return [_finding(node, name, each, row.process) for each in found]
 
 
 def _finding(node: Node, name: str, found: signatures.Match, process: str = "") -> Finding:
@@ -250,6 +255,7 @@ def node_found(
         "problem": "",
         "rows": status.rows(host, release["slice"], states) if expected["engines"] else [],
         "missing": list(current.get("missing", ())),
+        "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(current["since"])) if current.get("since") else "",
         "gateway": front,
     }
 

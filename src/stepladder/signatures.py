@@ -44,13 +44,33 @@ def match(lines: Sequence[str], where: str, signatures: Sequence[Signature] | No
     return found
 
 
-def match_log(lines: Sequence[str], signatures: Sequence[Signature] | None = None) -> list[Match]:
-    """What the log of a process says of its last start that has any known failure; numbers are of the whole log."""
+def match_log(
+    lines: Sequence[str], signatures: Sequence[Signature] | None = None, since: str = "", back: bool = True
+) -> list[Match]:
+    """What the log of a process says of its last start that has any known failure.
+
+    Args:
+        lines: of the log, of all starts.
+        signatures: to look for; unset takes the catalogue's.
+        since: when the release became current, `2026-11-21T01:00:00Z`; earlier starts were another's. Empty for any.
+        back: whether earlier starts than the last tell anything, as they do of what is started again and again.
+
+    Returns:
+        Matches with numbers of the whole log.
+    """
     beginnings = [0, *(position for position, line in enumerate(lines) if line.startswith(START_MARK))]
-    for begin, end in reversed(list(zip(beginnings, [*beginnings[1:], len(lines)], strict=True))):
+    starts = list(zip(beginnings, [*beginnings[1:], len(lines)], strict=True))
+    mine = [start for start in starts if _started(lines, start[0]) >= since]
+    for begin, end in reversed((mine or starts[-1:]) if back else starts[-1:]):
         if found := match(lines[begin:end], "log", signatures):
             return [Match(each.signature, each.line, each.number + begin) for each in found]
     return []
+
+
+def _started(lines: Sequence[str], begin: int) -> str:
+    """When a start was noted; empty where it was not."""
+    line = lines[begin] if begin < len(lines) else ""
+    return line.rpartition(" at ")[2].strip() if line.startswith(START_MARK) else ""
 
 
 def match_kernel(lines: Sequence[str], now: str, signatures: Sequence[Signature] | None = None) -> list[Match]:

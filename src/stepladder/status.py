@@ -15,6 +15,7 @@ from stepladder.lease_text import frozen, holder
 
 HEALTHY = {"ready"}
 UNUSED = "unused"
+YOUNG = {"starting", "loading"}
 # Of a gateway's host that did not answer.
 SILENT: dict[str, Any] = {"reachable": False, "problem": "the host did not answer", "servers": []}
 
@@ -61,6 +62,8 @@ def rows(host: str, deployment: Mapping[str, Any] | None, states: Sequence[Mappi
     result = []
     for state in states:
         tail, ill = state.get("log_tail") or [], state["phase"] not in HEALTHY
+        # What its log tells of may be of an earlier start.
+        young = state["phase"] in YOUNG
         row = StatusRow(
             node=host,
             process=state["name"],
@@ -71,7 +74,7 @@ def rows(host: str, deployment: Mapping[str, Any] | None, states: Sequence[Mappi
             pid=state.get("pid"),
             endpoint=urls.get(host),
             last_line=tail[-1] if tail and ill else None,
-            cure=signatures.cure([*(state.get("first_errors") or []), *tail]) or None if ill else None,
+            cure=signatures.cure([*(state.get("first_errors") or []), *tail]) or None if ill and not young else None,
             members=(*urls, *(rank["node"] for rank in deployment.get("node", {}).get("ranks", ()))),
         )
         result.append(row.model_dump())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -186,11 +187,24 @@ HANGS = {"phase": "unhealthy", "detail": "port 8000 answers 200, but it gave no 
             ("network", "n0", "peer-silent"),
             id="network",
         ),
+        pytest.param(
+            [node(texts={"logs/vllm-0.log": [START, BAD_ARGUMENT, START, "INFO serves"]}, **HANGS)],
+            ("serve", "n0", ""),
+            id="a-hang-is-not-what-ended-an-earlier-start",
+        ),
         pytest.param([node(name="n0", phase="stopped", detail="does not run")], ("load", "n0", ""), id="stopped"),
     ],
 )  # fmt: skip
 def test_the_first_layer_that_fails(nodes: list[diagnosis.Node], expected: tuple[str, str, str]) -> None:
     assert first(*nodes) == expected
+
+
+def test_what_an_earlier_release_wrote_plays_no_part() -> None:
+    later = START.replace("T01", "T02")
+    loading = node(texts={"logs/vllm-0.log": [START, BAD_ARGUMENT, later, "INFO loads"]}, phase="loading", detail="d")
+    assert first(loading)[2] == "bad-argument"
+    assert first(dataclasses.replace(loading, since="2026-11-21T01:30:00Z"))[2] == ""
+    assert first(dataclasses.replace(loading, since="2026-11-21T03:00:00Z"))[2] == ""
 
 
 def test_gone_weights_of_what_does_not_run() -> None:
@@ -279,7 +293,8 @@ def test_status_says_what_a_known_failure_is_and_what_mends_it() -> None:
     known = "  n0 vllm-0 is known for: The engine does not know an argument. It is in deployment_extra_arguments"
     assert known in status.text(rows)
     assert json.loads(status.text(rows, "json"))["processes"][0]["cure"].startswith("The engine does not know")
-    assert "known for" not in status.text(status.rows("n0", KEPT, [state(log_tail=[BAD_ARGUMENT])]))
+    for phase in ("ready", "loading"):
+        assert "known for" not in status.text(status.rows("n0", KEPT, [state(phase=phase, log_tail=[BAD_ARGUMENT])]))
 
 
 # --- what comes out of a node ----------------------------------------------------------------------------------------

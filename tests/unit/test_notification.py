@@ -69,6 +69,11 @@ def chat() -> Iterator[Chat]:
     server.server_close()
 
 
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+
 # What each chat answers to a message that it took, as its documents have it.
 TAKEN = {
     "json": (202, ""),
