@@ -119,8 +119,7 @@ def diagnose(nodes: Sequence[Node], known: Sequence[Signature] | None = None) ->
     failing += [finding for node in nodes for finding in _gateway(node)]
     machine = [finding for node in nodes for finding in _machine(node, known)]
     # What the machine says of itself is a cause only where something does not run.
-    if failing:
-        failing += [finding for finding, phases in machine if _counts(finding, phases, troubled)]
+    failing += [finding for finding, phases in machine if _counts(finding, phases, troubled)]
     counted = set(failing)
     remarks = [finding for finding, _ in machine if finding not in counted]
     ordered = sorted(dict.fromkeys(failing), key=lambda finding: LAYERS.index(finding.layer))
