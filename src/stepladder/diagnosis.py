@@ -116,7 +116,7 @@ def diagnose(nodes: Sequence[Node], known: Sequence[Signature] | None = None) ->
     if deployed:
         failing += [finding for node in nodes for finding in _missing(node, troubled)]
         failing += [finding for row in troubled for finding in _process(row, nodes, known)]
-    failing += [finding for node in nodes for finding in _gateway(node)]
+        failing += [finding for node in nodes for finding in _gateway(node)]
     machine = [finding for node in nodes for finding in _machine(node, known)]
     # What the machine says of itself is a cause only where something does not run.
     failing += [finding for finding, phases in machine if _counts(finding, phases, troubled)]

@@ -282,7 +282,8 @@ def test_the_text_names_layer_line_cure_and_reference() -> None:
 
 def test_the_text_of_what_is_well_and_of_nothing() -> None:
     assert diagnosis.text(diagnosis.diagnose([node()]), "d", "T") == "Diagnosis of d, T: no layer fails"
-    empty = diagnosis.diagnose([diagnosis.Node("n0", rows=status.rows("n0", None, []))])
+    gateway = {"problem": "it was never installed here", "servers": []}
+    empty = diagnosis.diagnose([diagnosis.Node("n0", rows=status.rows("n0", None, []), gateway=gateway)])
     assert diagnosis.text(empty, "d", "T") == (
         "Diagnosis of d, T: nothing is deployed under this name. Run the verb 'deploy'."
     )
