@@ -65,7 +65,7 @@ def chat() -> Iterator[Chat]:
     # A client that gave up is no news.
     server.handle_error = lambda *_: None  # type: ignore[method-assign]
     found = Chat(f"http://127.0.0.1:{server.server_port}/hook/{TOKEN}?access_token={TOKEN}", [(200, "ok")])
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     yield found
     server.shutdown()
     server.server_close()
@@ -272,7 +272,7 @@ class Runner:
             for variable in (f"stepladder_state_directory={self.folder}/state", *variables)
             for word in ("-e", variable)
         ]
-        command = [str(Path(sys.executable).with_name("ansible-playbook")), "-i", "localhost,", "-c", "local", "-vv"]
+        command = [str(Path(sys.executable).with_name("ansible-playbook")), "-i", "localhost,", "-c", "local", "-vvv"]
         environ = {
             "PATH": str(Path(sys.executable).parent) + ":/usr/bin:/bin", "HOME": str(self.folder),
             "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg"), "ANSIBLE_ROLES_PATH": str(REPOSITORY / "roles"),
@@ -315,12 +315,18 @@ def test_a_run_tells_its_beginning_its_failure_and_its_end_and_no_secret(
     assert [str(path) for path in kept if TOKEN in path.read_text(errors="replace")] == []
 
 
-def test_a_run_that_changes_nothing_or_tells_nobody_sends_nothing(chat: Chat, runner: Runner, tmp_path: Path) -> None:
+def test_a_run_that_changes_nothing_sends_nothing_and_one_tells_only_what_is_wanted(
+    chat: Chat, runner: Runner, tmp_path: Path
+) -> None:
     file = tmp_path / "hook"
     file.write_text(chat.url)
     file.chmod(0o600)
     runner("changes=false", "good=true", f"notify_url_file={file}")
     assert chat.got == []
+    (tmp_path / "vault.yml").write_text(f"notify_url: {chat.url}\n")
+    output = runner("changes=true", "good=true", f"@{tmp_path}/vault.yml", '{"notify_events": ["end"]}')
+    assert [body["event"] for _, body in chat.got] == ["end"]
+    assert TOKEN not in output
 
 
 def test_what_keeps_a_run_from_telling_fails_nothing(chat: Chat, runner: Runner, tmp_path: Path) -> None:
