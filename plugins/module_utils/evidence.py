@@ -183,7 +183,7 @@ def gather_more(path: str, peers: Mapping[str, Mapping[str, Any]]) -> dict[str, 
 
     Args:
         path: the deployment's directory.
-        peers: `address` and `port` of the other nodes of the replica, by node.
+        peers: `address` and `ports` of the other nodes of the replica, by node.
     """
     root = Path(path)
     state = root.parent.parent
@@ -194,7 +194,7 @@ def gather_more(path: str, peers: Mapping[str, Mapping[str, Any]]) -> dict[str, 
         texts[f"machine/{name.strip('/').replace('/', '-')}"] = _read(Path(name)).splitlines()
     texts["machine.json"] = json.dumps(_machine(), indent=1).splitlines()
     if peers:
-        texts["network/peers.txt"] = [knock(name, peer["address"], int(peer["port"])) for name, peer in peers.items()]
+        texts["network/peers.txt"] = [knock(name, peer["address"], peer["ports"]) for name, peer in peers.items()]
     for part in ("gateway", "watchdog"):
         for file in sorted(Path(f"{path}-{part}", "logs").glob("*.log")):
             texts[f"{part}/{file.name}"] = engine_state.tail(file, LOG_LINES)
@@ -215,15 +215,18 @@ def gather_more(path: str, peers: Mapping[str, Mapping[str, Any]]) -> dict[str, 
     return {name: lines for name, lines in texts.items() if lines}
 
 
-def knock(name: str, address: str, port: int) -> str:
-    """Whether a peer can be reached: that it refuses is an answer too."""
-    try:
-        with socket.create_connection((address, port), timeout=KNOCK_SECONDS):
-            return f"{name} {address}: answers at port {port}"
-    except ConnectionRefusedError:
-        return f"{name} {address}: is there, refuses port {port}"
-    except OSError as error:
-        return f"{name} {address}: does not answer ({error.strerror or error})"
+def knock(name: str, address: str, ports: Sequence[int]) -> str:
+    """Whether a peer can be reached at one of a few ports: that it refuses is an answer too."""
+    problem = ""
+    for port in ports:
+        try:
+            with socket.create_connection((address, port), timeout=KNOCK_SECONDS):
+                return f"{name} {address}: answers at port {port}"
+        except ConnectionRefusedError:
+            return f"{name} {address}: is there, refuses port {port}"
+        except OSError as error:
+            problem = str(error.strerror or error)
+    return f"{name} {address}: does not answer ({problem})"
 
 
 def _machine() -> dict[str, Any]:

@@ -45,7 +45,7 @@ options:
     type: bool
     default: false
   peers:
-    description: C(address) and C(port) of the other nodes of the replica, by node; an archive says whether they answer.
+    description: C(address) and C(ports) of the replica's other nodes, by node; an archive says whether they answer.
     type: dict
     default: {}
 attributes:

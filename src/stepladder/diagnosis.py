@@ -260,12 +260,14 @@ def node_found(
 
 
 def peers(host: str, deployment: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Address and a port of the other nodes of a node's replica.
+    """Address and ports of the other nodes of a node's replica: ssh's and those of its processes.
 
-    The port is ssh's, as any answer will do, and is refused where it is another one.
+    Any answer at one of them will do, a refusal too.
     """
-    ranks = deployment.get("node", {}).get("ranks", ())
-    return {rank["node"]: {"address": rank["address"], "port": 22} for rank in ranks if rank["node"] != host}
+    node = deployment.get("node", {})
+    ports = [22, *(process["health"]["port"] for process in node.get("processes", ()) if process["health"].get("port"))]
+    others = [rank for rank in node.get("ranks", ()) if rank["node"] != host]
+    return {rank["node"]: {"address": rank["address"], "ports": list(dict.fromkeys(ports))} for rank in others}
 
 
 # --- texts -----------------------------------------------------------------------------------------------------------

@@ -387,7 +387,14 @@ def test_a_program_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_knock_tells_who_is_there() -> None:
-    assert evidence.knock("n1", "127.0.0.1", 9) == "n1 127.0.0.1: is there, refuses port 9"
+    assert evidence.knock("n1", "127.0.0.1", [9]) == "n1 127.0.0.1: is there, refuses port 9"
+    assert evidence.knock("n1", "no-such-host.invalid", [9, 22]).startswith(
+        "n1 no-such-host.invalid: does not answer ("
+    )
+    processes = [{"health": {"kind": "http", "port": 8000}}, {"health": {"kind": "none"}}]
+    deployment = {"node": {**KEPT["node"], "processes": processes}}
+    assert diagnosis.peers("n0", deployment) == {"n1": {"address": "198.18.0.3", "ports": [22, 8000]}}
+    assert diagnosis.peers("n0", {}) == {}
 
 
 # --- the archive on the controller -----------------------------------------------------------------------------------
