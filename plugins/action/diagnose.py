@@ -147,4 +147,4 @@ def pack(path: Path, name: str, texts: Mapping[str, str], nodes: list[diagnosis.
         raise AnsibleActionFail(
             f"The archive {path} could not be written: {error.strerror or error}. What fails stands above; for the "
             "archive give another folder: -e diagnose_directory=FOLDER."
-        ) from error
+        ) from None
