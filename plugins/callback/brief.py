@@ -7,6 +7,7 @@ import io
 import os
 import shutil
 import signal
+import socket
 import sys
 import textwrap
 import time
@@ -17,6 +18,8 @@ from ansible import constants
 from ansible.plugins.callback.default import CallbackModule as Default
 from ansible_collections.stepladder.core.plugins.module_utils.lease import append, utc
 from ansible_collections.stepladder.core.plugins.plugin_utils import run as this_run
+
+from stepladder.notification import tell_end
 
 DOCUMENTATION = """
 name: brief
@@ -201,15 +204,21 @@ class CallbackModule(Default):
         except OSError as error:
             self._display.warning(f"The log {path} could not be written: {error.strerror}")
 
+    def _tell(self, ended: Mapping[str, Any]) -> None:
+        """Tell a chat how the run ended, where its beginning was told."""
+        by = {"who": this_run.who(), "origin": socket.gethostname(), "nodes": sorted(self._nodes)}
+        if line := tell_end(this_run.notify_file(), {**ended, **by}):
+            self._display.display(line)
+
     def _end(self, stats: Any) -> None:
         """End the run as its tasks want it."""
         if self._audited is not None:
             red = bool(stats.failures or stats.dark)
             seconds = round(time.monotonic() - self._started, 1)
             outcome = "failed" if red else str(self._audited.get("outcome", "done"))
-            self._write_audit(
-                {"event": "end", "outcome": outcome, "exit_status": self._exit_status, "seconds": seconds}
-            )
+            ended = {"outcome": outcome, "exit_status": self._exit_status, "seconds": seconds}
+            self._write_audit({"event": "end", **ended})
+            self._tell({**self._audited, **ended})
         refuse_empty_run(self._display, stats)
         if self._repeat_after:
             self._again()

@@ -11,11 +11,13 @@ from ansible.errors import AnsibleFilterError
 from stepladder import (
     acceptance,
     contents,
+    diagnosis,
     difference,
     drift,
     fitness,
     gateway,
     lease_text,
+    leftovers,
     replica,
     runtime,
     show,
@@ -69,11 +71,14 @@ def _on_plain_data(function: Callable[..., Any]) -> Callable[..., Any]:
     return filtered
 
 
-def _status_report(variables: Mapping[str, Any], hosts: list[str], form: str = "human") -> dict[str, str]:
+def _status_report(
+    variables: Mapping[str, Any], hosts: list[str], form: str = "human", gateways: list[str] | None = None
+) -> dict[str, str]:
     """`status.report` on plain rows."""
-    names = ("status_rows", "status_release")
-    kept = {host: {name: _plain(variables[host].get(name)) for name in names} for host in hosts}
-    return status.report(kept, hosts, form)
+    names = ("status_rows", "status_release", "status_watchdog", "status_gateway")
+    wanted = dict.fromkeys([*hosts, *(gateways or ())])
+    kept = {host: {name: _plain(variables[host].get(name)) for name in names} for host in wanted}
+    return status.report(kept, hosts, form, gateways or ())
 
 
 class FilterModule:
@@ -89,6 +94,8 @@ class FilterModule:
             "gateway_text": gateway.gateway_text,
             "gives_tokens": units.gives_tokens,
             "logs_text": status.logs_text,
+            "diagnose_found": diagnosis.node_found,
+            "diagnose_peers": diagnosis.peers,
             "difference_text": difference.node_text,
             "gateway_agent_settings": gateway.agent_settings,
             "gateway_configuration": gateway.configuration,
@@ -98,12 +105,14 @@ class FilterModule:
             "failure_text": way_back.failure_text,
             "orphan_pids": units.orphan_pids,
             "plan_text": plan_text,
+            "prune_removable": leftovers.removable,
             "planned_ports": units.planned_ports,
             "preflight_wishes": fitness.wishes,
             "release_processes": units.release_processes,
             "runtime_faults": runtime.runtime_faults,
             "service_units": units.service_units,
             "standalone_slice": units.standalone_slice,
+            "status_gateway": status.front,
             "status_release": status.release,
             "status_rows": status.rows,
             "units_to_end": units.units_to_end,
@@ -130,6 +139,7 @@ class FilterModule:
             "release_choice": way_back.choose,
             "release_ending": way_back.ending,
             "release_failures": way_back.failures,
+            "prune_text": leftovers.prune_text,
             "removal_text": show.removal,
             "replica_fault": replica.fault_of,
             "status_report": _status_report,

@@ -28,6 +28,15 @@ class Answer(NamedTuple):
     problem: str
 
 
+class Ended(NamedTuple):
+    """What a program printed and its exit status; or the problem, where it did not come to an end."""
+
+    said: str = ""
+    complained: str = ""
+    status: int = 0
+    problem: str = ""
+
+
 def ask(command: Sequence[str], seconds: float | None = None, paths: Sequence[str] | None = None) -> Answer:
     """Run a program that only reads.
 
@@ -39,27 +48,36 @@ def ask(command: Sequence[str], seconds: float | None = None, paths: Sequence[st
         seconds: that it may take; unset takes `TOOL_SECONDS`.
         paths: to look in after the PATH; unset takes `TOOL_PATHS`.
     """
+    name = Path(command[0]).name
+    ended = run(command, seconds, paths)
+    if ended.problem:
+        return Answer("", ended.problem)
+    if ended.status:
+        return Answer("", f"{name} ends with {ended.status}: {first_line(ended.complained + ended.said)}")
+    return Answer(ended.said, "")
+
+
+def run(command: Sequence[str], seconds: float | None = None, paths: Sequence[str] | None = None) -> Ended:
+    """Run a program that only reads, as `ask` does, and tell all that it printed whatever its exit status."""
     seconds = TOOL_SECONDS if seconds is None else seconds
     search = os.pathsep.join([os.environ.get("PATH", os.defpath), *(TOOL_PATHS if paths is None else paths)])
     program = shutil.which(command[0], path=search)
     name = Path(command[0]).name
     if not program:
-        return Answer("", f"{name} is not there")
+        return Ended(problem=f"{name} is not there")
     try:
         process = subprocess.Popen(
             [program, *command[1:]], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             text=True, errors="replace", start_new_session=True, env={**os.environ, "LC_ALL": "C"},
         )  # fmt: skip
     except OSError as error:
-        return Answer("", f"{name} cannot be run: {error.strerror}")
+        return Ended(problem=f"{name} cannot be run: {error.strerror}")
     try:
         said, complained = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
         _leave(process)
-        return Answer("", f"{name} does not answer within {seconds:g} s")
-    if process.returncode:
-        return Answer("", f"{name} ends with {process.returncode}: {first_line(complained + said)}")
-    return Answer(said, "")
+        return Ended(problem=f"{name} does not answer within {seconds:g} s")
+    return Ended(said, complained, process.returncode)
 
 
 def first_line(text: str) -> str:

@@ -303,7 +303,13 @@ _SECRETS = (
         r"\1" + MASK,
     ),
     (re.compile(r"(?i)(--(?:[\w-]*-)?(?:token|api-key|secret|password)\s+)(?!-)\S+"), r"\1" + MASK),
-    (re.compile(r"\b(?:hf_|sk-|ms-)[A-Za-z0-9_-]{16,}"), MASK),
+    (re.compile(r"(?i)((?:secret[-_])?access[-_]key(?:[-_]id)?['\"]?\s*[=:]\s*['\"]?)[^\s'\",}&]+"), r"\1" + MASK),
+    # Of https://user:password@proxy:3128 the password.
+    (re.compile(r"(\b[a-z][a-z0-9+.-]*://[^/\s:@]*:)[^@/\s]+(?=@)"), r"\1" + MASK),
+    # Whoever knows the address of a chat's webhook may write there.
+    (re.compile(r"(hooks\.slack\.com/\w+/|/open-apis/bot/v2/hook/)[\w/-]+"), r"\1" + MASK),
+    (re.compile(r"\b(?:hf_|sk-|ms-|gh[opsu]_)[A-Za-z0-9_-]{16,}"), MASK),
+    (re.compile(r"\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]+"), MASK),
 )
 
 

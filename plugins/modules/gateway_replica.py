@@ -41,6 +41,14 @@ options:
     description: Drain it even where no other replica takes requests.
     type: bool
     default: false
+  who:
+    description: Who drains it, for the verb status; the action plugin fills it in.
+    type: str
+    default: ""
+  origin:
+    description: The machine that is asked from; the action plugin fills it in.
+    type: str
+    default: ""
   progress_file:
     description: File that always holds one line on how far the module is.
     type: path
@@ -81,7 +89,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.stepladder.core.plugins.module_utils import haproxy
+from ansible_collections.stepladder.core.plugins.module_utils import haproxy, serving_state
 from ansible_collections.stepladder.core.plugins.module_utils.progress import ProgressFile
 
 
@@ -96,6 +104,8 @@ def main() -> None:
             "weight": {"type": "int", "default": 100},
             "deadline": {"type": "int", "default": 600},
             "allow_last": {"type": "bool", "default": False},
+            "who": {"type": "str", "default": ""},
+            "origin": {"type": "str", "default": ""},
             "progress_file": {"type": "path"},
         },
         supports_check_mode=True,
@@ -132,6 +142,7 @@ def change(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
             master.change(f"set server {haproxy.BACKEND}/{name} weight {given['weight']}%")
             master.change(f"set server {haproxy.BACKEND}/{name} state ready")
         master.keep_state()
+        serving_state.note_drained(given["directory"], name, given["who"] if drain else "", given["origin"])
     if check_mode:  # what calls this as a job goes on only where a first look says that there is something to do
         changed = changed or (master.in_flight(name) > 0 if drain else not haproxy.in_rotation(server))
     else:

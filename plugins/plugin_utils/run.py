@@ -14,6 +14,7 @@ from ansible import constants
 
 # What the run is at, for those who look at a node meanwhile: written by the callback, read by what renews the lease.
 DOING = "stepladder-doing"
+NOTIFY = "stepladder-notify"
 
 
 def controller(pid: int) -> dict[str, Any]:
@@ -62,6 +63,11 @@ def who() -> str:
 def doing_file() -> Path:
     """Where the run writes what it is at."""
     return Path(constants.DEFAULT_LOCAL_TMP, DOING)
+
+
+def notify_file() -> Path:
+    """Where the run keeps whom to tell; removed with the run's other temporary files."""
+    return Path(constants.DEFAULT_LOCAL_TMP, NOTIFY)
 
 
 def audit_file() -> Path:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Collection, Mapping, Sequence
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError, model_validator
@@ -481,12 +482,50 @@ EntryType = TypeVar("EntryType", bound=Entry)
 Reference = tuple[str, str, Collection[str], str]
 
 
+LAYERS = ("node", "driver", "container", "weights", "network", "rendezvous", "load", "serve")
+BEFORE_LINES = 30
+
+
+class Signature(Entry):
+    """A line by which a failure is known, what it means and what mends it; see the head of `signatures.yml`."""
+
+    id: Name
+    layer: Literal["node", "driver", "container", "weights", "network", "rendezvous", "load", "serve"]
+    where: tuple[Literal["log", "journal", "kernel", "driver", "disk", "peers"], ...] = Field(min_length=1)
+    pattern: re.Pattern[str]
+    before: re.Pattern[str] | None = None
+    hours: PositiveInt = 24
+    phases: tuple[str, ...] = ()
+    title: str = Field(min_length=1)
+    cure: str = Field(min_length=1)
+    references: tuple[str, ...] = Field(min_length=1)
+    known: Literal["seen", "source", "reported"]
+    examples: tuple[str, ...] = Field(min_length=1)
+
+    def find(self, lines: Sequence[str]) -> int | None:
+        """Position of the first line that it knows; none where there is none."""
+        for position, line in enumerate(lines):
+            if self.pattern.search(line) and (
+                self.before is None
+                or any(self.before.search(above) for above in lines[max(0, position - BEFORE_LINES) : position])
+            ):
+                return position
+        return None
+
+    @model_validator(mode="after")
+    def _knows_its_examples(self) -> Self:
+        for example in self.examples:
+            if self.find(example.splitlines()) is None:
+                raise ValueError(f"its pattern does not match its example {_shortened(example)}")
+        return self
+
+
 class Catalogue:
     """All entries of a catalogue directory, read when first asked for.
 
     Args:
-        directory: holds `models/*.yml`, `engines/*.yml`, `gpus.yml`, `drivers.yml`, `tools.yml`, `locks/` and
-            `stand_ins/`.
+        directory: holds `models/*.yml`, `engines/*.yml`, `gpus.yml`, `drivers.yml`, `tools.yml`, `signatures.yml`,
+            `locks/` and `stand_ins/`.
 
     Raises:
         CatalogueError: from any property, naming file, key and what was expected.
@@ -554,6 +593,17 @@ class Catalogue:
         places = [("lock", tools.lock, locks, "files in locks/"), ("uv_lock", tools.uv_lock, locks, "files in locks/")]
         _refuse_unknown(path, places)
         return tools
+
+    @cached_property
+    def signatures(self) -> tuple[Signature, ...]:
+        """Lines by which failures are known, those of the first layer first, in the file's order."""
+        path = self.directory / "signatures.yml"
+        entries = _read_yaml(path)
+        if not isinstance(entries, list):
+            raise CatalogueError(f"{path}: expected a list of signatures, found {type(entries).__name__}")
+        found = [_validate(path, Signature, entry, f"[{position}].") for position, entry in enumerate(entries)]
+        _refuse_repeated(path, "id", [signature.id for signature in found])
+        return tuple(sorted(found, key=lambda signature: LAYERS.index(signature.layer)))
 
     def lock_path(self, lock: str) -> Path:
         """Where a lock file lies.

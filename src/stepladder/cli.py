@@ -64,7 +64,7 @@ PYTHON_VERBS = (
 )
 
 # Verbs whose output is read as it is, by people and programs: no play names, no recap.
-READING_VERBS = frozenset({"acceptance", "drift", "lease", "logs", "plan", "preflight", "status", "verify"})
+READING_VERBS = frozenset({"acceptance", "diagnose", "drift", "lease", "logs", "plan", "preflight", "status", "verify"})
 QUIET = "stepladder.core.quiet"
 
 

@@ -5,15 +5,26 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
+from stepladder import signatures
 from stepladder.durations import duration
 from stepladder.lease_text import frozen, holder
 
 HEALTHY = {"ready"}
 UNUSED = "unused"
+YOUNG = {"starting", "loading"}
+# Of a gateway's host that did not answer.
+SILENT: dict[str, Any] = {"reachable": False, "problem": "the host did not answer", "servers": []}
+
+
+class Around(NamedTuple):
+    """By host what stands beside the engines: gateways as `front` tells them, watchdogs as their node does."""
+
+    gateways: Mapping[str, Mapping[str, Any]]
+    watchdogs: Mapping[str, Mapping[str, Any]]
 
 
 class StatusRow(BaseModel):
@@ -33,6 +44,7 @@ class StatusRow(BaseModel):
     pid: int | None = None
     endpoint: str | None = None
     last_line: str | None = None
+    cure: str | None = None
     members: tuple[str, ...] = ()
 
 
@@ -49,7 +61,9 @@ def rows(host: str, deployment: Mapping[str, Any] | None, states: Sequence[Mappi
     urls = {endpoint["node"]: endpoint["base_url"] for endpoint in deployment["endpoints"]}
     result = []
     for state in states:
-        tail = state.get("log_tail") or []
+        tail, ill = state.get("log_tail") or [], state["phase"] not in HEALTHY
+        # What its log tells of may be of an earlier start.
+        young = state["phase"] in YOUNG
         row = StatusRow(
             node=host,
             process=state["name"],
@@ -59,7 +73,8 @@ def rows(host: str, deployment: Mapping[str, Any] | None, states: Sequence[Mappi
             seconds=state.get("since"),
             pid=state.get("pid"),
             endpoint=urls.get(host),
-            last_line=tail[-1] if tail and state["phase"] not in HEALTHY else None,
+            last_line=tail[-1] if tail and ill else None,
+            cure=signatures.cure([*(state.get("first_errors") or []), *tail]) or None if ill and not young else None,
             members=(*urls, *(rank["node"] for rank in deployment.get("node", {}).get("ranks", ()))),
         )
         result.append(row.model_dump())
@@ -90,13 +105,16 @@ def _utc(seconds: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
-def report(variables: Mapping[str, Any], hosts: Sequence[str], form: str = "human") -> dict[str, str]:
+def report(
+    variables: Mapping[str, Any], hosts: Sequence[str], form: str = "human", gateways: Sequence[str] = ()
+) -> dict[str, str]:
     """The rows that every host kept in `status_rows`, as one text; a host without them did not answer.
 
     Args:
-        variables: of every host; `status_rows` and `status_release`.
+        variables: of every host; `status_rows`, `status_release`, `status_watchdog` and `status_gateway`.
         hosts: the nodes that were to be looked at.
         form: human or json.
+        gateways: the hosts that are to run the gateway.
 
     Returns:
         `text`, and the name of the `exit_status`, empty where all is ready.
@@ -109,14 +127,22 @@ def report(variables: Mapping[str, Any], hosts: Sequence[str], form: str = "huma
         kept = variables[host].get("status_rows")
         found += [_empty_row(host, "unreachable", "the node did not answer")] if kept is None else kept
     told = {host: kept for host in hosts if (kept := variables[host].get("status_release"))}
-    seen = _without_strangers([StatusRow.model_validate(row) for row in found])
-    silent = any(row.phase == "unreachable" for row in seen)
-    status = "unreachable" if silent else "" if is_ready(seen) else "not_ready"
-    return {"text": text(found, form, told), "exit_status": status}
+    looked = seen(found)
+    fronts = {host: variables[host].get("status_gateway") or SILENT for host in gateways}
+    watchdogs = {host: kept for host in hosts if (kept := variables[host].get("status_watchdog"))}
+    silent = any(row.phase == "unreachable" for row in looked) or any(
+        not front["reachable"] for front in fronts.values()
+    )
+    well = is_ready(looked) and not any(gateway_faults(front) for front in fronts.values())
+    status = "unreachable" if silent else "" if well else "not_ready"
+    return {"text": text(found, form, told, Around(fronts, watchdogs)), "exit_status": status}
 
 
 def text(
-    all_rows: Sequence[Mapping[str, Any]], form: str = "human", told: Mapping[str, Mapping[str, Any]] | None = None
+    all_rows: Sequence[Mapping[str, Any]],
+    form: str = "human",
+    told: Mapping[str, Mapping[str, Any]] | None = None,
+    around: Around | None = None,
 ) -> str:
     """All rows as a table, or as JSON with the verdict.
 
@@ -124,15 +150,24 @@ def text(
         all_rows: of all nodes.
         form: human or json.
         told: by node, what `release` says of it.
+        around: gateways and watchdogs.
 
     Raises:
         ValueError: for a format that does not exist.
     """
-    nodes = told or {}
-    found = _without_strangers([StatusRow.model_validate(row) for row in all_rows])
+    nodes, beside = told or {}, around or Around({}, {})
+    found = seen(all_rows)
     if form == "json":
         processes = [row.model_dump(exclude={"members"}) for row in found]
-        document = {"format_version": 1, "ready": is_ready(found), "processes": processes, "nodes": nodes}
+        well = is_ready(found) and not any(gateway_faults(front) for front in beside.gateways.values())
+        document = {
+            "format_version": 1,
+            "ready": well,
+            "processes": processes,
+            "nodes": nodes,
+            "gateways": beside.gateways,
+            "watchdogs": beside.watchdogs,
+        }
         return json.dumps(document, indent=1, sort_keys=True)
     if form != "human":
         raise ValueError(f"status_format '{form}' is unknown. Choose one of: human, json.")
@@ -140,10 +175,58 @@ def text(
     cells = [header, *(_cells(row) for row in found)]
     widths = [max(len(line[column]) for line in cells) for column in range(len(header))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
-    lines += [f"  {row.node} {row.process} last said: {row.last_line}" for row in found if row.last_line]
+    for row in found:
+        lines += [f"  {row.node} {row.process} last said: {row.last_line}"] if row.last_line else []
+        lines += [f"  {row.node} {row.process} is known for: {row.cure}"] if row.cure else []
     lines += _release_lines(nodes)
+    lines += [line for host, front in beside.gateways.items() for line in gateway_lines(host, front)]
+    lines += [line for host, kept in beside.watchdogs.items() for line in _watchdog_lines(host, kept)]
     lines += sorted({f"Endpoint: {row.endpoint}" for row in found if row.endpoint})
     return "\n".join(lines)
+
+
+def front(serving: Mapping[str, Any] | None, why: str = "") -> dict[str, Any]:
+    """What a gateway's host tells, for `report`.
+
+    Args:
+        serving: as `stepladder.core.serving_state` tells it; none where it did not answer.
+        why: what the connection said of a host that did not answer.
+    """
+    if serving is None:
+        return {**SILENT, "problem": why or SILENT["problem"]}
+    kept = serving.get("gateway") or {"problem": "it was never installed here: run the verb 'gateway'", "servers": []}
+    return {"reachable": True, **kept}
+
+
+def gateway_faults(front: Mapping[str, Any]) -> list[str]:
+    """What is wrong with a gateway: it does not say, or a replica that nobody drained gets no requests."""
+    if front["problem"]:
+        return [front["problem"]]
+    return [replica_text(each) for each in front["servers"] if not each["in_rotation"] and not each["drained"]]
+
+
+def gateway_lines(host: str, front: Mapping[str, Any]) -> list[str]:
+    """A gateway for people: a line, and one for each replica."""
+    if not front["reachable"]:
+        return [f"Gateway on {host}: unreachable, {front['problem']}"]
+    if front["problem"]:
+        return [f"Gateway on {host}: DOWN, {front['problem']}"]
+    servers = front["servers"]
+    count = sum(each["in_rotation"] for each in servers)
+    lines = [f"Gateway on {host}: {count} of {len(servers)} replicas in rotation"]
+    return lines + [f"  {replica_text(each)}" for each in servers]
+
+
+def _watchdog_lines(host: str, kept: Mapping[str, Any]) -> list[str]:
+    if kept["problem"]:
+        return [f"Watchdog on {host}: {kept['problem']}"]
+    lines = []
+    for engine in kept["engines"]:
+        ago = f", the last {duration(engine['last_restart_ago'])} ago" if engine["restarts"] else ""
+        now = f"; STALLED now: {engine['detail']}" if engine["state"] == "stalled" else ""
+        counts = f"{engine['stalls']} stall(s), {engine['restarts']} restart(s){ago}{now}"
+        lines.append(f"Watchdog on {host} ({kept['mode']}): {engine['process']}: {counts}")
+    return lines
 
 
 def _release_lines(nodes: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -177,10 +260,34 @@ def logs_text(states: Sequence[Mapping[str, Any]], host: str) -> str:
     return "\n\n".join(parts)
 
 
+def replica_text(server: Mapping[str, Any]) -> str:
+    """A replica as a gateway sees it, in a few words.
+
+    Args:
+        server: as `stepladder.core.gateway_state` gives it.
+    """
+    by = server.get("drained_by") or {}
+    who = f" by {by['who']} from {by['origin']} since {by['since']}" if by else ""
+    if server["drained"]:
+        word = f"out, drained{who}, {server['in_flight']} request(s) left"
+    elif server["in_rotation"]:
+        share = f" at {server['weight']} %" if server["weight"] != 100 else ""
+        word = f"in rotation{share}, {server['in_flight']} request(s)"
+    else:
+        said = "; ".join(part for part in (server["check"], server["agent"]) if part)
+        word = f"OUT, {server['status']} ({said})" if said else f"OUT, {server['status']}"
+    return f"replica {server['replica']}: {word}"
+
+
 def is_ready(found: Sequence[StatusRow]) -> bool:
     """Whether there is something and all of it is ready; a node that the deployment has not plays no part."""
     used = [row for row in found if row.phase != UNUSED]
     return bool(used) and all(row.phase in HEALTHY for row in used)
+
+
+def seen(found: Sequence[Mapping[str, Any]]) -> list[StatusRow]:
+    """Rows as `rows` made them on each node, put together."""
+    return _without_strangers([StatusRow.model_validate(row) for row in found])
 
 
 def _without_strangers(found: Sequence[StatusRow]) -> list[StatusRow]:

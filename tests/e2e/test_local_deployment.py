@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.stepladder.core.plugins.action.diagnose import read_archive
 
 from stepladder.exit_status import ExitStatus
 from stepladder.smoke import changed_tasks
@@ -129,6 +130,7 @@ def test_remove_and_status_where_nothing_was_deployed(local: Local) -> None:
             {
                 "node": "localhost", "process": "-", "phase": "absent", "detail": "nothing is deployed here",
                 "release": None, "seconds": None, "pid": None, "endpoint": None, "last_line": None,
+                "cure": None,
             }
         ],
         "nodes": {
@@ -137,6 +139,8 @@ def test_remove_and_status_where_nothing_was_deployed(local: Local) -> None:
                 "frozen": None,
             }
         },
+        "gateways": {},
+        "watchdogs": {},
     }  # fmt: skip
     done = local.run("verify", check=False)
     assert done.returncode != 0
@@ -173,6 +177,28 @@ def test_status_tells_the_truth_as_table_and_as_json(local: Local) -> None:
     assert found["processes"][0]["endpoint"] == f"http://127.0.0.1:{PORT}/v1"
     assert re.search(r"localhost +vllm-0 +ready ", local.run("status").stdout)
     assert "Application startup complete" in local.run("logs", "-e", "logs_lines=200").stdout
+
+
+def diagnose(local: Local, folder: Path) -> tuple[int, str, dict[str, list[str]]]:
+    """Exit status, what was printed, and the files of the archive."""
+    done = local.run("diagnose", "-e", f"diagnose_directory={folder}", check=False)
+    archive = max(folder.glob("stepladder-e2e-*.tar.gz"), default=None)
+    assert archive, done.stdout + done.stderr
+    texts = read_archive(archive)
+    archive.unlink()
+    return done.returncode, done.stdout, texts
+
+
+def test_diagnose_finds_no_fault_in_what_is_well_and_lets_no_secret_out(local: Local, tmp_path: Path) -> None:
+    planted = "sk-planted0123456789abcdef"
+    with (local.state / "deployments/e2e/logs/vllm-0.log").open("a") as log:
+        log.write(f"CUDA out of memory, says a line that a person wrote with {planted}\n")
+    status, told, texts = diagnose(local, tmp_path)
+    assert status == 0, told
+    assert told.splitlines()[0].endswith(": no layer fails")
+    lines = [line for text in texts.values() for line in text]
+    assert any("says a line that a person wrote with ********" in line for line in lines)
+    assert not [line for line in lines if planted in line]
 
 
 def test_a_release_that_does_not_start_is_given_up_and_the_one_before_serves_again(local: Local) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_local_deployment import REPOSITORY, Local, answers
+from test_local_deployment import REPOSITORY, Local, answers, descendants, diagnose
 
 from stepladder.exit_status import ExitStatus
 
@@ -84,6 +84,31 @@ def test_without_a_way_back_the_failed_release_stays(service: Local) -> None:
     assert release(service) != before
     service.run("rollback")
     assert release(service) == before
+
+
+def test_diagnose_names_the_layer_of_a_hang_and_of_a_release_that_does_not_start(
+    service: Local, tmp_path: Path
+) -> None:
+    main = service.engine_pid()
+    cores = [pid for pid in descendants(main) if "Engine" in Path(f"/proc/{pid}/comm").read_text()]
+    assert cores
+    for pid in cores:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        status, told, _ = diagnose(service, tmp_path)
+    finally:
+        for pid in cores:
+            os.kill(pid, signal.SIGCONT)
+    assert status == ExitStatus.NOT_READY, told
+    assert "the first layer that fails is 'serve'" in told
+    assert "gave no token" in told
+    bad = json.dumps({"deployment_extra_arguments": ["--no-such-flag"], "deploy_way_back": False})
+    service.run("deploy", "-e", bad, check=False)
+    status, told, _ = diagnose(service, tmp_path)
+    assert status == ExitStatus.NOT_READY, told
+    assert "the first layer that fails is 'load'" in told
+    assert "unrecognized arguments: --no-such-flag" in told
+    service.run("rollback")
 
 
 def test_a_controller_killed_at_random_moments_leaves_a_truth_and_one_rerun_converges(service: Local) -> None:

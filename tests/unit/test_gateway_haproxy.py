@@ -6,6 +6,7 @@ import hashlib
 import http.client
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -20,11 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.stepladder.core.plugins.module_utils import haproxy
+from ansible_collections.stepladder.core.plugins.module_utils import haproxy, serving_state
 from gateway_certificate import make_certificate
 from gateway_engine import Engine, engines
 from waiting import until
 
+from stepladder import status
 from stepladder.gateway import agent_settings, configuration
 from stepladder.gateway_secrets import certificate_pem, keys_map
 
@@ -519,3 +521,24 @@ def test_a_reload_that_fails_leaves_the_old_one_at_work_and_the_next_one_mends_i
     gateway.metrics_port = own
     gateway.master.reload(gateway.write().generation, 10)
     assert gateway.ask(body={})[0] == 200
+
+
+def test_status_shows_who_is_out_and_who_drained_it(gateway: Gateway, two: list[Engine]) -> None:
+    def lines() -> list[str]:
+        told = status.front({"gateway": serving_state.gateway(str(gateway.directory))})
+        return status.gateway_lines("gw", told)
+
+    assert lines() == [
+        "Gateway on gw: 2 of 2 replicas in rotation",
+        "  replica 0: in rotation, 0 request(s)",
+        "  replica 1: in rotation, 0 request(s)",
+    ]
+    drain(gateway, 1, deadline=5, who="ann", origin="ops1")
+    assert re.fullmatch(r"  replica 1: out, drained by ann from ops1 since \S+Z, 0 request\(s\) left", lines()[2])
+    drain(gateway, 1, "ready", deadline=5)
+    assert lines()[2] == "  replica 1: in rotation, 0 request(s)"
+    two[0].unhealthy.set()
+    until(lambda: "OUT, DOWN" in lines()[1], 15)
+    gateway.stop()
+    assert re.fullmatch(r"Gateway on gw: DOWN, The gateway's admin socket .* does not answer .*", lines()[0])
+    gateway.start(up=1)

@@ -193,3 +193,78 @@ def test_example_names_endpoint_and_model() -> None:
     text = show.client_example(local_plan())
     assert "curl -s http://127.0.0.1:8000/v1/chat/completions" in text
     assert 'OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="EMPTY")' in text
+
+
+SERVER = {
+    "replica": 0, "status": "UP", "drained": False, "weight": 100, "in_flight": 3, "in_rotation": True, "check": "L7OK",
+    "agent": "", "address": "a", "drained_by": None,
+}  # fmt: skip
+BY = {"who": "ann", "origin": "ops1", "since": "2026-11-21T01:00:00Z"}
+DRAINED = {**SERVER, "replica": 1, "in_rotation": False, "drained": True, "drained_by": BY, "in_flight": 0}
+DOWN = {**SERVER, "replica": 1, "in_rotation": False, "status": "DOWN", "check": "L4CON", "agent": "down stalled"}
+
+
+@pytest.mark.parametrize(
+    ("serving", "lines", "exit_status"),
+    [
+        pytest.param(
+            {"gateway": {"problem": "", "servers": [SERVER, DRAINED]}},
+            [
+                "Gateway on gw: 1 of 2 replicas in rotation",
+                "  replica 0: in rotation, 3 request(s)",
+                "  replica 1: out, drained by ann from ops1 since 2026-11-21T01:00:00Z, 0 request(s) left",
+            ],
+            "",
+            id="drained",
+        ),
+        pytest.param(
+            {"gateway": {"problem": "", "servers": [{**SERVER, "weight": 10}, DOWN]}},
+            [
+                "Gateway on gw: 1 of 2 replicas in rotation",
+                "  replica 0: in rotation at 10 %, 3 request(s)",
+                "  replica 1: OUT, DOWN (L4CON; down stalled)",
+            ],
+            "not_ready",
+            id="out",
+        ),
+        pytest.param(
+            {"gateway": {"problem": "its socket does not answer", "servers": []}},
+            ["Gateway on gw: DOWN, its socket does not answer"],
+            "not_ready",
+            id="down-while-the-replicas-are-well",
+        ),
+        pytest.param(
+            {"gateway": None},
+            ["Gateway on gw: DOWN, it was never installed here: run the verb 'gateway'"],
+            "not_ready",
+            id="never-installed",
+        ),
+        pytest.param(None, ["Gateway on gw: unreachable, No route to host"], "unreachable", id="host-down"),
+    ],
+)
+def test_the_gateway_stands_below_the_table(serving: dict[str, Any] | None, lines: list[str], exit_status: str) -> None:
+    variables = {
+        "n0": {"status_rows": status.rows("n0", KEPT, [state()])},
+        "gw": {"status_gateway": status.front(serving, "No route to host")},
+    }
+    told = status.report(variables, ["n0"], "human", ["gw"])
+    assert told["text"].splitlines()[2:-1] == lines
+    assert told["exit_status"] == exit_status
+    document = json.loads(status.report(variables, ["n0"], "json", ["gw"])["text"])
+    assert document["ready"] is (exit_status == "")
+    assert document["gateways"]["gw"]["reachable"] is (serving is not None)
+
+
+def test_the_watchdog_tells_of_stalls_and_restarts() -> None:
+    engine = {"process": "vllm-0", "state": "stalled", "detail": "no token for 120 s", "stalls": 2, "restarts": 1}
+    kept = {"problem": "", "mode": "restart", "engines": [{**engine, "last_restart_ago": 61.0}]}
+    quiet = {"problem": "it gave no sign of life for 100 s", "mode": "observe", "engines": []}
+    variables = {
+        "n0": {"status_rows": status.rows("n0", KEPT, [state()]), "status_watchdog": kept},
+        "n1": {"status_rows": [], "status_watchdog": quiet},
+    }
+    assert status.report(variables, ["n0", "n1"])["text"].splitlines()[2:-1] == [
+        "Watchdog on n0 (restart): vllm-0: 2 stall(s), 1 restart(s), the last 1 min 1 s ago; "
+        "STALLED now: no token for 120 s",
+        "Watchdog on n1: it gave no sign of life for 100 s",
+    ]
