@@ -164,10 +164,11 @@ def run_client(request: Request, transfer: Transfer) -> tuple[int, str]:
                         "stopped. What was fetched is kept: run this again to go on, or give a longer deadline.",
                         client_output=last_lines(log.read_text("utf-8", "replace"), transfer.token),
                     )
+                if request.bytes_per_second:
+                    brake.hold(bytes_there(root, transfer.sizes))
                 if now - looked >= TICK_SECONDS:
                     looked = now
                     there = bytes_there(root, transfer.sizes)
-                    brake.hold(there)
                     transfer.progress.fetching(there, total)
                     transfer.tick()
                 time.sleep(0.1)

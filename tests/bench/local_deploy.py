@@ -29,9 +29,10 @@ PORT, HUB_PORT = 19000, 19970
 # Phases by the line that opens each; the first is everything before any.
 OPENINGS = {
     "Plan": "plan, preflight",
-    "Install": "engine install",
+    "Install the tools": "tools",
     "Serve the model for a rehearsal": "model and hub",
-    "Bring the weights and start the engine": "weights",
+    "Install the engine": "engine install",
+    "Bring the weights": "weights",
     "| vllm-0: ": "engine load",
     "Prove that it answers": "verify",
 }
