@@ -30,8 +30,8 @@ PORT, HUB_PORT = 19000, 19970
 OPENINGS = {
     "Plan": "plan, preflight",
     "Install the tools": "tools",
-    "Serve the model for a rehearsal": "model and hub",
     "Install the engine": "engine install",
+    "Serve the model for a rehearsal": "model and hub",
     "Bring the weights": "weights",
     "| vllm-0: ": "engine load",
     "Prove that it answers": "verify",
