@@ -59,7 +59,8 @@ from ansible_collections.stepladder.core.plugins.module_utils.weights_manifest i
 from ansible_collections.stepladder.core.plugins.module_utils.weights_progress import (
     PROGRESS_SECONDS,
     Progress,
-    amount,
+    free_bytes,
+    full_disk,
     space_problem,
     utc_now,
 )
@@ -127,14 +128,6 @@ def plan(current: Current, request: Request) -> list[str]:
         else f"set aside {one.path} ({one.reason}: expected {one.expected}, found {one.found}) and fetch it again"
         for one in current.bad
     ] + [f"note that {path} is still right, though it was touched" for path in current.touched]
-
-
-def free_bytes(path: Path) -> int:
-    """Bytes that a user may still write on the file system where `path` is or will be."""
-    while not path.exists():
-        path = path.parent
-    found = os.statvfs(path)
-    return found.f_bavail * found.f_frsize
 
 
 def check_space(request: Request, needed: int, there: int) -> None:
@@ -508,8 +501,5 @@ def ensure(request: Request, state: str, check_mode: bool = False) -> dict[str, 
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        raise WeightsError(
-            f"No space left on the file system of {request.path}: {amount(free_bytes(Path(request.path)))} free. "
-            "Something else filled it meanwhile. Free space there, and run this again: what was fetched is kept."
-        ) from error
+        raise WeightsError(full_disk(request.path) or f"{error}. Free space, and run this again.") from error
     return outcome.as_result(request, time.monotonic() - started)

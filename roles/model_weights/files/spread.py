@@ -148,6 +148,7 @@ class Swarm:
         self.coming: set[str] = set()
         self.moving: set[str] = set()
         self.claims: set[str] = set()
+        self.wrong: dict[str, list[bytes]] = {}
         self.done = False
         self.received = self.sent = 0
         self._hashers = ThreadPoolExecutor(HASHERS)
@@ -228,20 +229,23 @@ class Swarm:
         self.have.add(path)
         self._add(path, torrent, (Path(self.wish.root) / path).parent, self.lt.torrent_flags.seed_mode)
 
-    def receive(self, path: str, torrent: bytes) -> None:
-        """Begin to receive a file. A torrent that is not of this file is refused."""
+    def receive(self, path: str, torrent: bytes) -> bool:
+        """Begin to receive a file. A torrent that is not of this file, or that it came wrong by, is refused."""
+        if torrent in self.wrong.get(path, ()):
+            return False
         info = self.lt.torrent_info(self.lt.bdecode(torrent))
         found = info.layout()
         padding = all(found.file_flags(at) & self.lt.file_flags_t.flag_pad_file for at in range(1, found.num_files()))
         if not padding or found.file_size(0) != self.wish.sizes[path] or info.name() != Path(path).name:
             text = f"a peer offers something else as {path}: {info.name()}, {found.file_size(0)} bytes"
             say(event="trouble", text=text)
-            return
+            return False
         folder = (Path(self.wish.incoming) / path).parent
         folder.mkdir(parents=True, exist_ok=True)
         self.torrents[path] = torrent
         self.coming.add(path)
         self._add(path, torrent, folder, 0)
+        return True
 
     def _add(self, path: str, torrent: bytes, folder: Path, flags: int) -> None:
         lt = self.lt
@@ -258,11 +262,12 @@ class Swarm:
             self.handles[path].connect_peer((address, self.wish.port))
 
     def drop(self, path: str) -> None:
-        """Stop with a file that turned out wrong, and forget its torrent."""
+        """Stop with a file that turned out wrong, and take its torrent from nobody again."""
         handle = self.handles.pop(path, None)
         if handle is not None:
             self.session.remove_torrent(handle)
-        self.torrents.pop(path, None)
+        if path in self.torrents:
+            self.wrong.setdefault(path, []).append(self.torrents.pop(path))
         for group in (self.have, self.coming, self.moving):
             group.discard(path)
 
@@ -284,6 +289,10 @@ class Swarm:
                 self.coming.discard(path)
                 self.have.add(path)
                 say(event="came", path=path)
+            elif kind == "file_error_alert" and path in self.coming:
+                # libtorrent halts a file that it cannot write, and nothing would go on.
+                text = f"{path} cannot be written: {alert.error.message()}"
+                say(event="failed", text=text, mend="Look at the disk, then run this again.")
             elif ("error" in kind or "failed" in kind) and kind not in {"peer_error_alert", "tracker_error_alert"}:
                 say(event="trouble", text=f"{path}: {alert.message()}")
 
@@ -389,10 +398,9 @@ def receive_more(swarm: Swarm, peers: Mapping[str, Peer]) -> None:
         held = holders(path, peers, now)
         for name in sorted(held, key=lambda one: not held[one]):
             with contextlib.suppress(OSError):
-                swarm.receive(
-                    path, ask(wish, peers[name].address, f"/torrent?{urllib.parse.urlencode({'path': path})}")
-                )
-                break
+                torrent = ask(wish, peers[name].address, f"/torrent?{urllib.parse.urlencode({'path': path})}")
+                if swarm.receive(path, torrent):
+                    break
     idle = len(active) < ACTIVE_AT_A_TIME and not fresh
     for path in sorted(swarm.coming - swarm.moving):
         chosen = sources(path, wish, holders(path, peers, now), idle=idle)
@@ -408,7 +416,8 @@ def main(arguments: Sequence[str]) -> int:
     try:
         server = ThreadingHTTPServer((wish.address, wish.port + 1), handler)
     except OSError as error:
-        say(event="failed", text=f"{wish.address}:{wish.port + 1} cannot be listened on: {error.strerror}")
+        text = f"{wish.address}:{wish.port + 1} cannot be listened on: {error.strerror}"
+        say(event="failed", text=text, mend="Free the port, or set model_weights_spread to false.")
         return 1
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
