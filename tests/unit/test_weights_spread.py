@@ -159,13 +159,13 @@ SOURCES = {
     "the owner asks who had it": ("a", {"n1": True, "n3": False}, False, ["n1", "n3"]),
     "the others spare who had it": ("b", {"n1": True, "n3": False}, False, ["n3"]),
     "unless the owner has nothing of it": ("b", {"n1": True}, False, ["n1"]),
-    "or there is nothing else to do": ("b", {"n1": True, "n3": False}, True, ["n1", "n3"]),
+    "or nothing came for a while": ("b", {"n1": True, "n3": False}, True, ["n1", "n3"]),
 }
 
 
-@pytest.mark.parametrize(("path", "held", "idle", "expected"), SOURCES.values(), ids=SOURCES)
-def test_sources(path: str, held: dict, idle: bool, expected: list) -> None:
-    assert program.sources(path, wish(), held, idle=idle) == expected
+@pytest.mark.parametrize(("path", "held", "still", "expected"), SOURCES.values(), ids=SOURCES)
+def test_sources(path: str, held: dict, still: bool, expected: list) -> None:
+    assert program.sources(path, wish(), held, still=still) == expected
 
 
 def peer(have: str = "", part: str = "", seen: float | None = 100.0) -> program.Peer:
@@ -176,7 +176,12 @@ NEXT = {
     "the own ones first": ({"n1": peer("abcd"), "n3": peer(part="bd")}, [], ["a", "c", "b", "d"]),
     "what the owner has not begun waits": ({"n1": peer("abcd"), "n3": peer()}, [], ["a", "c"]),
     "not for an owner that is gone": ({"n1": peer("abcd"), "n3": peer(seen=10.0)}, [], ["a", "c", "b", "d"]),
-    "only so many at a time": ({"n1": peer("abcd"), "n3": peer("bd")}, ["x"] * 5, ["c"]),
+    "only so many of others at a time": ({"n1": peer("abcd"), "n3": peer("bd")}, ["x"] * 5, ["a", "c", "b"]),
+    "only so many of its own, and others beside them": (
+        {"n1": peer("abcd"), "n3": peer("bd")},
+        ["a", "a", "a"],
+        ["b", "d"],
+    ),
     "slow owners are not waited for with idle hands": ({"n1": peer("b"), "n3": peer()}, [], ["b"]),
     "nobody has anything": ({"n1": peer(), "n3": peer()}, [], []),
 }

@@ -32,7 +32,9 @@ from typing import Any
 
 POLL_SECONDS = 1.0
 PEER_GONE_SECONDS = 15.0
-ACTIVE_AT_A_TIME = 6
+OWN_AT_A_TIME = 3
+OTHERS_AT_A_TIME, OTHERS_OF_A_PEER = 6, 2
+STILL_SECONDS = 5.0
 HASHERS = 4
 PIECES_WANTED = 1000
 SMALLEST_PIECE, LARGEST_PIECE = 64 * 1024, 16 * 1024 * 1024
@@ -103,11 +105,14 @@ def holders(path: str, peers: Mapping[str, Peer], now: float) -> dict[str, bool]
     }
 
 
-def sources(path: str, wish: Wish, held: Mapping[str, bool], *, idle: bool) -> list[str]:
-    """Whom to ask for a file: the owner asks those that had it; the others spare these while the owner has it."""
+def sources(path: str, wish: Wish, held: Mapping[str, bool], *, still: bool) -> list[str]:
+    """Whom to ask for a file: the owner asks those that had it; the others spare these while it comes from the owner.
+
+    still: nothing of the file came lately.
+    """
     owner = wish.owners.get(path)
     fellows = [name for name in held if name not in wish.givers]
-    if owner == wish.name or idle or owner not in held:
+    if owner == wish.name or still or owner not in held:
         return sorted(held)
     return sorted(fellows) or sorted(held)
 
@@ -115,23 +120,27 @@ def sources(path: str, wish: Wish, held: Mapping[str, bool], *, idle: bool) -> l
 def next_files(
     wish: Wish, missing: Iterable[str], active: Sequence[str], peers: Mapping[str, Peer], now: float
 ) -> list[str]:
-    """Which files to begin to receive now: the own ones first, then each node from another place in the list."""
-    room = ACTIVE_AT_A_TIME - len(active)
+    """Which files to begin to receive now: some of the own ones, and beside them of the others', as these get them.
+
+    A node that took its own first would leave its link half idle while the source is busy, and the source's after it.
+    """
     paths = sorted(missing)
     names = sorted([wish.name, *wish.peers])
     turn = len(paths) * names.index(wish.name) // len(names)
     order = [*paths[turn:], *paths[:turn]]
-    ready = []
+    own, others = [], []
     for path in order:
         held = holders(path, peers, now)
         owner = wish.owners.get(path, "")
         waits = owner in peers and owner not in held and peers[owner].alive(now) and owner != wish.name
         if path not in active and held and not waits:
-            ready.append(path)
-    ready.sort(key=lambda path: wish.owners.get(path) != wish.name)
+            (own if owner == wish.name else others).append(path)
+    busy = sum(wish.owners.get(path) == wish.name for path in active)
+    most = max(OTHERS_AT_A_TIME, OTHERS_OF_A_PEER * len(peers))
+    ready = [*own[: max(0, OWN_AT_A_TIME - busy)], *others[: max(0, most - (len(active) - busy))]]
     if not ready and not active:  # the owners are slow, and there is nothing else to do
-        ready = [path for path in order if any(holders(path, peers, now).values())]
-    return ready[: max(0, room)]
+        ready = [path for path in order if any(holders(path, peers, now).values())][:most]
+    return ready
 
 
 class Swarm:
@@ -148,6 +157,7 @@ class Swarm:
         self.coming: set[str] = set()
         self.moving: set[str] = set()
         self.claims: set[str] = set()
+        self.came: dict[str, tuple[int, float]] = {}
         self.wrong: dict[str, list[bytes]] = {}
         self.done = False
         self.received = self.sent = 0
@@ -253,13 +263,22 @@ class Swarm:
         wanted.ti = lt.torrent_info(lt.bdecode(torrent))
         wanted.save_path = str(folder)
         unmanaged = wanted.flags & ~lt.torrent_flags.auto_managed & ~lt.torrent_flags.paused
-        wanted.flags = unmanaged | flags
+        # Peers would tell each other of the source, and all would ask it for everything.
+        wanted.flags = unmanaged | lt.torrent_flags.disable_pex | flags
         self.handles[path] = self.session.add_torrent(wanted)
 
     def connect(self, path: str, addresses: Iterable[str]) -> None:
         """Have a file's torrent ask these peers."""
         for address in addresses:
             self.handles[path].connect_peer((address, self.wish.port))
+
+    def still(self, path: str, now: float) -> bool:
+        """Whether nothing of a file that is coming came for a while."""
+        done = self.handles[path].status().total_done
+        before, since = self.came.get(path, (-1, now))
+        if done != before:
+            self.came[path] = (done, now)
+        return done == before and now - since >= STILL_SECONDS
 
     def drop(self, path: str) -> None:
         """Stop with a file that turned out wrong, and take its torrent from nobody again."""
@@ -268,11 +287,16 @@ class Swarm:
             self.session.remove_torrent(handle)
         if path in self.torrents:
             self.wrong.setdefault(path, []).append(self.torrents.pop(path))
+        self.came.pop(path, None)
         for group in (self.have, self.coming, self.moving):
             group.discard(path)
 
-    def step(self) -> None:
-        """Take in what libtorrent has done: finished files go to their place, and are told of there."""
+    def step(self) -> bool:
+        """Take in what libtorrent has done: finished files go to their place, and are told of there.
+
+        Returns whether one was finished, so that another can be begun with.
+        """
+        finished = False
         while not self.made.empty():
             self.offer(*self.made.get())
         by_handle = {handle: path for path, handle in self.handles.items()}
@@ -283,6 +307,7 @@ class Swarm:
                 target = (Path(self.wish.root) / path).parent
                 target.mkdir(parents=True, exist_ok=True)
                 self.moving.add(path)
+                finished = True
                 alert.handle.move_storage(str(target))
             elif kind == "storage_moved_alert" and path in self.moving:
                 self.moving.discard(path)
@@ -295,6 +320,7 @@ class Swarm:
                 say(event="failed", text=text, mend="Look at the disk, then run this again.")
             elif ("error" in kind or "failed" in kind) and kind not in {"peer_error_alert", "tracker_error_alert"}:
                 say(event="trouble", text=f"{path}: {alert.message()}")
+        return finished
 
     def rates(self) -> dict[str, int]:
         """Bytes that came and went, in all."""
@@ -401,9 +427,8 @@ def receive_more(swarm: Swarm, peers: Mapping[str, Peer]) -> None:
                 torrent = ask(wish, peers[name].address, f"/torrent?{urllib.parse.urlencode({'path': path})}")
                 if swarm.receive(path, torrent):
                     break
-    idle = len(active) < ACTIVE_AT_A_TIME and not fresh
     for path in sorted(swarm.coming - swarm.moving):
-        chosen = sources(path, wish, holders(path, peers, now), idle=idle)
+        chosen = sources(path, wish, holders(path, peers, now), still=swarm.still(path, now))
         swarm.connect(path, [peers[name].address for name in chosen])
 
 
@@ -436,8 +461,10 @@ def main(arguments: Sequence[str]) -> int:
             if not obey(swarm, json.loads(commands.get(timeout=0.1))):
                 break
             continue
-        swarm.step()
+        finished = swarm.step()
         now = time.monotonic()
+        if finished:
+            receive_more(swarm, peers)
         if now - polled >= POLL_SECONDS:
             polled = now
             list(asking.map(lambda peer: learn(wish, peer), peers.values()))
