@@ -68,15 +68,31 @@ def removable(found: Sequence[Mapping[str, Any]], kept: Sequence[str]) -> list[s
 
 def check_code(look: Mapping[str, Any], name: str, accepted: str, trusted: bool) -> str:
     """The report on a model's Python code; refuses a change that nobody accepted, where an engine runs it."""
-    files, before = _plain(look.get("remote_code") or []), _plain(look.get("remote_code_before") or [])
-    if trusted:
-        stores.check_code(name, files, before, str(accepted or ""))
+    files, before = _plain(look["remote_code"]), _plain(look["remote_code_before"])
+    if trusted and not look["remote_code_unknown"]:
+        stores.check_code(name, files, before, str(accepted or ""), str(look["remote_code_before_name"]))
     return stores.code_text(name, files, trusted=trusted)
+
+
+def begun_text(variables: Mapping[str, Any], hosts: Sequence[str], key: str, deadline: float) -> str:
+    """`stores.begun_text` of the nodes whose variable says that a job was begun."""
+    return stores.begun_text([host for host in hosts if (variables[host].get(key) or {}).get("begun")], float(deadline))
+
+
+def code_plan(look: Mapping[str, Any], name: str) -> str:
+    """`stores.code_plan_text` of what a node or the controller has looked up."""
+    return stores.code_plan_text(
+        name,
+        _plain(look["remote_code"]),
+        _plain(look["remote_code_before"]),
+        str(look["remote_code_before_name"]),
+        str(look["remote_code_unknown"]),
+    )
 
 
 def trusts_code(processes: Sequence[Mapping[str, Any]]) -> bool:
     """Whether one of a node's planned processes runs a model's own Python code."""
-    return any("--trust-remote-code" in process["argv"] for process in processes)
+    return any({"--trust-remote-code", "--trust_remote_code"} & set(process["argv"]) for process in processes)
 
 
 class FilterModule:
@@ -85,7 +101,9 @@ class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Name the filters."""
         named: dict[str, Callable[..., Any]] = {
+            "weights_begun_text": begun_text,
             "weights_code": check_code,
+            "weights_code_plan": code_plan,
             "weights_exchange": exchange,
             "weights_exchange_part": exchange_part,
             "weights_progress_text": progress_text,

@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
+import queue
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -29,20 +32,25 @@ from ansible_collections.stepladder.core.plugins.module_utils.weights_client imp
     download,
 )
 from ansible_collections.stepladder.core.plugins.module_utils.weights_copy import bring, list_source
-from ansible_collections.stepladder.core.plugins.module_utils.weights_hub import read_token, wanted_files
+from ansible_collections.stepladder.core.plugins.module_utils.weights_hub import (
+    ONE_TRY_SECONDS,
+    read_token,
+    wanted_files,
+)
 from ansible_collections.stepladder.core.plugins.module_utils.weights_lease import locked
 from ansible_collections.stepladder.core.plugins.module_utils.weights_manifest import (
+    GIT_BLOB,
     BadFile,
     Current,
     Listed,
     Proven,
     Prover,
+    code_of,
     compare,
     files_under,
     hash_file,
     inspect,
-    parse_manifest,
-    read_or_empty,
+    known_code,
     seal,
     set_aside,
     stat_or_none,
@@ -51,7 +59,8 @@ from ansible_collections.stepladder.core.plugins.module_utils.weights_manifest i
 from ansible_collections.stepladder.core.plugins.module_utils.weights_progress import (
     PROGRESS_SECONDS,
     Progress,
-    amount,
+    free_bytes,
+    full_disk,
     space_problem,
     utc_now,
 )
@@ -59,12 +68,14 @@ from ansible_collections.stepladder.core.plugins.module_utils.weights_request im
     BOOKKEEPING,
     Request,
     WeightsError,
+    endpoint_of,
     problems,
 )
 from ansible_collections.stepladder.core.plugins.module_utils.weights_spread import Exchange
 from ansible_collections.stepladder.core.plugins.module_utils.weights_store import remove
 
 MOST_WARNINGS = 10
+INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 MOST_NAMED_FILES = 200  # in one run of the client, so that its command line stays short
 
 
@@ -119,14 +130,6 @@ def plan(current: Current, request: Request) -> list[str]:
     ] + [f"note that {path} is still right, though it was touched" for path in current.touched]
 
 
-def free_bytes(path: Path) -> int:
-    """Bytes that a user may still write on the file system where `path` is or will be."""
-    while not path.exists():
-        path = path.parent
-    found = os.statvfs(path)
-    return found.f_bavail * found.f_frsize
-
-
 def check_space(request: Request, needed: int, there: int) -> None:
     """Raise WeightsError when what is still to come does not fit."""
     problem = space_problem(request.path, free_bytes(Path(request.path)), needed, there)
@@ -134,10 +137,34 @@ def check_space(request: Request, needed: int, there: int) -> None:
         raise WeightsError(problem)
 
 
-def listing(request: Request, token: str) -> list[Listed]:
+def listing(request: Request) -> list[Listed]:
     """What the source has of the wanted files. Raises WeightsError when it cannot say, or has none."""
-    found: list[Listed] = wanted_files(request, token) if request.lists_hashes else list_source(request)
+    found: list[Listed] = wanted_files(request, read_token(request)) if request.lists_hashes else list_source(request)
     return found
+
+
+def list_within(request: Request, seconds: float) -> list[Listed]:
+    """`listing` in one try and with a limit that holds for the look-up of names too, which knows none.
+
+    Raises WeightsError when the source cannot say in time.
+    """
+    answers: queue.Queue[list[Listed] | WeightsError] = queue.Queue()
+
+    def ask() -> None:
+        try:
+            answers.put(listing(replace(request, retries=1)))
+        except WeightsError as error:
+            answers.put(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        answer = answers.get(timeout=seconds)
+    except queue.Empty:
+        source = endpoint_of(request) or request.source_path
+        raise WeightsError(f"{source} gave no listing of {request.name} in {seconds:.0f} s.") from None
+    if isinstance(answer, WeightsError):
+        raise answer
+    return answer
 
 
 def fetch(request: Request, current: Current, progress: Progress, outcome: Outcome) -> None:
@@ -152,7 +179,7 @@ def fetch(request: Request, current: Current, progress: Progress, outcome: Outco
         unseal(request, current.good)
         outcome.bad_files = set_aside(request, current.bad)
     token = read_token(request) if request.lists_hashes else ""
-    wanted = listing(request, token)
+    wanted = listing(request)
     sizes = {one.path: one.size for one in wanted}
     there = bytes_there(root, sizes)
     check_space(request, sum(sizes.values()), there)
@@ -210,10 +237,33 @@ def proven_files(
             "(pin a commit), or something between this node and the source changes the data.",
             bad_files=[asdict(one) for one in bad],
         )
+    refuse_left_out(request, wanted)
     shutil.rmtree(root / HF_LEFTOVERS, ignore_errors=True)
     with contextlib.suppress(OSError):  # it holds something of the model's, or was never there
         (root / HF_LEFTOVERS).parent.rmdir()
     return [proven[one.path] for one in wanted]
+
+
+def refuse_left_out(request: Request, wanted: Sequence[Listed]) -> None:
+    """Raise WeightsError when the patterns leave out files with tensors that the model's index names.
+
+    vLLM refuses to load such a model, for a text-only start too (0.33.0, filter_duplicate_safetensors_files).
+    """
+    if not (request.include or request.exclude):
+        return
+    there = {one.path for one in wanted}
+    for name in sorted(there & set(INDEXES)):
+        try:
+            named = set(json.loads((Path(request.path) / name).read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue  # the hub's own file, proven: whatever it is, it is no index
+        lost = sorted(named - there)
+        if lost:
+            raise WeightsError(
+                f"include {list(request.include)} and exclude {list(request.exclude)} leave out {len(lost)} of the "
+                f"{len(named)} files that {name} of {request.name} names, first {lost[0]}: engines do not load it so, "
+                "the vision tower of a text-only start included. Change the patterns; what was fetched is kept."
+            )
 
 
 def pass_on(request: Request, files: Sequence[Proven], progress: Progress) -> None:
@@ -262,10 +312,19 @@ def bring_missing(request: Request, missing: Sequence[Listed], transfer: Transfe
         download(request, replace(transfer, only=tuple(names[start : start + MOST_NAMED_FILES])))
 
 
-def look(request: Request, check_mode: bool = False) -> dict[str, Any]:
+def look(
+    request: Request, check_mode: bool = False, current_release: str = "", *, code_only: bool = False
+) -> dict[str, Any]:
     """Say what is there, and what the source has of it; changes nothing.
 
-    In check mode the source is not asked. Raises WeightsError when it cannot say, or what is to come does not fit.
+    In check mode a source that does not answer, such as a hub that is to be started yet, is no failure.
+
+    Args:
+        current_release: directory of the release that runs; '' for none.
+        code_only: only the Python code is asked about: space does not matter, and the source has a few seconds.
+
+    Raises:
+        WeightsError: it cannot say, or what is to come does not fit.
     """
     found = problems(request)
     if found:
@@ -273,6 +332,7 @@ def look(request: Request, check_mode: bool = False) -> dict[str, Any]:
     root = Path(request.path)
     current = inspect(request, Progress(ProgressFile(None), Path(os.devnull)))
     actions = plan(current, request)
+    before, files = code_before(root, request.model_id, current_release)
     answer = {
         "model_id": request.model_id,
         "revision": request.revision,
@@ -282,34 +342,55 @@ def look(request: Request, check_mode: bool = False) -> dict[str, Any]:
         "actions": actions,
         "wanted": [],
         "have": [],
-        "remote_code": code_of(current.good),
-        "remote_code_before": [],
+        "remote_code": as_listed(request, code_of(current.good)),
+        "remote_code_unknown": "",
+        "remote_code_before": files,
+        "remote_code_before_name": before,
     }
-    if actions and not check_mode:
-        wanted = listing(request, read_token(request) if request.lists_hashes else "")
+    if actions:
+        try:
+            wanted = list_within(request, ONE_TRY_SECONDS) if check_mode or code_only else listing(request)
+        except WeightsError as error:
+            if not (check_mode or code_only):
+                raise
+            return {**answer, "remote_code": [], "remote_code_unknown": str(error)}
         sizes = {one.path: one.size for one in wanted}
-        check_space(request, sum(sizes.values()), bytes_there(root, sizes))
+        if not code_only:
+            check_space(request, sum(sizes.values()), bytes_there(root, sizes))
         kept = {one.path: one for one in current.good}
         answer["wanted"] = [{"path": one.path, "size": one.size} for one in wanted]
         answer["have"] = [one.path for one in wanted if not compare([one], kept)]
         answer["remote_code"] = code_of(wanted)
-        answer["remote_code_before"] = code_before(root)
     return answer
 
 
-def code_of(files: Sequence[Listed | Proven]) -> list[dict[str, str]]:
-    """The Python files, which an engine runs where remote code is trusted."""
-    return [{"path": one.path, "sha256": one.sha256} for one in files if one.path.endswith(".py")]
+def as_listed(request: Request, code: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """Python files of a store with the hashes that its hub lists, so that a set is called the same before and after."""
+    git = request.source == "huggingface"
+    return [
+        {**one, "sha256": f"{GIT_BLOB}{one['git_blob']}" if git and one["git_blob"] else one["sha256"]} for one in code
+    ]
 
 
-def code_before(root: Path) -> list[dict[str, str]]:
-    """The Python files of the revision that was completed last beside this one; empty where there is none."""
+def code_before(root: Path, model_id: str, current_release: str) -> tuple[str, list[dict[str, str]]]:
+    """Whose Python code a revision's is held against, in words, and its files; ('', []) for nobody's.
+
+    It is that of the release that runs, where it serves the same model; else that of the revision completed last.
+    """
+    try:
+        wanted = json.loads((Path(current_release) / "plan.json").read_text(encoding="utf-8"))["node"]["weights"]
+        path, same = Path(wanted["path"]), wanted["model_id"] == model_id
+    except (OSError, ValueError, KeyError, TypeError):
+        path, same = root, False  # nothing runs yet
+    files = known_code(path) if same else None
+    if files is not None:
+        return f"the release that runs ({wanted['revision']})", files
     marks = [path for path in root.parent.glob(f"*/{BOOKKEEPING}/complete") if path.parents[1] != root]
     for mark in sorted(marks, key=lambda path: -path.stat().st_mtime_ns):
-        manifest = parse_manifest(read_or_empty(mark.with_name("manifest.json")))
-        if manifest:
-            return code_of(manifest["files"])
-    return []
+        files = known_code(mark.parents[1])
+        if files is not None:
+            return f"the revision before ({mark.parents[1].name})", files
+    return "", []
 
 
 def ensure_present(request: Request, check_mode: bool = False) -> Outcome:
@@ -420,8 +501,5 @@ def ensure(request: Request, state: str, check_mode: bool = False) -> dict[str, 
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        raise WeightsError(
-            f"No space left on the file system of {request.path}: {amount(free_bytes(Path(request.path)))} free. "
-            "Something else filled it meanwhile. Free space there, and run this again: what was fetched is kept."
-        ) from error
+        raise WeightsError(full_disk(request.path) or f"{error}. Free space, and run this again.") from error
     return outcome.as_result(request, time.monotonic() - started)

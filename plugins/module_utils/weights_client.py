@@ -18,7 +18,7 @@ from typing import IO
 
 from ansible_collections.stepladder.core.plugins.module_utils.weights_hub import literal_pattern
 from ansible_collections.stepladder.core.plugins.module_utils.weights_manifest import files_under
-from ansible_collections.stepladder.core.plugins.module_utils.weights_progress import Progress
+from ansible_collections.stepladder.core.plugins.module_utils.weights_progress import Progress, full_disk
 from ansible_collections.stepladder.core.plugins.module_utils.weights_request import Request, WeightsError, endpoint_of
 
 CLIENT_LINES = 15
@@ -164,10 +164,11 @@ def run_client(request: Request, transfer: Transfer) -> tuple[int, str]:
                         "stopped. What was fetched is kept: run this again to go on, or give a longer deadline.",
                         client_output=last_lines(log.read_text("utf-8", "replace"), transfer.token),
                     )
+                if request.bytes_per_second:
+                    brake.hold(bytes_there(root, transfer.sizes))
                 if now - looked >= TICK_SECONDS:
                     looked = now
                     there = bytes_there(root, transfer.sizes)
-                    brake.hold(there)
                     transfer.progress.fetching(there, total)
                     transfer.tick()
                 time.sleep(0.1)
@@ -235,6 +236,9 @@ def download(request: Request, transfer: Transfer) -> None:
             break
         time.sleep(min(2.0**attempt, max(0.0, transfer.until - time.monotonic())))
     lines = last_lines(printed, transfer.token)
+    full = full_disk(request.path)
+    if full:
+        raise WeightsError(full, client_status=status, client_output=lines)
     tries = f"{attempt} of {request.retries} tries" + (", the error is a lasting one" if permanent else "")
     raise WeightsError(
         f"{request.client} could not fetch {request.name}: exit status {status} after {tries}. "

@@ -23,6 +23,7 @@ from ansible_collections.stepladder.core.plugins.module_utils.weights_request im
 )
 
 NEXT_PAGE = re.compile(r'<([^>]+)>;\s*rel="next"')
+ONE_TRY_SECONDS = 5.0  # where no answer is no failure
 LISTING_LIMIT = 3000  # entries in one answer of the hub; the client calls it REPO_FILES_TRUNCATION_LIMIT
 
 

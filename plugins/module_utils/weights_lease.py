@@ -51,15 +51,26 @@ def locked(path: Path, timeout: float, say: Callable[[str], object] = lambda tex
         WeightsError: another holds it after `timeout` seconds; the text names it.
     """
     until = time.monotonic() + timeout
+    held = threading.Event()
+
+    def tell(holder: str) -> None:
+        while not held.is_set():
+            told = read_state(path / BOOKKEEPING).get("text", "it has told nothing yet")
+            say(f"waiting for {holder}, which works on {path}: {told}")
+            held.wait(POLL_SECONDS)
 
     def waits(holder: str) -> None:
-        say(f"waiting for {holder}, which works on {path}")
+        threading.Thread(target=tell, args=(holder,), daemon=True).start()
 
     try:
-        with exclusive(lock_of(path), timeout, on_wait=waits, poll_s=0.2), leased(path, until, say):
-            yield
+        with exclusive(lock_of(path), timeout, on_wait=waits, poll_s=0.2):
+            held.set()
+            with leased(path, until, say):
+                yield
     except LockTimeoutError as error:
         raise WeightsError(f"another run works on {path}: {error}. What it has fetched is kept.") from error
+    finally:
+        held.set()
 
 
 @contextlib.contextmanager

@@ -362,9 +362,36 @@ def read_or_empty(path: Path) -> str:
         return ""
 
 
+def code_of(files: Sequence[Listed | Proven]) -> list[dict[str, str]]:
+    """The Python files, which an engine runs where remote code is trusted; git's hash of each where it is known."""
+    return [
+        {"path": one.path, "sha256": one.sha256, "git_blob": getattr(one, "git_blob", "")}
+        for one in files
+        if one.path.endswith(".py")
+    ]
+
+
+def code_file_of(path: Path) -> Path:
+    """The note beside a store of the Python files that it was completed with; it outlives the store's renewal."""
+    return path.with_name(path.name + ".code")
+
+
+def known_code(path: Path) -> list[dict[str, str]] | None:
+    """The Python files that a store was completed with last; None where that is not known."""
+    manifest = parse_manifest(read_or_empty(path / BOOKKEEPING / "manifest.json"))
+    if manifest:
+        return code_of(manifest["files"])
+    try:
+        noted = json.loads(code_file_of(path).read_text(encoding="utf-8"))
+        return [{key: str(one[key]) for key in ("path", "sha256", "git_blob")} for one in noted]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def seal(request: Request, files: Sequence[Proven], created: str) -> None:
     """Write the manifest, make everything read-only, and write the marker as the very last thing."""
     text = render_manifest(request, files, created)
+    write_whole(code_file_of(Path(request.path)), json.dumps(code_of(files)) + "\n")
     write_whole(request.manifest, text)
     set_writable(Path(request.path), [one.path for one in files], writable=False)
     mark = {"format_version": 1, "manifest_sha256": hashlib.sha256(text.encode()).hexdigest()}

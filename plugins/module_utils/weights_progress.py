@@ -15,6 +15,7 @@ from ansible_collections.stepladder.core.plugins.module_utils.progress import Pr
 PROGRESS_SECONDS = 2.0
 STATE_FILE = "progress.json"
 RATE_SAMPLES = 15
+FULL_BYTES = 2 * 1024 * 1024  # less than what is written at a time
 
 
 def amount(count: float) -> str:
@@ -52,6 +53,25 @@ def space_problem(path: str, free: int, needed: int, there: int) -> str:
         f"too little space for the weights in {path}: {amount(free)} free, {amount(missing)} needed "
         f"({amount(needed)} in all, {amount(there)} of it already there), {amount(missing - free)} short. "
         "Free that much on this file system, or give a path on a larger one."
+    )
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes that a user may still write on the file system where `path` is or will be."""
+    while not path.exists():
+        path = path.parent
+    found = os.statvfs(path)
+    return found.f_bavail * found.f_frsize
+
+
+def full_disk(path: str) -> str:
+    """Say that nothing more can be written where something just failed; '' where that is not why."""
+    free = free_bytes(Path(path))
+    if free > FULL_BYTES:
+        return ""
+    return (
+        f"No space left on the file system of {path}: {amount(free)} free. Something else filled it meanwhile. "
+        "Free space there, and run this again: what was fetched is kept."
     )
 
 

@@ -31,6 +31,7 @@ from ansible_collections.stepladder.core.plugins.module_utils.weights_manifest i
     Prover,
     set_aside,
 )
+from ansible_collections.stepladder.core.plugins.module_utils.weights_progress import full_disk
 from ansible_collections.stepladder.core.plugins.module_utils.weights_request import Request, WeightsError
 
 SMALL_BYTES = 16_000_000
@@ -83,7 +84,11 @@ class View:
 
 
 def next_claims(
-    wish: Claims, missing: Sequence[Listed], fellows: Mapping[str, Fellow], coming: Iterable[str]
+    wish: Claims,
+    missing: Sequence[Listed],
+    fellows: Mapping[str, Fellow],
+    coming: Iterable[str],
+    doubted: Iterable[str] = (),
 ) -> list[str]:
     """Files to fetch from the hub now: the own ones; then those whose owner is gone; then, idle, those not begun.
 
@@ -92,21 +97,27 @@ def next_claims(
         missing: what this node lacks, in the hub's order.
         fellows: the other nodes.
         coming: what is arriving from peers.
+        doubted: what came wrong from peers: that they hold it is worth nothing, unless its owner fetched it anew.
     """
-    me, arriving = wish.me, set(coming)
+    me, arriving, wrong = wish.me, set(coming), set(doubted)
     answering = {name for name, fellow in fellows.items() if fellow.alive}
     fetching = {name for name in answering if not fellows[name].done}
     taken = {path for name in fetching for path in fellows[name].claims}
     held = {path for name in answering for path in fellows[name].have}
     promised = {path for name in answering for path in wish.held.get(name, ())}
-    spared = taken | held | promised | arriving
-    free = [one for one in missing if one.path not in spared and not answering & set(wish.givers)]
+    spared = taken | arriving | ((held | promised) - wrong)
+    given = bool(answering & set(wish.givers))
+    free = [one for one in missing if one.path not in spared and (one.path in wrong or not given)]
     mine = [one for one in free if wish.owners.get(one.path) == me]
     orphans = [one for one in free if wish.owners.get(one.path) not in {*fetching, me}]
     if orphans and not mine:
         # All that are left divide them alike without asking each other: by turns, in the order of names.
         names = sorted([me, *fetching])
         mine = [one for at, one in enumerate(orphans) if names[at % len(names)] == me]
+    if not mine and not arriving:
+        # The owner has it and it does not come from there: it came wrong from there too.
+        brought = {path for path, owner in wish.owners.items() if owner in answering and path in fellows[owner].have}
+        mine = [one for one in free if one.path in brought]
     if not mine and not arriving and all(fellows[name].met for name in answering):
         mine = spare(free, wish)
     return [one.path for one in batch(mine, wish.workers)]
@@ -158,6 +169,7 @@ class Exchange:
         self._child: subprocess.Popen[str]
         self.troubles: list[str] = []
         self.bad: list[BadFile] = []
+        self._doubted: set[str] = set()
         self.from_peers = 0
 
     def start(self, kept: Iterable[Proven]) -> None:
@@ -229,11 +241,23 @@ class Exchange:
             self._tell(do="drop", path=path)
             self.bad += set_aside(self._request, [wrong])
             self._prover.forget(path)
+            self._doubt(path)
             if sum(one.path == path for one in self.bad) >= MOST_WRONG:
                 raise WeightsError(
                     f"{path} came wrong {MOST_WRONG} times: expected {wrong.expected}, found {wrong.found}. What came "
                     f"lies in {self.bad[-1].quarantine}. Check the disks and the memory of the nodes that have it."
                 )
+
+    def _doubt(self, path: str) -> None:
+        holders = {name for name, one in self._view.fellows.items() if path in one.have}
+        first = {*self._claims.givers, *(name for name, paths in self._claims.held.items() if path in paths)}
+        names = sorted(holders & first or holders)
+        text = f"{path} came wrong and is fetched again from elsewhere"
+        if names:
+            text += f"; it lies on {', '.join(names)}: run 'weights' with -e weights_check=full, which reads it there"
+        if path not in self._doubted:
+            self.troubles.append(text)
+        self._doubted.add(path)
 
     def run(self, kept: Iterable[Proven], missing: Sequence[Listed], complete: Callable[[], object]) -> None:
         """Bring what is missing, have it completed, and give it to the others; wrong files are in `bad` afterwards."""
@@ -264,9 +288,10 @@ class Exchange:
             self.troubles.append(event["text"])
         elif kind in ("failed", "ended"):
             said = event.get("text") or (self._request.bookkeeping / "spread.log").read_text("utf-8", "replace")[-2000:]
+            mend = event.get("mend") or "Run this again, or set model_weights_spread to false."
             raise WeightsError(
-                f"the exchange with other nodes ended: {said.strip() or 'it said nothing'}. "
-                "What was fetched is kept. Free the port, or set model_weights_spread to false."
+                f"the exchange with other nodes ended: {said.strip() or 'it said nothing'}. What was fetched is kept. "
+                + (full_disk(self._request.path) or mend)
             )
 
     def bring(self, missing: Sequence[Listed]) -> None:
@@ -279,7 +304,8 @@ class Exchange:
         while left:
             left = [one for one in left if one.path not in self._prover.proven]
             self.step()
-            names = next_claims(self._claims, left, self._view.fellows, self._view.coming) if self._view.fellows else []
+            view = self._view
+            names = next_claims(self._claims, left, view.fellows, view.coming, self._doubted) if view.fellows else []
             names = [name for name in names if name not in self._prover.proven]
             if names and self._request.lists_hashes:
                 self._tell(do="claim", paths=names)

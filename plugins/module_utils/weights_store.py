@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ansible_collections.stepladder.core.plugins.module_utils.weights_lease import lease_of, lock_of, locked
-from ansible_collections.stepladder.core.plugins.module_utils.weights_manifest import set_writable
+from ansible_collections.stepladder.core.plugins.module_utils.weights_manifest import code_file_of, set_writable
 from ansible_collections.stepladder.core.plugins.module_utils.weights_progress import read_state
 from ansible_collections.stepladder.core.plugins.module_utils.weights_request import BOOKKEEPING, WeightsError
 
@@ -128,6 +128,7 @@ def remove(path: Path) -> None:
         if entry.name != BOOKKEEPING:
             shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
     shutil.rmtree(path)
+    code_file_of(path).unlink(missing_ok=True)
     for left in path.parent.glob(f"{path.name}.lease.*"):  # of processes that were killed
         left.unlink(missing_ok=True)
 

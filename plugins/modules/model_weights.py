@@ -165,7 +165,10 @@ remote_code:
   returned: success
   type: list
   elements: dict
-  sample: [{path: modeling_step.py, sha256: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08}]
+  sample:
+    - path: modeling_step.py
+      sha256: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
+      git_blob: 4a1f4c1d3a4e0a0c8d9a7c5b6e2f1d0c9b8a7f6e
 hashed_bytes:
   description: Bytes that were read and hashed.
   returned: success

@@ -14,9 +14,20 @@ description:
 author:
   - Stepladder contributors (@stepladder)
 extends_documentation_fragment: stepladder.core.weights_source
+options:
+  current_release:
+    description:
+      - Directory of the release that runs, with its C(plan.json).
+      - The Python code of its weights is what a new revision's is held against.
+    type: path
+    default: ''
+  code_only:
+    description: Whether only the Python code is asked about; space does not matter then, nor a source that is silent.
+    type: bool
+    default: false
 attributes:
   check_mode:
-    description: The source is not asked, so that a hub that is not there yet is no failure.
+    description: A source that does not answer at once is no failure, for it may be a hub that is not there yet.
     support: full
   diff_mode:
     description: It changes nothing.
@@ -60,13 +71,26 @@ remote_code:
   returned: success
   type: list
   elements: dict
-  sample: [{path: modeling_step.py, sha256: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08}]
+  sample:
+    - path: modeling_step.py
+      sha256: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
+      git_blob: 4a1f4c1d3a4e0a0c8d9a7c5b6e2f1d0c9b8a7f6e
+remote_code_unknown:
+  description: Why they are not known; empty where they are.
+  returned: success
+  type: str
+  sample: ""
 remote_code_before:
-  description: Those of the revision that was completed last beside it.
+  description: Those of the release that runs, where it serves the same model; else of the revision completed last.
   returned: success
   type: list
   elements: dict
   sample: []
+remote_code_before_name:
+  description: Which of the two it is, in words; empty where there is neither.
+  returned: success
+  type: str
+  sample: the release that runs (v1)
 """
 
 from ansible.module_utils.basic import AnsibleModule
@@ -81,11 +105,16 @@ from ansible_collections.stepladder.core.plugins.module_utils.weights_request im
 def main() -> None:
     """Read the parameters, look, answer once."""
     module = AnsibleModule(
-        argument_spec=SOURCE_ARGUMENTS,
+        argument_spec={
+            **SOURCE_ARGUMENTS,
+            "current_release": {"type": "path", "default": ""},
+            "code_only": {"type": "bool", "default": False},
+        },
         supports_check_mode=True,
     )
+    current_release, code_only = module.params.pop("current_release"), module.params.pop("code_only")
     try:
-        answer = look(Request.of(module.params), module.check_mode)
+        answer = look(Request.of(module.params), module.check_mode, current_release, code_only=code_only)
     except (WeightsError, OSError) as error:
         module.fail_json(msg=str(error))
     module.exit_json(changed=False, **answer)

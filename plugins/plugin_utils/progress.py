@@ -10,7 +10,7 @@ import secrets
 import shlex
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -97,6 +97,9 @@ class ProgressAction(ActionBase):
     First the module runs in check mode: if nothing is to be done, or it fails, or the user asked for check mode, that
     is the answer. Else it runs as a job on the node while its progress is shown. The argument `progress_deadline`
     (seconds, 7200) is taken out of the module's arguments.
+
+    So are `begin` and `begun`. With the first a job is started and left to itself; the answer's `begun`, given to a
+    later task as that argument, has it shown and waited for there, its deadline counted from its start.
     """
 
     TRANSFERS_FILES = False
@@ -110,7 +113,10 @@ class ProgressAction(ActionBase):
         self._name = f"{self._vars.get('inventory_hostname', '?')} | {self._task.get_name().strip()}"
         arguments = dict(self._task.args)
         deadline = parse_deadline(arguments.pop("progress_deadline", DEADLINE))
+        begin, begun = arguments.pop("begin", False), arguments.pop("begun", None)
         try:
+            if begun:
+                return {**result, **self._take_up(begun, deadline)}
             foreseen = self._foresee(arguments)
             if (
                 foreseen.get("failed")
@@ -119,7 +125,7 @@ class ProgressAction(ActionBase):
                 or not self._is_needed(foreseen)
             ):
                 return {**result, **foreseen}
-            done = self._run_job(arguments, deadline)
+            done = (self._begin if begin else self._run_job)(arguments, deadline)
         finally:
             self._remove_tmp_path(self._connection._shell.tmpdir)
         return {**result, **done}
@@ -141,21 +147,47 @@ class ProgressAction(ActionBase):
         return answer
 
     def _run_job(self, arguments: dict[str, Any], deadline: int) -> dict[str, Any]:
+        started = time.monotonic()
+        self._job = self._job_file = ""
+        return self._watched(lambda: self._start_job(arguments, deadline) or self._follow(started, deadline))
+
+    def _begin(self, arguments: dict[str, Any], deadline: int) -> dict[str, Any]:
+        started = time.monotonic()
+        # The change is told by the task that waits for it.
+        return self._start_job(arguments, deadline) or {
+            "changed": False,
+            "begun": {
+                "job": self._job,
+                "job_file": self._job_file,
+                "progress_file": self._progress_file,
+                "started": started,
+            },
+        }
+
+    def _take_up(self, begun: dict[str, Any], deadline: int) -> dict[str, Any]:
+        self._job, self._job_file = str(begun["job"]), str(begun["job_file"])
+        self._progress_file = str(begun["progress_file"])
+        return self._watched(lambda: self._follow(float(begun["started"]), deadline))
+
+    def _start_job(self, arguments: dict[str, Any], deadline: int) -> dict[str, Any] | None:
+        """Start the job, and keep how to find it; the answer where it could not be started."""
         # Not expanded here: the wrapper and the module expand it alike, in the environment of the job.
         directory = self.get_shell_option("async_dir", default="~/.ansible_async")
         self._progress_file = self._connection._shell.join_path(
             directory, f"stepladder-progress-{secrets.token_hex(8)}"
         )
-        started = time.monotonic()
-        self._job = self._job_file = ""
+        answer = self._start({**arguments, "progress_file": self._progress_file}, deadline)
+        if answer.get("failed") or not answer.get("ansible_job_id"):
+            return answer
+        self._job, self._job_file = answer["ansible_job_id"], answer["results_file"]
+        self._progress_file = self._beside_job(posixpath.basename(self._progress_file))
+        return None
+
+    def _watched(self, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Do something with a job that has to end with this run, and clean up after it."""
         with signals_as_exceptions():
             try:
-                answer = self._start({**arguments, "progress_file": self._progress_file}, deadline)
-                if answer.get("failed") or not answer.get("ansible_job_id"):
-                    return answer
-                self._job, self._job_file = answer["ansible_job_id"], answer["results_file"]
-                self._progress_file = self._beside_job(posixpath.basename(self._progress_file))
-                return self._follow(started, deadline)
+                return work()
             except Interrupted:
                 self._end_job()
                 show(f"  {self._name}: interrupted, ended its job on the node")
@@ -180,7 +212,7 @@ class ProgressAction(ActionBase):
 
     def _follow(self, started: float, deadline: int) -> dict[str, Any]:
         lines = ProgressLines()
-        last_contact, looked_for = started, 0.0
+        last_contact, looked_for = time.monotonic(), 0.0
         text = ""
         for interval in intervals():
             time.sleep(interval)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import textwrap
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from stepladder.durations import duration
 from stepladder.errors import StepladderError
 from stepladder.show import gigabytes
 
 CODE_DIGITS = 12
+HASH_DIGITS = 16
+NO_CODE = "none"
+LINE = 110
 FRESH_SECONDS = 60
 
 
@@ -64,10 +69,31 @@ def progress_text(host: str, stores: Sequence[Mapping[str, Any]], now: datetime 
     return "\n".join(lines)
 
 
+def begun_text(nodes: Sequence[str], deadline: float) -> str:
+    """What is said of weights that come while something else is done; empty for no nodes.
+
+    Args:
+        nodes: that bring some.
+        deadline: seconds after which they are given up.
+    """
+    if not nodes:
+        return ""
+    return (
+        f"The weights come on {', '.join(nodes)} while the engine is installed. Should this run end meanwhile, they go "
+        f"on coming, for {duration(deadline)} at most: nothing starts with them, a rerun takes them up, and 'status' "
+        "tells how far they are."
+    )
+
+
 def code_digest(files: Sequence[Mapping[str, str]]) -> str:
     """Twelve hexadecimal digits that stand for a set of Python files: their paths and hashes. Empty for none."""
     lines = sorted(f"{one['sha256']}  {one['path']}" for one in files)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:CODE_DIGITS] if lines else ""
+
+
+def code_lines(files: Sequence[Mapping[str, str]]) -> list[str]:
+    """A line for each Python file with its hash."""
+    return [f"  {one['sha256'][:HASH_DIGITS]}  {one['path']}" for one in sorted(files, key=lambda one: one["path"])]
 
 
 def code_text(name: str, files: Sequence[Mapping[str, str]], *, trusted: bool) -> str:
@@ -75,36 +101,78 @@ def code_text(name: str, files: Sequence[Mapping[str, str]], *, trusted: bool) -
     use = "which the engine runs" if trusted else "which the engine does not run"
     if not files:
         return ""
-    lines = [f"  {one['sha256'][:16]}  {one['path']}" for one in sorted(files, key=lambda one: one["path"])]
-    return "\n".join([f"Python code of {name}, {use} (set {code_digest(files)}):", *lines])
+    return "\n".join([f"Python code of {name}, {use} (set {code_digest(files)}):", *code_lines(files)])
 
 
-def check_code(
-    name: str, files: Sequence[Mapping[str, str]], before: Sequence[Mapping[str, str]], accepted: str
-) -> list[str]:
-    """Say how a model's code differs from that of the revision before it.
+def code_changes(files: Sequence[Mapping[str, str]], before: Sequence[Mapping[str, str]]) -> list[str]:
+    """How a set of Python files differs from another, a line for each file with its old and new hash.
+
+    Args:
+        files: `path` and `sha256`, which is git's own hash after `git:` where a hub lists no other.
+        before: the same, and `git_blob` where it is known.
+    """
+    new, old = ({one["path"]: one for one in group} for group in (files, before))
+    changes = []
+    for path in sorted(new.keys() | old.keys()):
+        hashes = {old[path]["sha256"], f"git:{old[path].get('git_blob')}"} if path in old else set()
+        if path not in new:
+            changes.append(f"  {path}: gone, was {old[path]['sha256'][:HASH_DIGITS]}")
+        elif path not in old:
+            changes.append(f"  {path}: new, {new[path]['sha256'][:HASH_DIGITS]}")
+        elif new[path]["sha256"] not in hashes:
+            shown = [one["sha256"][:HASH_DIGITS] for one in (old[path], new[path])]
+            changes.append(f"  {path}: {shown[0]} -> {shown[1]}")
+    return changes
+
+
+def code_plan_text(
+    name: str,
+    files: Sequence[Mapping[str, str]],
+    before: Sequence[Mapping[str, str]],
+    whose: str,
+    unknown: str,
+) -> str:
+    """What the plan says of the Python code that an engine will run.
 
     Args:
         name: of the model and revision.
-        files: its Python files, `path` and `sha256`.
-        before: those of the revision that the node had; empty where it had none.
+        files: its Python files, as `code_changes` takes them.
+        before: those of what runs now.
+        whose: in words, whose files `before` are; empty where nothing is known to run.
+        unknown: why `files` are not known; empty where they are.
+    """
+    title = f"\nPython code of {name}, which the engine runs"
+    if unknown:
+        why = textwrap.wrap(unknown.splitlines()[0], LINE, initial_indent="  ", subsequent_indent="  ")
+        return "\n".join([title, "  not known yet: deploy lists it before it fetches anything", *why])
+    lines = [title, *([f"  set {code_digest(files)}", *code_lines(files)] if files else ["  none"])]
+    changes = code_changes(files, before) if whose else []
+    if changes:
+        lines += [f"It is not that of {whose}:", *changes]
+        lines += [f"deploy refuses it until somebody read it: -e weights_accept_code={code_digest(files) or NO_CODE}"]
+    return "\n".join(lines)
+
+
+def check_code(
+    name: str, files: Sequence[Mapping[str, str]], before: Sequence[Mapping[str, str]], accepted: str, whose: str
+) -> None:
+    """Refuse a model's code that differs from what ran before it.
+
+    Args:
+        name: of the model and revision.
+        files: its Python files, as `code_changes` takes them.
+        before: those that it is held against.
         accepted: digest of the set that somebody has read and accepted.
+        whose: in words, whose files `before` are; empty where there are none to hold it against.
 
     Raises:
         CodeError: it differs, and nobody has accepted it.
     """
-    new, old = ({one["path"]: one["sha256"] for one in group} for group in (files, before))
-    changes = [f"  {path}: new, {new[path][:16]}" for path in sorted(new.keys() - old.keys())]
-    changes += [f"  {path}: gone" for path in sorted(old.keys() - new.keys())]
-    changes += [
-        f"  {path}: {old[path][:16]} -> {new[path][:16]}"
-        for path in sorted(new)
-        if old.get(path, new[path]) != new[path]
-    ]
-    if before and changes and code_digest(files) != accepted:
+    changes = code_changes(files, before) if whose else []
+    digest = code_digest(files) or NO_CODE
+    if changes and digest != accepted:
         raise CodeError(
-            f"The Python code of {name} is not that of the revision before, and the engine runs it:\n"
-            + "\n".join(sorted(changes))
-            + f"\nRead it, and accept this set with -e weights_accept_code={code_digest(files) or 'none'}."
+            f"The Python code of {name}, which the engine runs, is not that of {whose}:\n"
+            + "\n".join(changes)
+            + f"\nRead it, and accept this set with -e weights_accept_code={digest}."
         )
-    return sorted(changes) if before else []

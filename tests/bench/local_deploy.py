@@ -4,6 +4,7 @@
     python3 tests/bench/local_deploy.py cold      # a fresh clone, empty caches: seconds by phase, MB received
     python3 tests/bench/local_deploy.py rerun     # a second deploy against one `ansible -m ping`
     python3 tests/bench/local_deploy.py by-hand   # deploy against a shell script that does the same, both warm
+    python3 tests/bench/local_deploy.py overlap   # weights from a slow hub, beside the installation and after it
 
 Medians of `--runs` (default 3), the two sides of a ratio one after the other in each run. Standard library only; needs
 the network for packages. Uses a deployment of its own on ports 19000 and 19970, and removes it.
@@ -19,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -29,9 +31,10 @@ PORT, HUB_PORT = 19000, 19970
 # Phases by the line that opens each; the first is everything before any.
 OPENINGS = {
     "Plan": "plan, preflight",
-    "Install": "engine install",
+    "Install the tools": "tools",
+    "Install the engine": "engine install",
     "Serve the model for a rehearsal": "model and hub",
-    "Bring the weights and start the engine": "weights",
+    "Bring the weights": "weights",
     "| vllm-0: ": "engine load",
     "Prove that it answers": "verify",
 }
@@ -158,11 +161,55 @@ def by_hand(scratch: Path, runs: int) -> None:
     show(f"From nothing installed to the first answer, packages from a near index, median of {runs}", rows)
 
 
+def overlap(scratch: Path, runs: int, mebibytes: int) -> None:
+    """A deploy from an empty state directory, the weights from a hub that gives a mebibyte a second.
+
+    The model is the tiny one with a file beside it that no engine reads, so that it takes a while to come.
+    """
+    sys.path.insert(0, str(REPOSITORY / "roles/rehearsal_hub/files"))
+    import hub  # noqa: PLC0415 - found only now, and the other measurements do without
+
+    class SlowHub(hub.Hub):
+        def count(self, path: str, sent: int) -> None:
+            super().count(path, sent)
+            time.sleep(sent / 2**20)
+
+    folder = scratch / "hub/stepladder/tiny-step3p5"
+    maker = REPOSITORY / "roles/rehearsal_hub/files/tiny_model.py"
+    seconds([str(REPOSITORY / ".venv/bin/python"), str(maker), str(folder)])
+    (folder / "padding.dat").write_bytes(os.urandom(mebibytes * 2**20))
+    inventory = scratch / "inventory"
+    inventory.mkdir()
+    shutil.copytree(REPOSITORY / "inventories/local/group_vars", inventory / "group_vars")
+    host = {"ansible_connection": "local", "ansible_python_interpreter": "{{ ansible_playbook_python }}"}
+    groups = {group: {"hosts": {"localhost": None}} for group in ("engines", "cpu")}
+    hosts = {"localhost": {**host, "deployment_address": "127.0.0.1"}}
+    (inventory / "hosts.yml").write_text(json.dumps({"all": {"hosts": hosts, "children": groups}}))
+    found: dict[bool, list[dict[str, float]]] = {True: [], False: []}
+    with SlowHub(scratch / "hub", port=HUB_PORT) as served:
+        threading.Thread(target=served.serve_forever, daemon=True).start()
+        for _ in range(runs):
+            for early, phases in found.items():
+                state = scratch / f"s{len(phases)}{early:d}"
+                chosen = ["-i", str(inventory), *settings(state)[2:], "-e", json.dumps({"model_weights_early": early})]
+                deploy = [sys.executable, "bin/stepladder", "deploy", *chosen]
+                phases.append(timed_phases(deploy, REPOSITORY, os.environ))
+                seconds([sys.executable, "bin/stepladder", "remove", *chosen, "-e", "confirm_approved=true"])
+        served.shutdown()
+    for early, phases in found.items():
+        names = list(phases[0])
+        rows = [(name, f"{statistics.median(one.get(name, 0.0) for one in phases):.1f} s") for name in names]
+        total = statistics.median(sum(one.values()) for one in phases)
+        title = "Weights beside the installation" if early else "Weights after the installation"
+        show(f"{title}, median of {runs}, load {os.getloadavg()[0]:.1f}", [*rows, ("all", f"{total:.1f} s")])
+
+
 def main() -> None:
     """Run what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["cold", "rerun", "by-hand"])
+    parser.add_argument("what", choices=["cold", "rerun", "by-hand", "overlap"])
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--mebibytes", type=int, default=30, help="that the weights of 'overlap' have more")
     options = parser.parse_args()
     scratch = Path(tempfile.mkdtemp(prefix="slb-", dir="/tmp"))
     try:
@@ -170,6 +217,8 @@ def main() -> None:
             cold(scratch)
         elif options.what == "rerun":
             rerun(scratch, options.runs)
+        elif options.what == "overlap":
+            overlap(scratch, options.runs, options.mebibytes)
         else:
             by_hand(scratch, options.runs)
     finally:

@@ -195,11 +195,28 @@ def serve(root: Path, address: str) -> subprocess.Popen[bytes]:
     return started
 
 
+def traffic(nodes: int) -> Iterator[tuple[str, int, int]]:
+    """Bytes that every node's link has carried, out and in, headers included."""
+    for number in range(nodes + 1):
+        argv = ["ip", "netns", "exec", f"{PREFIX}{number}", "cat", "/proc/net/dev"]
+        line = re.search(r"eth0:(.*)", subprocess.run(argv, check=True, capture_output=True, text=True).stdout)
+        fields = line[1].split() if line else ["0"] * 9
+        yield f"n{number}", int(fields[8]), int(fields[0])
+
+
+def cpu_seconds() -> float:
+    """Seconds that all cores of this machine have been busy with anything; what waits for the disk is not."""
+    user, nice, system, _idle, _iowait, irq, softirq = map(int, Path("/proc/stat").read_text().split()[1:8])
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+
+
 def spread(options: argparse.Namespace) -> None:
     """One source to several nodes, in four ways."""
     bits = float(re.match(r"\d+", options.rate)[0]) * 1e6
     for nodes in options.nodes:
         seconds: dict[str, list[float]] = {"ours": [], "rsync, one by one": [], "rsync, at once": [], "from a hub": []}
+        seconds = {way: found for way, found in seconds.items() if options.only in way}
+        busy: dict[str, list[float]] = {way: [] for way in seconds}
         for _ in range(options.runs):
             with tempfile.TemporaryDirectory(prefix="sl-bench-", dir="/var/tmp") as name:
                 scratch = Path(name)
@@ -214,14 +231,29 @@ def spread(options: argparse.Namespace) -> None:
                 for number in (1, 2):
                     (scratch / str(number)).mkdir()
                 for way, run in ways.items():
+                    if way not in seconds:
+                        continue
                     with network(nodes, options.rate) as addresses:
+                        before, begun = cpu_seconds(), time.monotonic()
                         seconds[way].append(run(addresses))
+                        cores = os.cpu_count() or 1
+                        busy[way].append((cpu_seconds() - before) / (time.monotonic() - begun) / cores)
+                        if options.traffic:
+                            print(
+                                way,
+                                *(
+                                    f"{name} sent {out / size:.2f} took {into / size:.2f}"
+                                    for name, out, into in traffic(nodes)
+                                ),
+                                sep="; ",
+                            )
                     for pattern in ("n[0-9]*", "[12]/rsync[0-9]*", "hub[0-9]*"):
                         for place in scratch.glob(pattern):
                             shutil.rmtree(place) if place.is_dir() else place.unlink()
         for way, found in seconds.items():
             median = statistics.median(found)
-            print(f"1 source to {nodes}: {way:<18} {median:6.1f} s  ratio {median / (size * 8 / bits):.2f}", flush=True)
+            ratio, cpu = median / (size * 8 / bits), statistics.median(busy[way])
+            print(f"1 source to {nodes}: {way:<18} {median:6.1f} s  ratio {ratio:.2f}  CPU {cpu:.0%}", flush=True)
 
 
 def egress(options: argparse.Namespace) -> None:
@@ -327,6 +359,8 @@ def main() -> None:
     parser.add_argument("--rate", default="250mbit", help="of every link; default: %(default)s")
     parser.add_argument("--mebibytes", type=int, default=384, help="of the model that is spread; default: %(default)s")
     parser.add_argument("--files", type=int, default=24, help="that it has; default: %(default)s")
+    parser.add_argument("--traffic", action="store_true", help="what every node's link carried, in models")
+    parser.add_argument("--only", default="", help="of the ways of spreading those with this in their name")
     options = parser.parse_args()
     print(f"load before: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores", flush=True)
     verbs[options.what](options)

@@ -201,10 +201,15 @@ def playbook(tmp_path):
         "ANSIBLE_ASYNC_DIR": str(tmp_path / "async"),
     }
 
-    def start(*options, **arguments):
-        task = {"name": "Do slow work", "trial.slow.work": {"done": str(tmp_path / "done"), **arguments}}
+    def start(*options, between=None, **arguments):
+        work = {"done": str(tmp_path / "done"), **arguments}
+        tasks = [{"name": "Do slow work", "trial.slow.work": work}]
+        if between:
+            begin = {"name": "Begin", "trial.slow.work": {**work, "begin": True}, "register": "begin"}
+            tasks[0]["trial.slow.work"] = {**work, "begun": "{{ begin.begun | default({}) }}"}
+            tasks = [begin, {"name": "Something else", "ansible.builtin.command": between}, *tasks]
         play = tmp_path / "play.yml"
-        play.write_text(json.dumps([{"hosts": "localhost", "gather_facts": False, "tasks": [task]}]))
+        play.write_text(json.dumps([{"hosts": "localhost", "gather_facts": False, "tasks": tasks}]))
         ansible = Path(sys.executable).with_name("ansible-playbook")
         command = [
             ansible,
@@ -259,6 +264,27 @@ def test_a_deadline_ends_the_job(playbook, tmp_path):
     assert code == 2
     assert "(progress_deadline 2 s), ended its job on the node" in out
     assert not alive(tmp_path)
+
+
+def test_a_job_that_was_begun_is_taken_up_later_in_the_run(playbook, tmp_path):
+    code, out = finished(playbook(between="sleep 1", steps=5))
+    assert code == 0, out
+    assert "  localhost | Do slow work: step " in out
+    assert ('"answer": 42' in out, "changed=2" in out) == (True, True)  # the job and the command
+    assert left_over(tmp_path) == []
+    code, out = finished(playbook(between="true"))
+    assert (code, "changed=1" in out, "Do slow work: step" in out) == (0, True, False)
+
+
+def test_a_job_that_was_begun_fails_where_it_is_taken_up_and_outlives_a_run_that_fails_before(playbook, tmp_path):
+    code, out = finished(playbook(between="true", steps=1, fail="the disk is full"))
+    assert (code, '"msg": "the disk is full"' in out) == (2, True)
+    assert left_over(tmp_path) == []
+    code, out = finished(playbook(between="false", steps=4))
+    assert (code, "Do slow work: step" in out) == (2, False)
+    assert alive(tmp_path)
+    wait_for((tmp_path / "done").exists)
+    wait_for(lambda: not alive(tmp_path))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

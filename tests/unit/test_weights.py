@@ -654,6 +654,36 @@ def test_patterns_choose_files(served: SlowHub, wanted: Request) -> None:
         weights.ensure(replace(wanted, include=("*.gguf",)), "present")
 
 
+INDEX = {"weight_map": {"a": "model-1.safetensors", "vision_model.b": "model-2.safetensors"}}
+LEFT_OUT = {
+    "all that it names": ({"exclude": ("*.txt",)}, INDEX, ""),
+    "a file with tensors": (
+        {"exclude": ("model-2*",)}, INDEX,
+        "include [] and exclude ['model-2*'] leave out 1 of the 2 files that model.safetensors.index.json of "
+        "stepfun-ai/tiny@master names, first model-2.safetensors: engines do not load it so, the vision tower of a "
+        "text-only start included. Change the patterns; what was fetched is kept.",
+    ),
+    "without patterns the hub is believed": ({}, {"weight_map": {"a": "model-3.safetensors"}}, ""),
+    "no index": ({"exclude": ("model-2*",)}, ["weight_map"], ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "index", "message"), LEFT_OUT.values(), ids=LEFT_OUT)
+def test_patterns_that_leave_out_what_the_index_names(
+    served: SlowHub, wanted: Request, tmp_path: Path, changes: dict, index: object, message: str
+) -> None:
+    root = tmp_path / "hub" / MODEL
+    (root / "model.safetensors.index.json").write_text(json.dumps(index))
+    (root / "model-2.safetensors").write_bytes(b"tower")
+    said = ""
+    try:
+        weights.ensure(replace(wanted, **changes), "present")
+    except WeightsError as error:
+        said = str(error)
+    assert said == message
+    assert wanted.marker.exists() is not bool(message)
+
+
 REFUSALS = {
     "unknown model": ({"model_id": "stepfun-ai/none"}, 0, "the hub answered 404 for stepfun-ai/none@master ("),
     "unknown revision": ({"revision": "v9"}, 0, "the hub answered 404 for stepfun-ai/tiny@v9 ("),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -11,13 +12,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from ansible_collections.stepladder.core.plugins.module_utils import weights, weights_lease
+from ansible_collections.stepladder.core.plugins.module_utils import weights, weights_lease, weights_manifest
 from ansible_collections.stepladder.core.plugins.module_utils.progress import ProgressFile
 from ansible_collections.stepladder.core.plugins.module_utils.weights_progress import Progress, read_state
 from ansible_collections.stepladder.core.plugins.module_utils.weights_request import Request, WeightsError
 from ansible_collections.stepladder.core.plugins.module_utils.weights_store import find_stores, prune
+from test_weights import MODEL, SlowHub, offline, served, wanted
 
 from stepladder import stores, weights_live
+
+__all__ = ["served", "wanted"]  # fixtures
 
 # ---- the stores of a node --------------------------------------------------------------------------------------------
 
@@ -155,38 +159,174 @@ def test_the_table_of_all_nodes() -> None:
 
 # ---- the model's own code --------------------------------------------------------------------------------------------
 
-OLD = [{"path": "a.py", "sha256": "a" * 64}, {"path": "b.py", "sha256": "b" * 64}]
-NEW = [{"path": "a.py", "sha256": "f" * 64}, {"path": "c.py", "sha256": "c" * 64}]
+
+def code(**hashes: str) -> list[dict[str, str]]:
+    return [{"path": f"{name}.py", "sha256": digit * 64, "git_blob": digit * 40} for name, digit in hashes.items()]
 
 
-def test_changed_code_must_be_accepted() -> None:
-    digest = stores.code_digest(NEW)
-    assert stores.check_code("x/y@v2", NEW, [], "") == []
-    assert stores.check_code("x/y@v2", OLD, OLD[::-1], "") == []
-    for accepted in ("", "other"):
-        with pytest.raises(stores.CodeError) as error:
-            stores.check_code("x/y@v2", NEW, OLD, accepted)
-        assert str(error.value).splitlines() == [
-            "The Python code of x/y@v2 is not that of the revision before, and the engine runs it:",
-            "  a.py: aaaaaaaaaaaaaaaa -> ffffffffffffffff",
-            "  b.py: gone",
-            "  c.py: new, cccccccccccccccc",
-            f"Read it, and accept this set with -e weights_accept_code={digest}.",
+OLD, NEW = code(a="a", b="b"), code(a="f", c="c")
+GIT = [{"path": "a.py", "sha256": "git:" + "a" * 40, "git_blob": ""}, code(b="b")[0]]
+CHANGES = {
+    "the same in another order": (OLD[::-1], OLD, []),
+    "all kinds": (
+        NEW, OLD,
+        ["  a.py: aaaaaaaaaaaaaaaa -> ffffffffffffffff", "  b.py: gone, was bbbbbbbbbbbbbbbb",
+         "  c.py: new, cccccccccccccccc"],
+    ),
+    "a hub that lists git's own hash": (GIT, OLD, []),
+    "and another of it": (GIT, code(a="e", b="b"), ["  a.py: eeeeeeeeeeeeeeee -> git:aaaaaaaaaaaa"]),
+    "all gone": ([], code(a="a"), ["  a.py: gone, was aaaaaaaaaaaaaaaa"]),
+    "the first": (code(a="a"), [], ["  a.py: new, aaaaaaaaaaaaaaaa"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("files", "before", "expected"), CHANGES.values(), ids=CHANGES)
+def test_code_changes(files: list, before: list, expected: list) -> None:
+    assert stores.code_changes(files, before) == expected
+
+
+ACCEPTANCE = {
+    "nothing ran before": (NEW, [], "", "", None),
+    "it is what runs": (OLD, OLD, "", "what runs", None),
+    "changed": (NEW, OLD, "", "what runs", stores.code_digest(NEW)),
+    "changed, and another set was accepted": (NEW, OLD, stores.code_digest(OLD), "what runs", stores.code_digest(NEW)),
+    "changed and accepted": (NEW, OLD, stores.code_digest(NEW), "what runs", None),
+    "the first code of a model that had none": (NEW, [], "", "what runs", stores.code_digest(NEW)),
+    "gone": ([], OLD, "", "what runs", "none"),
+    "gone and accepted": ([], OLD, "none", "what runs", None),
+}
+
+
+@pytest.mark.parametrize(("files", "before", "accepted", "whose", "asked"), ACCEPTANCE.values(), ids=ACCEPTANCE)
+def test_changed_code_must_be_accepted(files: list, before: list, accepted: str, whose: str, asked: str | None) -> None:
+    try:
+        stores.check_code("x/y@v2", files, before, accepted, whose)
+        said = []
+    except stores.CodeError as error:
+        said = str(error).splitlines()
+    assert said == (
+        [
+            "The Python code of x/y@v2, which the engine runs, is not that of what runs:",
+            *stores.code_changes(files, before),
+            f"Read it, and accept this set with -e weights_accept_code={asked}.",
         ]
-    assert len(stores.check_code("x/y@v2", NEW, OLD, digest)) == 3
+        if asked
+        else []
+    )
 
 
-def test_the_code_before_is_that_of_the_revision_completed_last(tmp_path: Path) -> None:
-    fill(tmp_path, "x--y", "v1", "x = 1")
-    source = tmp_path / "carried" / "v2"
-    source.mkdir()
-    (source / "modeling.py").write_text("x = 2")
-    wish = Request("x/y", str(tmp_path / "models" / "x--y" / "v2"), "v2", source="directory", source_path=str(source))
-    seen = weights.look(wish)
-    assert [one["path"] for one in seen["remote_code_before"]] == ["modeling.py"]
+TITLE = "\nPython code of x/y@v2, which the engine runs\n"
+PLANNED = {
+    "not known": (
+        [], [], "", "http://hub gave no listing.\nmore",
+        TITLE + "  not known yet: deploy lists it before it fetches anything\n  http://hub gave no listing.",
+    ),
+    "none": ([], [], "", "", TITLE + "  none"),
+    "first": (
+        code(a="a"), [], "", "", TITLE + f"  set {stores.code_digest(code(a='a'))}\n  aaaaaaaaaaaaaaaa  a.py",
+    ),
+    "changed": (
+        code(a="f"), code(a="a"), "what runs", "",
+        TITLE + f"  set {stores.code_digest(code(a='f'))}\n  ffffffffffffffff  a.py\n"
+        "It is not that of what runs:\n  a.py: aaaaaaaaaaaaaaaa -> ffffffffffffffff\n"
+        f"deploy refuses it until somebody read it: -e weights_accept_code={stores.code_digest(code(a='f'))}",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("files", "before", "whose", "unknown", "expected"), PLANNED.values(), ids=PLANNED)
+def test_code_in_the_plan(files: list, before: list, whose: str, unknown: str, expected: str) -> None:
+    assert stores.code_plan_text("x/y@v2", files, before, whose, unknown) == expected
+
+
+def carry(state: Path, revision: str, text: str) -> Request:
+    source = state / "carried" / revision
+    source.mkdir(parents=True, exist_ok=True)
+    (source / "modeling.py").write_text(text)
+    path = state / "models" / "x--y" / revision
+    return Request("x/y", str(path), revision, source="directory", source_path=str(source))
+
+
+def sha(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_code_is_held_against_what_runs_and_else_against_the_revision_completed_last(tmp_path: Path) -> None:
+    runs = fill(tmp_path, "x--y", "v1", "x = 1")
+    wish = carry(tmp_path, "v2", "x = 2")
+    current = tmp_path / "deployments" / "step" / "current"
+    seen = weights.look(wish, current_release=str(current))
+    assert (seen["remote_code_before_name"], seen["remote_code_before"][0]["sha256"]) == (
+        "the revision before (v1)", sha("x = 1"),
+    )  # fmt: skip
     assert (seen["complete"], seen["have"], len(seen["wanted"])) == (False, [], 1)
+    fill(tmp_path, "x--y", "v3", "x = 3")  # fetched later, and never ran
+    release = tmp_path / "deployments" / "step" / "releases" / "aa"
+    release.mkdir(parents=True)
+    entry = {"node": {"weights": {"path": str(runs), "model_id": "x/y", "revision": "v1"}}}
+    (release / "plan.json").write_text(json.dumps(entry))
+    current.symlink_to("releases/aa")
+    seen = weights.look(wish, current_release=str(current))
+    assert (seen["remote_code_before_name"], seen["remote_code_before"][0]["sha256"]) == (
+        "the release that runs (v1)", sha("x = 1"),
+    )  # fmt: skip
+    # Fetched ahead of the deploy, it is still not what runs.
     weights.ensure(wish, "present")
-    assert weights.look(wish)["complete"] is True
+    seen = weights.look(wish, current_release=str(current))
+    assert (seen["complete"], seen["remote_code"][0]["sha256"]) == (True, sha("x = 2"))
+    assert seen["remote_code_before"][0]["sha256"] == sha("x = 1")
+    # A release of another model is no revision before.
+    entry["node"]["weights"]["model_id"] = "x/z"
+    (release / "plan.json").write_text(json.dumps(entry))
+    assert weights.look(wish, current_release=str(current))["remote_code_before_name"] == "the revision before (v3)"
+
+
+def test_a_store_that_was_removed_to_follow_its_branch_is_held_against_what_it_had(tmp_path: Path) -> None:
+    path = fill(tmp_path, "x--y", "master", "x = 1")
+    deploy(tmp_path, "step", path)
+    plan = tmp_path / "deployments/step/releases/aa/plan.json"
+    plan.write_text(json.dumps({"node": {"weights": {"path": str(path), "model_id": "x/y", "revision": "master"}}}))
+    subprocess.run(["rm", "-rf", str(path)], check=True)
+    wish = carry(tmp_path, "master", "x = 2")
+    seen = weights.look(wish, current_release=str(tmp_path / "deployments/step/current"))
+    assert seen["remote_code_before"][0]["sha256"] == sha("x = 1")
+    assert [one["sha256"] for one in seen["remote_code"]] in ([""], [sha("x = 2")])
+    weights.ensure(wish, "absent")
+    assert weights_manifest.known_code(path) is not None
+    weights.ensure(wish, "present")
+    weights.ensure(wish, "absent")
+    assert weights_manifest.known_code(path) is None
+
+
+def test_a_branch_that_moved_is_refused_until_its_code_is_accepted(served: SlowHub, wanted: Request) -> None:
+    weights.ensure(wanted, "present")
+    state = Path(wanted.path).parents[2]
+    deploy(state, "step", Path(wanted.path))
+    plan = state / "deployments/step/releases/aa/plan.json"
+    entry = {"path": wanted.path, "model_id": MODEL, "revision": "master"}
+    plan.write_text(json.dumps({"node": {"weights": entry}}))
+    current = str(state / "deployments/step/current")
+    seen = weights.look(offline(wanted), current_release=current)
+    assert stores.code_changes(seen["remote_code"], seen["remote_code_before"]) == []
+    # The store is removed to follow the branch.
+    old = (Path(wanted.path) / "modeling_step.py").read_text("latin-1").encode("latin-1")
+    served.tree.files(MODEL)["modeling_step.py"].write_bytes(b"x = 2")
+    subprocess.run(["rm", "-rf", wanted.path], check=True)
+    assert weights.look(offline(wanted), True, current)["remote_code_unknown"].startswith(
+        "the hub at http://127.0.0.1:9 "
+    )
+    seen = weights.look(wanted, current_release=current, code_only=True)
+    assert seen["remote_code_before_name"] == "the release that runs (master)"
+    with pytest.raises(stores.CodeError) as error:
+        stores.check_code(
+            "x@master", seen["remote_code"], seen["remote_code_before"], "", seen["remote_code_before_name"]
+        )
+    hashes = [hashlib.sha256(content).hexdigest()[:16] for content in (old, b"x = 2")]
+    assert f"  modeling_step.py: {hashes[0]} -> {hashes[1]}" in str(error.value).splitlines()
+    # A set is called the same before it is fetched and after.
+    digest = stores.code_digest(seen["remote_code"])
+    weights.ensure(wanted, "present")
+    assert stores.code_digest(weights.look(offline(wanted), current_release=current)["remote_code"]) == digest
 
 
 # ---- one writer ------------------------------------------------------------------------------------------------------
@@ -209,6 +349,19 @@ def test_a_reader_waits_for_the_node_that_writes_and_says_why(tmp_path: Path) ->
     assert str(error.value).startswith(
         f"node7 (process 12) still writes {path}, and the time to wait is over; it told last: downloaded 1 of 2 GB. "
     )
+
+
+def test_a_run_that_waits_for_another_of_its_node_says_how_far_that_is(tmp_path: Path) -> None:
+    path, said = tmp_path / "store", []
+    (path / ".stepladder").mkdir(parents=True)
+    (path / ".stepladder" / "progress.json").write_text(json.dumps({"text": "downloaded 1 of 2 GB"}))
+    with (
+        weights_lease.locked(path, 1),
+        pytest.raises(WeightsError, match="another run works on"),
+        weights_lease.locked(path, 0.5, said.append),
+    ):
+        pass
+    assert set(said) == {f"waiting for process {os.getpid()}, which works on {path}: downloaded 1 of 2 GB"}
 
 
 def test_a_lease_that_nobody_renews_is_taken_over_whatever_the_clock_says(

@@ -32,7 +32,9 @@ from typing import Any
 
 POLL_SECONDS = 1.0
 PEER_GONE_SECONDS = 15.0
-ACTIVE_AT_A_TIME = 6
+OWN_AT_A_TIME = 3
+OTHERS_AT_A_TIME, OTHERS_OF_A_PEER = 6, 2
+STILL_SECONDS = 5.0
 HASHERS = 4
 PIECES_WANTED = 1000
 SMALLEST_PIECE, LARGEST_PIECE = 64 * 1024, 16 * 1024 * 1024
@@ -103,11 +105,14 @@ def holders(path: str, peers: Mapping[str, Peer], now: float) -> dict[str, bool]
     }
 
 
-def sources(path: str, wish: Wish, held: Mapping[str, bool], *, idle: bool) -> list[str]:
-    """Whom to ask for a file: the owner asks those that had it; the others spare these while the owner has it."""
+def sources(path: str, wish: Wish, held: Mapping[str, bool], *, still: bool) -> list[str]:
+    """Whom to ask for a file: the owner asks those that had it; the others spare these while it comes from the owner.
+
+    still: nothing of the file came lately.
+    """
     owner = wish.owners.get(path)
     fellows = [name for name in held if name not in wish.givers]
-    if owner == wish.name or idle or owner not in held:
+    if owner == wish.name or still or owner not in held:
         return sorted(held)
     return sorted(fellows) or sorted(held)
 
@@ -115,23 +120,27 @@ def sources(path: str, wish: Wish, held: Mapping[str, bool], *, idle: bool) -> l
 def next_files(
     wish: Wish, missing: Iterable[str], active: Sequence[str], peers: Mapping[str, Peer], now: float
 ) -> list[str]:
-    """Which files to begin to receive now: the own ones first, then each node from another place in the list."""
-    room = ACTIVE_AT_A_TIME - len(active)
+    """Which files to begin to receive now: some of the own ones, and beside them of the others', as these get them.
+
+    A node that took its own first would leave its link half idle while the source is busy, and the source's after it.
+    """
     paths = sorted(missing)
     names = sorted([wish.name, *wish.peers])
     turn = len(paths) * names.index(wish.name) // len(names)
     order = [*paths[turn:], *paths[:turn]]
-    ready = []
+    own, others = [], []
     for path in order:
         held = holders(path, peers, now)
         owner = wish.owners.get(path, "")
         waits = owner in peers and owner not in held and peers[owner].alive(now) and owner != wish.name
         if path not in active and held and not waits:
-            ready.append(path)
-    ready.sort(key=lambda path: wish.owners.get(path) != wish.name)
+            (own if owner == wish.name else others).append(path)
+    busy = sum(wish.owners.get(path) == wish.name for path in active)
+    most = max(OTHERS_AT_A_TIME, OTHERS_OF_A_PEER * len(peers))
+    ready = [*own[: max(0, OWN_AT_A_TIME - busy)], *others[: max(0, most - (len(active) - busy))]]
     if not ready and not active:  # the owners are slow, and there is nothing else to do
-        ready = [path for path in order if any(holders(path, peers, now).values())]
-    return ready[: max(0, room)]
+        ready = [path for path in order if any(holders(path, peers, now).values())][:most]
+    return ready
 
 
 class Swarm:
@@ -148,6 +157,8 @@ class Swarm:
         self.coming: set[str] = set()
         self.moving: set[str] = set()
         self.claims: set[str] = set()
+        self.came: dict[str, tuple[int, float]] = {}
+        self.wrong: dict[str, list[bytes]] = {}
         self.done = False
         self.received = self.sent = 0
         self._hashers = ThreadPoolExecutor(HASHERS)
@@ -228,20 +239,23 @@ class Swarm:
         self.have.add(path)
         self._add(path, torrent, (Path(self.wish.root) / path).parent, self.lt.torrent_flags.seed_mode)
 
-    def receive(self, path: str, torrent: bytes) -> None:
-        """Begin to receive a file. A torrent that is not of this file is refused."""
+    def receive(self, path: str, torrent: bytes) -> bool:
+        """Begin to receive a file. A torrent that is not of this file, or that it came wrong by, is refused."""
+        if torrent in self.wrong.get(path, ()):
+            return False
         info = self.lt.torrent_info(self.lt.bdecode(torrent))
         found = info.layout()
         padding = all(found.file_flags(at) & self.lt.file_flags_t.flag_pad_file for at in range(1, found.num_files()))
         if not padding or found.file_size(0) != self.wish.sizes[path] or info.name() != Path(path).name:
             text = f"a peer offers something else as {path}: {info.name()}, {found.file_size(0)} bytes"
             say(event="trouble", text=text)
-            return
+            return False
         folder = (Path(self.wish.incoming) / path).parent
         folder.mkdir(parents=True, exist_ok=True)
         self.torrents[path] = torrent
         self.coming.add(path)
         self._add(path, torrent, folder, 0)
+        return True
 
     def _add(self, path: str, torrent: bytes, folder: Path, flags: int) -> None:
         lt = self.lt
@@ -249,7 +263,8 @@ class Swarm:
         wanted.ti = lt.torrent_info(lt.bdecode(torrent))
         wanted.save_path = str(folder)
         unmanaged = wanted.flags & ~lt.torrent_flags.auto_managed & ~lt.torrent_flags.paused
-        wanted.flags = unmanaged | flags
+        # Peers would tell each other of the source, and all would ask it for everything.
+        wanted.flags = unmanaged | lt.torrent_flags.disable_pex | flags
         self.handles[path] = self.session.add_torrent(wanted)
 
     def connect(self, path: str, addresses: Iterable[str]) -> None:
@@ -257,17 +272,31 @@ class Swarm:
         for address in addresses:
             self.handles[path].connect_peer((address, self.wish.port))
 
+    def still(self, path: str, now: float) -> bool:
+        """Whether nothing of a file that is coming came for a while."""
+        done = self.handles[path].status().total_done
+        before, since = self.came.get(path, (-1, now))
+        if done != before:
+            self.came[path] = (done, now)
+        return done == before and now - since >= STILL_SECONDS
+
     def drop(self, path: str) -> None:
-        """Stop with a file that turned out wrong, and forget its torrent."""
+        """Stop with a file that turned out wrong, and take its torrent from nobody again."""
         handle = self.handles.pop(path, None)
         if handle is not None:
             self.session.remove_torrent(handle)
-        self.torrents.pop(path, None)
+        if path in self.torrents:
+            self.wrong.setdefault(path, []).append(self.torrents.pop(path))
+        self.came.pop(path, None)
         for group in (self.have, self.coming, self.moving):
             group.discard(path)
 
-    def step(self) -> None:
-        """Take in what libtorrent has done: finished files go to their place, and are told of there."""
+    def step(self) -> bool:
+        """Take in what libtorrent has done: finished files go to their place, and are told of there.
+
+        Returns whether one was finished, so that another can be begun with.
+        """
+        finished = False
         while not self.made.empty():
             self.offer(*self.made.get())
         by_handle = {handle: path for path, handle in self.handles.items()}
@@ -278,14 +307,20 @@ class Swarm:
                 target = (Path(self.wish.root) / path).parent
                 target.mkdir(parents=True, exist_ok=True)
                 self.moving.add(path)
+                finished = True
                 alert.handle.move_storage(str(target))
             elif kind == "storage_moved_alert" and path in self.moving:
                 self.moving.discard(path)
                 self.coming.discard(path)
                 self.have.add(path)
                 say(event="came", path=path)
+            elif kind == "file_error_alert" and path in self.coming:
+                # libtorrent halts a file that it cannot write, and nothing would go on.
+                text = f"{path} cannot be written: {alert.error.message()}"
+                say(event="failed", text=text, mend="Look at the disk, then run this again.")
             elif ("error" in kind or "failed" in kind) and kind not in {"peer_error_alert", "tracker_error_alert"}:
                 say(event="trouble", text=f"{path}: {alert.message()}")
+        return finished
 
     def rates(self) -> dict[str, int]:
         """Bytes that came and went, in all."""
@@ -389,13 +424,11 @@ def receive_more(swarm: Swarm, peers: Mapping[str, Peer]) -> None:
         held = holders(path, peers, now)
         for name in sorted(held, key=lambda one: not held[one]):
             with contextlib.suppress(OSError):
-                swarm.receive(
-                    path, ask(wish, peers[name].address, f"/torrent?{urllib.parse.urlencode({'path': path})}")
-                )
-                break
-    idle = len(active) < ACTIVE_AT_A_TIME and not fresh
+                torrent = ask(wish, peers[name].address, f"/torrent?{urllib.parse.urlencode({'path': path})}")
+                if swarm.receive(path, torrent):
+                    break
     for path in sorted(swarm.coming - swarm.moving):
-        chosen = sources(path, wish, holders(path, peers, now), idle=idle)
+        chosen = sources(path, wish, holders(path, peers, now), still=swarm.still(path, now))
         swarm.connect(path, [peers[name].address for name in chosen])
 
 
@@ -408,7 +441,8 @@ def main(arguments: Sequence[str]) -> int:
     try:
         server = ThreadingHTTPServer((wish.address, wish.port + 1), handler)
     except OSError as error:
-        say(event="failed", text=f"{wish.address}:{wish.port + 1} cannot be listened on: {error.strerror}")
+        text = f"{wish.address}:{wish.port + 1} cannot be listened on: {error.strerror}"
+        say(event="failed", text=text, mend="Free the port, or set model_weights_spread to false.")
         return 1
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -427,8 +461,10 @@ def main(arguments: Sequence[str]) -> int:
             if not obey(swarm, json.loads(commands.get(timeout=0.1))):
                 break
             continue
-        swarm.step()
+        finished = swarm.step()
         now = time.monotonic()
+        if finished:
+            receive_more(swarm, peers)
         if now - polled >= POLL_SECONDS:
             polled = now
             list(asking.map(lambda peer: learn(wish, peer), peers.values()))
