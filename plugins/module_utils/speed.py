@@ -496,8 +496,10 @@ def take(endpoint: Endpoint, seconds: float, deadline: float) -> Taken:
 def _goes_on(passed: float, seconds: float, done: int, clean: int) -> bool:
     if done >= MOST_ROUNDS:
         return False
+    if passed < seconds or done < ENOUGH_ROUNDS:
+        return True
     # Where others go on asking, no wait brings rounds of our own.
-    return clean < ENOUGH_ROUNDS and passed < 3 * seconds if passed >= seconds else True
+    return clean < ENOUGH_ROUNDS and passed < 3 * seconds
 
 
 def _clean(rounds: Sequence[Round], looks: Sequence[Load | None]) -> list[Round]:
