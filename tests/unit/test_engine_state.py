@@ -290,6 +290,10 @@ def test_look_at_a_real_process(tmp_path, child):
     assert state["orphans"] == []
     assert state["rss_bytes"] > 1_000_000
     assert 0 <= state["since"] < 60
+    assert state["work"]["read"] > 0
+    assert state["work"]["cpu"] > 0
+    assert state["work"]["rss"] >= state["rss_bytes"]
+    assert es.work_of([pid], {}, tmp_path) == {"read": 0, "cpu": 0, "rss": 0}, "one that ended meanwhile"
     # The manager is gone, its processes are not.
     (lost,) = es.look(str(root), {"u": es.Managed(es.UNREACHABLE, es.STOPPED, note="no socket")}, [asked], 5, 0.3)
     assert (lost["phase"], lost["orphans"], lost["outdated"]) == ("stopped", sorted([pid, grandchild]), None)
