@@ -200,7 +200,7 @@ def judge_taken(
         band: as for `judge`.
     """
     if taken.broke:
-        return Judgement(BROKE, f"it broke while it was asked by {STREAMS} at once: {taken.trouble}")
+        return Judgement(BROKE, f"it broke while it was measured, by up to {STREAMS} requests at once: {taken.trouble}")
     if now is None:
         return _unfinished(taken, before, band)
     if before is None:

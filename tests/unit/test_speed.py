@@ -152,7 +152,7 @@ UNDONE = Taken((), elapsed=300.0)
          "not measured: 0 rounds in 300 s, 3 are needed"),
         (Taken((), elapsed=30.0), summary(), "not_measured", "not measured: 0 rounds in 30 s, 3 are needed"),
         (Taken(rounds(), broke=True, trouble="Connection reset by peer"), summary(), "broke",
-         "it broke while it was asked by 4 at once: Connection reset by peer"),
+         "it broke while it was measured, by up to 4 requests at once: Connection reset by peer"),
     ],
 )  # fmt: skip
 def test_what_an_unfinished_measurement_means(
