@@ -24,8 +24,8 @@ from test_local_deployment import REPOSITORY, Local, answers
 from stepladder.exit_status import ExitStatus
 
 OTHER = json.dumps({"deployment_extra_arguments": ["--disable-log-stats"]})
-# Starts and calls itself healthy; every answer is another one than the model's.
-WRONG = json.dumps({"deployment_extra_arguments": ["--chat-template", "wrong"]})
+# Starts and calls itself healthy; every answer is another one than the model's. Without braces vLLM takes it for a path.
+WRONG = json.dumps({"deployment_extra_arguments": ["--chat-template", "wrong {}"]})
 KILLS = 4
 
 pytestmark = [pytest.mark.e2e, pytest.mark.nightly, pytest.mark.timeout(1800)]
