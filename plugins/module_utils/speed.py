@@ -61,8 +61,8 @@ FOREIGN_TOKENS = 8
 class Round:
     """One request alone and STREAMS at once.
 
-    first_token: seconds to the first token, alone. alone: output tokens/s of one stream from its first token on.
-    together: output tokens/s of all streams in sum. seconds: what the round took. tokens: all that it was given.
+    first_token: seconds to the first token, alone. alone: output tokens/s of that one, from the question to the end.
+    together: the same of all STREAMS in sum. seconds: what the round took. tokens: all that it was given.
     """
 
     first_token: float
@@ -351,7 +351,9 @@ class Endpoint:
         ended = max(stream.last for stream in streams)
         return Round(
             first_token=single.first - single.started,
-            alone=(single.tokens - 1) / max(single.last - single.first, 1e-6),
+            # From the question on: where engine or client is short of processor time a stream comes in a few lumps, and
+            # the time between its first and its last part says nothing (seen: 122811 tokens/s).
+            alone=single.tokens / max(single.last - single.started, 1e-6),
             together=sum(stream.tokens for stream in streams) / max(ended - together, 1e-6),
             seconds=ended - began,
             tokens=single.tokens + sum(stream.tokens for stream in streams),

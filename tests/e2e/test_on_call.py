@@ -24,7 +24,7 @@ from test_local_deployment import REPOSITORY, Local, answers
 from stepladder.exit_status import ExitStatus
 
 OTHER = json.dumps({"deployment_extra_arguments": ["--disable-log-stats"]})
-# Starts and calls itself healthy; every answer is another one than the model's. Without braces vLLM takes it for a path.
+# Starts and calls itself healthy; every answer is another one than the model's. Without braces it would name a file.
 WRONG = json.dumps({"deployment_extra_arguments": ["--chat-template", "wrong {}"]})
 KILLS = 4
 

@@ -307,8 +307,16 @@ def test_an_endpoint_is_measured_with_fresh_prompts_of_one_length() -> None:
     figures = {name: each["median"] for name, each in now["figures"].items()}
     # Bounds that a loaded machine keeps too: it is never faster than told.
     assert 0.05 <= figures["first_token"] < 0.5
-    assert 10 < figures["alone"] <= 105
-    assert figures["alone"] < figures["together"] <= 4 * 105
+    assert 5 < figures["alone"] <= 10 / 0.14
+    assert figures["alone"] < figures["together"] <= 4 * 10 / 0.14
+
+
+def test_a_stream_that_comes_in_one_lump_is_no_faster_for_it() -> None:
+    engine = StandIn()
+    engine.delay, engine.pace = 0.2, 0.0
+    with serving(engine) as endpoint:
+        taken = speed.take(endpoint, 0.5, 30)
+    assert all(each.alone <= 10 / 0.2 for each in taken.rounds)
     assert len(engine.prompts) == len(set(engine.prompts)), "the engine's prefix cache would answer for it"
     assert {len(prompt) for prompt in engine.prompts} == {len(engine.prompts[0])}
     assert engine.keys == {"Bearer sk-key"}
