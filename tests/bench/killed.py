@@ -2,7 +2,8 @@
 """A redeploy whose controller is killed at random moments: what clients see, what status says, what a rerun does.
 
     python3 tests/bench/killed.py --points 10 --seed 1      # the real vLLM on the CPU, about a minute a point
-    python3 tests/bench/killed.py --points 10 --only 5-9    # the second half of the same moments
+    python3 tests/bench/killed.py --only 0-4 --keep /tmp/slk      # the first half of the same moments, and
+    python3 tests/bench/killed.py --only 5-9 --keep /tmp/slk      # the second, on a deployment that stays
 
 Each point is a redeploy to the other of two releases, so that the engine is replaced each time; after `kill -9` (of
 ansible-playbook alone, or with all its workers, in turn) a client goes on asking for text. Held against the point:
@@ -187,13 +188,14 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=10)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", default="", help="FIRST-LAST of the points, counted from 0")
+    parser.add_argument("--keep", type=Path, help="state directory of a deployment that is used, and stays")
     parser.add_argument("--longest", type=float, default=40.0, help="seconds that a redeploy takes at most")
     options = parser.parse_args()
     moments = [random.Random(options.seed + n).uniform(1, options.longest) for n in range(options.points)]
     first, _, last = options.only.partition("-")
     numbers = range(options.points)[int(first or 0) : int(last or options.points - 1) + 1]
     scratch = Path(tempfile.mkdtemp(prefix="slk-", dir="/tmp"))
-    bench = Bench(scratch / "s")
+    bench = Bench(options.keep or scratch / "s")
     try:
         begun = time.monotonic()
         deployed = bench.run("deploy", WISHES[numbers[0] % 2])
@@ -212,7 +214,8 @@ def main() -> None:
         client.thread.join(90)
         print(f"{len(client.asked)} requests, {sum(not whole for *_, whole in client.asked)} without an answer")
     finally:
-        remove(REPOSITORY, bench.state)
+        if not options.keep:
+            remove(REPOSITORY, bench.state)
         shutil.rmtree(scratch, ignore_errors=True)
     print("\n".join(bench.faults) or "All of it held.")
     sys.exit(1 if bench.faults else 0)
