@@ -71,7 +71,7 @@ def told(results: Sequence[Mapping[str, Any]]) -> str:
     """What the release that was brought back gives, and whether that clears the one that was slower."""
     lines = []
     for each in results:
-        if each["verdict"] == "slower":
+        if each["verdict"] == "slower" and each["proven_before"]:
             lines.append(f"{each['line']}: slower than when it was proven too, so look at the machine first")
         elif each.get("line"):
             lines.append(str(each["line"]))
