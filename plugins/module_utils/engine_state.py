@@ -717,7 +717,8 @@ def look(
                 "http_status": answer.status,
                 "orphans": list(facts.orphans),
                 "log": process.get("log"),
-                "log_tail": ((since_start(written) if alive else []) or written)[-log_lines:],
+                # One that wrote nothing yet has the line that notes its start, not the last words of the one before.
+                "log_tail": ((since_start(written) or written[-1:]) if alive else written)[-log_lines:],
                 "first_errors": first_errors(written),
                 "rss_bytes": sum(table[pid].rss for pid in family),
             }

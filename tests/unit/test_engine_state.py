@@ -300,6 +300,14 @@ def test_look_at_a_real_process(tmp_path, child):
     assert lost["detail"].startswith("the process manager does not answer (no socket); left over from an earlier start")
 
 
+def test_one_that_wrote_nothing_yet_has_not_the_last_words_of_the_one_before(tmp_path, child):
+    log = tmp_path / "a.log"
+    log.write_text("stepladder: starting a at 10:00\nEngineDeadError\nstepladder: starting a at 10:01\n")
+    asked = {"name": "a", "unit": "u", "health": {"kind": "none"}, "log": str(log)}
+    (state,) = es.look(str(tmp_path / "d"), {"u": es.Managed("RUNNING", es.RUNNING, child[0])}, [asked], 5, 0.3)
+    assert state["log_tail"] == ["stepladder: starting a at 10:01"]
+
+
 def test_a_process_that_is_gone_is_failed_whatever_the_manager_says(tmp_path):
     asked = {"name": "a", "unit": "u", "health": {"kind": "vllm", "port": 1}}
     (state,) = es.look(str(tmp_path), {"u": es.Managed("RUNNING", es.RUNNING, 2**22 + 1)}, [asked], 5, 0.3)
