@@ -440,8 +440,8 @@ def test_the_release_that_came_back_is_told_of() -> None:
     facts = {"release_given_up": failed, "release_choice": choice, "release_went": True, "release_told": again}
     facts |= {"release_too_slow": True, "release_tried_at": 1.0}
     assert way_back.ending({"n0": facts}, ["n0"], 91)["text"].splitlines()[-2:] == [
-        "Release old serves again: it was asked and answers as promised, at most 90 s after it was stopped, and the slower "
-        "one answered meanwhile.",
+        "Release old serves again: it was asked and answers as promised, at most 90 s after it was stopped, and the "
+        "slower one answered meanwhile.",
         f"  n0: {again}",
     ]
 
