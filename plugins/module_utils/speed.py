@@ -478,7 +478,9 @@ def take(endpoint: Endpoint, seconds: float, deadline: float) -> Taken:
             rounds.append(endpoint.round(ends))
             looks.append(endpoint.load())
     except TimeoutError:
-        pass
+        # Slow, or silent for good.
+        if not endpoint.answers(SECOND_CHANCE):
+            trouble, broke = f"no answer within {SECOND_CHANCE:.0f} s", True
     except _RefusedError as error:
         trouble = str(error)
     except _BrokeError as error:

@@ -378,6 +378,15 @@ def test_a_measurement_ends_at_its_deadline() -> None:
     assert time.monotonic() - began < 5
 
 
+def test_one_that_falls_silent_has_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "SECOND_CHANCE", 0.5)
+    engine = StandIn()
+    engine.delay = 20
+    with serving(engine) as endpoint:
+        taken = speed.take(endpoint, 0.1, 0.5)
+    assert (taken.rounds, taken.broke, taken.trouble) == ((), True, "no answer within 0 s")
+
+
 def test_nobody_there_is_a_break() -> None:
     with serving(StandIn()) as endpoint:
         pass
