@@ -12,6 +12,9 @@ from ansible_collections.stepladder.core.plugins.plugin_utils.readiness import R
 from ansible_collections.stepladder.core.plugins.plugin_utils.showing import show
 
 UNREACHABLE_FOR = 60.0
+# Longer than the engines' own deadlines for what they wait for, whose messages say more: torch.distributed gives up its
+# store after 300 s and NCCL after 600 s.
+PROGRESS_DEADLINE = 900
 
 
 class ActionModule(ActionBase):
@@ -28,6 +31,9 @@ class ActionModule(ActionBase):
         wait = Readiness(
             deadline=_number(arguments.pop("deadline", None), "deadline", smallest=1),
             allowed_restarts=_number(arguments.pop("allowed_restarts", 1), "allowed_restarts", smallest=0),
+            progress_deadline=_number(
+                arguments.pop("progress_deadline", PROGRESS_DEADLINE), "progress_deadline", smallest=0
+            ),
         )
         together = Together(C.DEFAULT_LOCAL_TMP, arguments.pop("ranks", None) or [], host)
         started = reached = time.monotonic()
@@ -52,7 +58,9 @@ class ActionModule(ActionBase):
                     return answer
                 for line in wait.lines(answer["states"], elapsed):
                     show(f"  {host} | {line}")
-                verdict = wait.verdict(answer["states"], elapsed)
+                if wait.worked(answer["states"], elapsed):
+                    together.worked()
+                verdict = wait.verdict(answer["states"], elapsed, together.idle())
                 if verdict == "":
                     return answer
                 if verdict:

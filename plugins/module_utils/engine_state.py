@@ -507,7 +507,7 @@ def head_state(health: Mapping[str, Any], timeout: float) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Process:
-    """One line of the process table. started: seconds after boot. rss: bytes."""
+    """One line of the process table. started: seconds after boot. rss: bytes. cpu: seconds of processor time so far."""
 
     pid: int
     parent: int
@@ -515,6 +515,7 @@ class Process:
     state: str
     started: float
     rss: int
+    cpu: float = 0.0
 
 
 def process_table(proc: Path = Path("/proc")) -> dict[int, Process]:
@@ -529,9 +530,37 @@ def process_table(proc: Path = Path("/proc")) -> dict[int, Process]:
             fields = rest.split()
             pid = int(entry.name)
             table[pid] = Process(
-                pid, int(fields[1]), head.partition("(")[2], fields[0], int(fields[19]) / ticks, int(fields[21]) * page
+                pid,
+                int(fields[1]),
+                head.partition("(")[2],
+                fields[0],
+                int(fields[19]) / ticks,
+                int(fields[21]) * page,
+                (int(fields[11]) + int(fields[12])) / ticks,
             )
     return table
+
+
+def work_of(pids: Iterable[int], table: Mapping[int, Process], proc: Path = Path("/proc")) -> dict[str, float] | None:
+    """What some processes did so far, to tell one that loads from one that hangs; None where it may not be read.
+
+    Returns: `read` bytes (from files, sockets and disks), `cpu` seconds and `rss` bytes, of all together.
+    """
+    total = {"read": 0.0, "cpu": 0.0, "rss": 0.0}
+    for pid in pids:
+        try:
+            lines = (proc / str(pid) / "io").read_text().splitlines()
+        except PermissionError:
+            return None
+        except OSError:
+            continue
+        counted = dict(line.split(": ", 1) for line in lines)
+        # What is mapped into memory is read from the disk and through no system call.
+        total["read"] += int(counted.get("rchar", 0)) + int(counted.get("read_bytes", 0))
+        if pid in table:
+            total["cpu"] += table[pid].cpu
+            total["rss"] += table[pid].rss
+    return total
 
 
 def tree(pid: int, table: Mapping[int, Process]) -> list[int]:
@@ -649,6 +678,8 @@ def look(
     release = current.readlink().name if current.is_symlink() else None
     marked = marked_processes(deployment_path.rstrip("/"), table)
     uptime = float(Path("/proc/uptime").read_text().split()[0])
+    # An engine's ranks may be children of another process of the deployment, as under Ray.
+    members = set().union(*marked.values())
     states = []
     for process in processes:
         managed, health = managers[process["unit"]], process["health"]
@@ -657,6 +688,7 @@ def look(
         family = tree(managed.pid, table) if alive else []
         if alive and process.get("container_id_file"):
             family += [pid for pid in contained(process["container_id_file"], table) if pid not in family]
+        members.update(family)
         environ = environment(managed.pid) if alive else None
         fingerprint = (environ or {}).get("STEPLADDER_FINGERPRINT")
         answer = probe(health, http_timeout) if alive else Probe("none")
@@ -691,9 +723,11 @@ def look(
                 "http_status": answer.status,
                 "orphans": list(facts.orphans),
                 "log": process.get("log"),
-                "log_tail": ((since_start(written) if alive else []) or written)[-log_lines:],
+                # One that wrote nothing yet has the line that notes its start, not the last words of the one before.
+                "log_tail": ((since_start(written) or written[-1:]) if alive else written)[-log_lines:],
                 "first_errors": first_errors(written),
                 "rss_bytes": sum(table[pid].rss for pid in family),
             }
         )
-    return states
+    work = work_of(members, table)
+    return [{**state, "work": work} for state in states]

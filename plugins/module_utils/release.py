@@ -490,6 +490,7 @@ def read_outcomes(path: str) -> dict[str, dict[str, Any]]:
                 "at": told["at"],
                 "reason": told.get("reason", ""),
                 "described": dict(told.get("described") or {}),
+                "speed": dict(told.get("speed") or {}),
             }
     return found
 
@@ -501,11 +502,13 @@ def record_outcome(
     reason: str,
     *,
     described: Mapping[str, str] | None = None,
+    speed: Mapping[str, Any] | None = None,
     deadline: float = 60.0,
 ) -> dict[str, Any]:
     """Write down what became of a release. One that was proven stays so: what fails later is not its own fault.
 
     described: SHA-256 of the files that describe the processes to their manager, by path, as they were then.
+    speed: how fast it answers, by the number of the replica, as `speed.summary` says it; none keeps what is known.
     Raises ReleaseError where there is no such release.
     """
     with lock(path, deadline):
@@ -514,7 +517,9 @@ def record_outcome(
         before = read_outcomes(path).get(plan_id, {})
         told = before.get("outcome")
         known = dict(described or before.get("described") or {})
-        if told not in (outcome, PROVEN) or (outcome == PROVEN and known != before["described"]):
+        measured = {**before.get("speed", {}), **(speed or {})}
+        told_again = (known, measured) == (before.get("described"), before.get("speed"))
+        if told not in (outcome, PROVEN) or (outcome == PROVEN and not told_again):
             folder = Path(path, "outcomes")
             folder.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
             at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -525,6 +530,7 @@ def record_outcome(
                 "at": at,
                 "reason": why,
                 "described": known,
+                "speed": measured,
             }
             _write(folder / f"{plan_id}.json", canonical_json(content), 0o600)
             told = outcome
@@ -563,6 +569,11 @@ def current_fingerprints(path: str) -> dict[str, str]:
 def current_release(path: str) -> str | None:
     """Plan id of the current release, None when there is none."""
     return _release_of(Path(path, "current"))
+
+
+def previous_release(path: str) -> str | None:
+    """Plan id of the way back, None when there is none."""
+    return _release_of(Path(path, "previous"))
 
 
 def diff_of(path: str, plan_id: str, found: str | None, processes: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:

@@ -26,6 +26,14 @@ options:
     description: Seconds until all have to be ready.
     type: int
     required: true
+  progress_deadline:
+    description:
+      - Seconds that may pass without any sign of work of the deployment's processes; V(0) is no limit. Signs are a new
+        line in a log, bytes read, processor time and memory taken.
+      - A process that waits in a loop which takes processor time is not told from one that works, and has O(deadline).
+      - Of nodes that wait together (O(ranks)) the work of any counts.
+    type: int
+    default: 900
   allowed_restarts:
     description: How often a process may be started again while waiting.
     type: int

@@ -88,6 +88,12 @@ states:
       description: Resident memory of the process tree in bytes; a page that n processes share counts n times.
       type: int
       sample: 8123047936
+    work:
+      description: >-
+        What all processes of the deployment on this node did so far, C(read) bytes, C(cpu) seconds and C(rss) bytes;
+        null where it may not be read.
+      type: dict
+      sample: {read: 81230479360, cpu: 311.2, rss: 8123047936}
 """
 
 import os

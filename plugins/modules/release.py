@@ -48,6 +48,12 @@ options:
     description: For V(proven), a mark of what the units are made of.
     type: str
     default: ""
+  speed:
+    description:
+      - For V(proven), how fast it answers, by the number of the replica, as M(stepladder.core.speed) measured it.
+      - Without it what is known stays.
+    type: dict
+    default: {}
   plan_id:
     description: The plan's id, which names the release. Required for V(present), V(proven) and V(failed).
     type: str
@@ -222,6 +228,7 @@ def main() -> None:
             "manager": {"type": "str", "choices": ["systemd", "supervisor"]},
             "units": {"type": "list", "elements": "str", "default": []},
             "described_by": {"type": "str", "default": ""},
+            "speed": {"type": "dict", "default": {}},
             "plan_id": {"type": "str"},
             "slice": {"type": "dict"},
             "processes": {"type": "list", "elements": "dict", "options": PROCESS_SPEC},
@@ -256,6 +263,7 @@ def main() -> None:
                     given["state"],
                     given["reason"],
                     described=described_now(given),
+                    speed=given["speed"],
                     deadline=given["lock_deadline"],
                 )
         else:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +20,23 @@ class Together:
         name = hashlib.sha256("\n".join(sorted(ranks)).encode()).hexdigest()[:16]
         self._mark = Path(directory, f"failed-{name}") if len(ranks) > 1 else None
         self._host = host
+        self._worked_at = time.monotonic()
+        self._work = self._mark.with_name(f"worked-{name}") if self._mark else None
+        self.worked()
+
+    def worked(self) -> None:
+        """Say that this node's processes did something just now."""
+        self._worked_at = time.monotonic()
+        if self._work:
+            # Of several nodes one may wait for another that loads: what counts is that any of them does something.
+            # The time of day may be set meanwhile; all of them share this machine's clock since its boot.
+            self._work.touch()
+            os.utime(self._work, (self._worked_at, self._worked_at))
+
+    def idle(self) -> float:
+        """Seconds since any of the nodes did something."""
+        last = self._work.stat().st_mtime if self._work else self._worked_at
+        return max(0.0, time.monotonic() - max(last, self._worked_at))
 
     def fail(self) -> None:
         """Say that this node has failed; the first one that does is the one to blame."""

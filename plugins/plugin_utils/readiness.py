@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,9 @@ SHOW_EVERY = 15.0
 LOG_SHOWN = 100
 # Looks in a row that may find a process not running at all before that counts: a restart passes through it.
 STOPPED_LOOKS = 3
+# Per second; below it is what processes do that only wait and look now and then.
+READ_BYTES, CPU_SECONDS, RSS_BYTES = 100_000, 0.1, 100_000
+_TIME = re.compile(r"\d{2,4}-\d\d(-\d\d)?|\d\d:\d\d:\d\d([.,]\d+)?")
 
 
 @dataclass
@@ -32,12 +36,17 @@ class Watch:
 class Readiness:
     """Follows the processes from look to look.
 
-    deadline: seconds from the start. allowed_restarts: how often a process may be started again.
+    deadline: seconds from the start. allowed_restarts: how often a process may be started again. progress_deadline:
+    seconds that may pass without any sign of work; 0 is no limit.
     """
 
     deadline: float
     allowed_restarts: int
+    progress_deadline: float = 0
     watches: dict[str, Watch] = field(default_factory=dict)
+    _lines: set[str] = field(default_factory=set)
+    _work: Mapping[str, float] | None = None
+    _worked_until: float = 0.0
 
     def lines(self, states: Sequence[State], elapsed: float) -> list[str]:
         """Lines to show for this look: where the phase changed, else every 15 s. Call before `verdict`."""
@@ -50,14 +59,36 @@ class Readiness:
                 shown.append(_line(state, elapsed))
         return shown
 
-    def verdict(self, states: Sequence[State], elapsed: float) -> str | None:
-        """None to go on waiting, "" when all are ready, else why the wait failed, naming the process to blame."""
+    def worked(self, states: Sequence[State], elapsed: float) -> bool:
+        """Whether anything was done since the look before: a new line in a log, bytes read, processor time, memory.
+
+        Where that cannot be known it was. A line that differs from an earlier one by its time alone is not new.
+        """
+        fresh = {_TIME.sub("", line) for state in states for line in state.get("log_tail") or []} - self._lines
+        self._lines |= fresh
+        now = next((state["work"] for state in states if state.get("work")), None)
+        before, passed = self._work, max(elapsed - self._worked_until, 0.1)
+        self._work, self._worked_until = now, elapsed
+        if fresh or now is None or before is None:
+            return True
+        # A process that ended takes its sums away with it.
+        limits = {"read": READ_BYTES, "cpu": CPU_SECONDS, "rss": RSS_BYTES}
+        return any(abs(now[name] - before[name]) / passed >= least for name, least in limits.items())
+
+    def verdict(self, states: Sequence[State], elapsed: float, idle: float = 0.0) -> str | None:
+        """None to go on waiting, "" when all are ready, else why the wait failed, naming the process to blame.
+
+        idle: seconds without any sign of work, of this node and of all that wait with it.
+        """
         faults = [fault for state in states if (fault := self._fault(state))]
         if faults:
             return "\n".join(faults)
         waiting = [state for state in states if state["phase"] != "ready"]
         if not waiting:
             return ""
+        if self.progress_deadline and idle >= self.progress_deadline:
+            reason = f"did nothing for {idle:.0f} s: no new line in its log, nothing read, no processor time"
+            return "\n".join(complaint(state, reason) for state in waiting)
         if elapsed >= self.deadline:
             reason = f"not ready after {elapsed:.0f} s (deadline {self.deadline:.0f} s)"
             return "\n".join(complaint(state, reason) for state in waiting)

@@ -158,7 +158,7 @@ def ending(variables: Mapping[str, Any], hosts: Sequence[str], now: float) -> di
 
     Args:
         variables: of every host; `release_given_up`, `release_choice`, `release_went`, `release_evidence`,
-            `release_tried_at` as the role `release` keeps them.
+            `release_told`, `release_too_slow`, `release_tried_at` as the role `release` keeps them.
         hosts: the nodes that were looked at after the failure; none where nothing failed.
         now: seconds since 1970.
     """
@@ -180,7 +180,11 @@ def ending(variables: Mapping[str, Any], hosts: Sequence[str], now: float) -> di
     else:
         tried = [variables[host]["release_tried_at"] for host in hosts if variables[host].get("release_tried_at")]
         outage = f", at most {now - min(tried):.0f} s after it was stopped" if tried else ""
+        if outage and any(variables[host].get("release_too_slow") for host in hosts):
+            outage += ", and the slower one answered meanwhile"
         lines += [f"Release {choice['plan_id']} serves again: it was asked and answers as promised{outage}."]
+        measured = [f"{host}: {text}" for host in choice["nodes"] if (text := variables[host].get("release_told"))]
+        lines += [_indented("\n".join(measured))] if measured else []
         status = "went_back"
     return {"text": "\n".join(lines), "exit_status": status}
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -23,8 +24,8 @@ from test_local_deployment import REPOSITORY, Local, answers, descendants, diagn
 from stepladder.exit_status import ExitStatus
 
 OTHER = json.dumps({"deployment_extra_arguments": ["--disable-log-stats"]})
-# Starts and calls itself healthy; every answer is another one than the model's.
-WRONG = json.dumps({"deployment_extra_arguments": ["--chat-template", "wrong"]})
+# Starts and calls itself healthy; every answer is another one than the model's. Without braces it would name a file.
+WRONG = json.dumps({"deployment_extra_arguments": ["--chat-template", "wrong {}"]})
 KILLS = 4
 
 pytestmark = [pytest.mark.e2e, pytest.mark.nightly, pytest.mark.timeout(1800)]
@@ -74,6 +75,58 @@ def test_a_release_that_answers_wrongly_is_given_up(service: Local) -> None:
     assert "Ask each endpoint, as a client does:" in done.stdout
     assert f"Release {before} serves again" in done.stdout
     assert release(service) == before
+
+
+def test_an_engine_that_hangs_while_it_loads_is_given_up_long_before_its_deadline(service: Local) -> None:
+    before = release(service)
+    wish = json.dumps(
+        {"service_progress_deadline": 20, "deployment_extra_arguments": ["--disable-log-stats", "--seed=1"]}
+    )
+    command = [sys.executable, "bin/stepladder", "deploy", *service.options, "-e", wish]
+    process = subprocess.Popen(
+        command, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert process.stdout
+    stopped: list[int] = []
+    shown, hung_at, seen_after = "", 0.0, 0.0
+    for line in process.stdout:
+        shown += line
+        if not stopped and "vllm-0: loading" in line:
+            stopped = [pid for pid in _processes(service) if not _gone(pid, signal.SIGSTOP)]
+            hung_at = time.monotonic()
+        if stopped and not seen_after and "did nothing for" in line:
+            seen_after = time.monotonic() - hung_at
+            # It ends when it is told to, as a process that waits in a system call does.
+            for pid in stopped:
+                _gone(pid, signal.SIGCONT)
+    process.wait(timeout=60)
+    print(f"hung while it loaded, given up after {seen_after:.0f} s")
+    assert process.returncode == ExitStatus.WENT_BACK, shown[-3000:]
+    assert re.search(r"vllm-0 did nothing for 2\d s: .* phase loading", shown)
+    assert seen_after < 60
+    assert release(service) == before
+    assert answers()
+
+
+def _processes(service: Local) -> list[int]:
+    """The deployment's processes, the one that the manager keeps aside."""
+    mark = f"STEPLADDER_DEPLOYMENT={service.state}/deployments/e2e\0".encode()
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            command = (path.parent / "cmdline").read_bytes()
+            found += [int(path.parent.name)] if mark in path.read_bytes() and b"reaper.py" not in command else []
+        except OSError:
+            continue
+    return found
+
+
+def _gone(pid: int, number: int) -> bool:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return True
+    return False
 
 
 def test_without_a_way_back_the_failed_release_stays(service: Local) -> None:

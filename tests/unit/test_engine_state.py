@@ -290,10 +290,22 @@ def test_look_at_a_real_process(tmp_path, child):
     assert state["orphans"] == []
     assert state["rss_bytes"] > 1_000_000
     assert 0 <= state["since"] < 60
+    assert state["work"]["read"] > 0
+    assert state["work"]["cpu"] > 0
+    assert state["work"]["rss"] >= state["rss_bytes"]
+    assert es.work_of([pid], {}, tmp_path) == {"read": 0, "cpu": 0, "rss": 0}, "one that ended meanwhile"
     # The manager is gone, its processes are not.
     (lost,) = es.look(str(root), {"u": es.Managed(es.UNREACHABLE, es.STOPPED, note="no socket")}, [asked], 5, 0.3)
     assert (lost["phase"], lost["orphans"], lost["outdated"]) == ("stopped", sorted([pid, grandchild]), None)
     assert lost["detail"].startswith("the process manager does not answer (no socket); left over from an earlier start")
+
+
+def test_one_that_wrote_nothing_yet_has_not_the_last_words_of_the_one_before(tmp_path, child):
+    log = tmp_path / "a.log"
+    log.write_text("stepladder: starting a at 10:00\nEngineDeadError\nstepladder: starting a at 10:01\n")
+    asked = {"name": "a", "unit": "u", "health": {"kind": "none"}, "log": str(log)}
+    (state,) = es.look(str(tmp_path / "d"), {"u": es.Managed("RUNNING", es.RUNNING, child[0])}, [asked], 5, 0.3)
+    assert state["log_tail"] == ["stepladder: starting a at 10:01"]
 
 
 def test_a_process_that_is_gone_is_failed_whatever_the_manager_says(tmp_path):

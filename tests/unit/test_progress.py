@@ -119,6 +119,48 @@ def test_deadline_names_every_process_that_is_not_ready():
     )
 
 
+IDLE = {"read": 1e9, "cpu": 100.0, "rss": 4e9}
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "worked"),
+    [
+        # Two looks, ten seconds apart.
+        ({}, {}, False),
+        # What looks now and then and only waits.
+        ({}, {"work": {"read": 1e9 + 9e5, "cpu": 100.9, "rss": 4e9 - 9e5}}, False),
+        ({}, {"work": {**IDLE, "read": 1e9 + 1e6}}, True),
+        ({}, {"work": {**IDLE, "cpu": 101.1}}, True),
+        ({}, {"work": {**IDLE, "rss": 4.1e9}}, True),
+        # A process of it ended.
+        ({}, {"work": {**IDLE, "cpu": 60.0}}, True),
+        ({}, {"work": None}, True),
+        ({"work": None}, {}, True),
+        ({"log_tail": ["INFO 11-21 10:00:01 Waiting for 1 core engine"]},
+         {"log_tail": ["INFO 11-21 10:00:11 Waiting for 1 core engine"]}, False),
+        ({"log_tail": ["10:00:01 shards:  4% 3/82"]}, {"log_tail": ["10:00:11 shards:  5% 4/82"]}, True),
+        ({"log_tail": ["a", "b"]}, {"log_tail": ["b", "a"]}, False),
+    ],
+)  # fmt: skip
+def test_signs_of_work_between_two_looks(before, now, worked):
+    wait = Readiness(deadline=5400, allowed_restarts=1, progress_deadline=900)
+    assert wait.worked([state("loading", **{"work": IDLE, **before})], 10.0) is True
+    assert wait.worked([state("loading", **{"work": IDLE, **before, **now})], 20.0) is worked
+
+
+def test_what_does_nothing_is_given_up_with_its_phase_and_last_line():
+    wait = Readiness(deadline=5400, allowed_restarts=1, progress_deadline=900)
+    hung = state("loading", log="/l/a.log", log_tail=["connecting to 10.0.0.12:29500"])
+    assert wait.verdict([hung], 2000, 899.0) is None
+    assert wait.verdict([hung, state("ready", name="b")], 2000, 901.0) == (
+        "vllm-0 did nothing for 901 s: no new line in its log, nothing read, no processor time: phase loading, why\n"
+        "  last exit: unknown\n  last lines of /l/a.log:\n    connecting to 10.0.0.12:29500"
+    )
+    assert wait.verdict([state("ready")], 2000, 901.0) == ""
+    unlimited = Readiness(deadline=5400, allowed_restarts=1)
+    assert unlimited.verdict([hung], 2000, 1999.0) is None
+
+
 def test_lines_of_a_wait():
     wait = Readiness(deadline=100, allowed_restarts=1)
     shown = []

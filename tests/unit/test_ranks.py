@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -159,3 +161,17 @@ def test_interfaces_are_listed_without_loopback() -> None:
     found = peer_network.interfaces()
     assert not [one for one in found if one["address"].startswith("127.")]
     assert all(set(one) == {"name", "address", "network", "speed_mbit"} for one in found)
+
+
+def test_a_node_that_waits_for_another_that_works_is_not_idle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks = ["a", "b"]
+    waits, works = Together(str(tmp_path), ranks, "a"), Together(str(tmp_path), ranks, "b")
+    alone = Together(str(tmp_path), [], "c")
+    mark = next(tmp_path.glob("worked-*"))
+    os.utime(mark, (0, 0))
+    later = time.monotonic() + 1000
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    assert [round(each.idle(), -2) for each in (waits, works, alone)] == [1000, 1000, 1000]
+    works.worked()
+    assert [round(each.idle()) for each in (waits, works)] == [0, 0]
+    assert round(alone.idle(), -2) == 1000
