@@ -42,7 +42,8 @@ def rollout(variables: Mapping[str, Any], hosts: Sequence[str], max_unavailable:
 
     Args:
         variables: of every host; `deployment_slice` is what is wanted, `release_before` the slice that was current,
-            `service_states` what runs. `release_ready` says that the node came so far.
+            `service_states` what runs. `release_ready` says that the node came so far; `release_suspect` are the
+            replicas of a wave that did not come to its end, whatever they say of themselves.
         hosts: the nodes that change.
         max_unavailable: how many replicas that answer may be out at the same time.
         again: whether what runs as wanted is started anew, too.
@@ -65,8 +66,9 @@ def rollout(variables: Mapping[str, Any], hosts: Sequence[str], max_unavailable:
         for state in variables[host]["service_states"]:
             wanted[replica_of(state["name"])].states.append(state)
     count = int(kept["deployment"]["replicas"])
-    broken = [each for each in wanted.values() if not each.answers]
-    right = [each for each in wanted.values() if each.answers and not each.outdated and not again]
+    suspect = {number for host in hosts for number in variables[host].get("release_suspect") or ()}
+    broken = [each for each in wanted.values() if not each.answers or each.number in suspect]
+    right = [each for each in wanted.values() if not each.outdated and not again and each not in broken]
     rest = [each for each in wanted.values() if each not in broken and each not in right]
     # Replicas on other nodes are as wanted, and gave a token.
     standing = count - len(wanted)
@@ -192,7 +194,7 @@ def _text_at_once(slices: Iterable[Mapping[str, Any]], numbers: Sequence[int], w
 def _text_in_order(waves: Sequence[Mapping[str, Any]], broken: Sequence[_Replica]) -> str:
     steps = [_named(wave["replicas"]) for wave in waves if wave["patient"] and wave["replicas"]]
     if broken:
-        steps.insert(0, f"{_named([each.number for each in broken])}, which does not answer")
+        steps.insert(0, f"{_named([each.number for each in broken])}, which does not serve")
     if not waves[-1]["replicas"]:
         steps.append(f"{_named(waves[-1]['drain'])}, which goes")
     return f"One after the other, while the others answer: {'; then '.join(steps)}."

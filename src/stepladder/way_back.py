@@ -6,6 +6,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+# What is given in place of a plan id for the release that is current.
+CURRENT = "current"
 # Of a long message the beginning says what, the end has the log's last lines.
 FIRST_LINES, LAST_LINES = 5, 10
 
@@ -16,7 +18,7 @@ def choose(variables: Mapping[str, Any], hosts: Sequence[str], wanted: str = "")
     Args:
         variables: of every host; `release_known` and `release_slices` as the role `release` keeps them.
         hosts: nodes to choose from.
-        wanted: plan id, or its beginning; empty takes what the links `previous` name.
+        wanted: plan id, or its beginning; empty takes what the links `previous` name, `current` what runs or ran last.
 
     Returns:
         `plan_id`, `nodes` that have it, `leaves`: nodes that run another release and have no part in it, and `refusal`,
@@ -48,21 +50,36 @@ def choose(variables: Mapping[str, Any], hosts: Sequence[str], wanted: str = "")
 
 def _name(known: Mapping[str, Sequence[Mapping[str, Any]]], wanted: str) -> tuple[str, str]:
     """A plan id, or why there is none."""
+    if wanted == CURRENT:
+        return _current(known)
     every = list(dict.fromkeys(kept["plan_id"] for found in known.values() for kept in found))
     if wanted:
         fitting = [name for name in every if name == wanted] or [name for name in every if name.startswith(wanted)]
         if len(fitting) == 1:
             return fitting[0], ""
         return "", f"There is no release {wanted}." if not fitting else f"More than one release begins with {wanted}."
-    before = list(dict.fromkeys(kept["plan_id"] for found in known.values() for kept in found if kept["previous"]))
+    before, where = _linked(known, "previous")
     if len(before) == 1:
         return before[0], ""
     if not before:
         return "", "There is nothing to go back to: no release before the one that runs is known to have run right."
-    where = "; ".join(
-        f"{host}: {kept['plan_id']}" for host, found in known.items() for kept in found if kept["previous"]
-    )
     return "", f"The nodes do not agree on the release before ({where}). Name one with -e rollback_to=ID."
+
+
+def _current(known: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[str, str]:
+    """The plan id of the release that is current, or why there is none."""
+    names, where = _linked(known, "current")
+    if len(names) == 1:
+        return names[0], ""
+    if not names:
+        return "", "Nothing is deployed. Run the verb 'deploy'."
+    return "", f"The nodes do not agree on the release that is current ({where}). Run the verb 'deploy'."
+
+
+def _linked(known: Mapping[str, Sequence[Mapping[str, Any]]], link: str) -> tuple[list[str], str]:
+    """The releases that a link names on the nodes, and which on which."""
+    found = [(host, kept["plan_id"]) for host, kept_there in known.items() for kept in kept_there if kept[link]]
+    return list(dict.fromkeys(name for _, name in found)), "; ".join(f"{host}: {name}" for host, name in found)
 
 
 def _members(kept: Mapping[str, Any]) -> list[str]:
@@ -158,7 +175,7 @@ def ending(variables: Mapping[str, Any], hosts: Sequence[str], now: float) -> di
 
     Args:
         variables: of every host; `release_given_up`, `release_choice`, `release_went`, `release_evidence`,
-            `release_tried_at` as the role `release` keeps them.
+            `release_tried_at`, `release_others` as the role `release` keeps them.
         hosts: the nodes that were looked at after the failure; none where nothing failed.
         now: seconds since 1970.
     """
@@ -178,11 +195,21 @@ def ending(variables: Mapping[str, Any], hosts: Sequence[str], now: float) -> di
     elif wrong := failures(variables, choice["nodes"]):
         lines += [f"Release {choice['plan_id']} was to be brought back, and does not serve either:", _indented(wrong)]
     else:
-        tried = [variables[host]["release_tried_at"] for host in hosts if variables[host].get("release_tried_at")]
-        outage = f", at most {now - min(tried):.0f} s after it was stopped" if tried else ""
+        outage = _outage(variables, hosts, now)
         lines += [f"Release {choice['plan_id']} serves again: it was asked and answers as promised{outage}."]
         status = "went_back"
     return {"text": "\n".join(lines), "exit_status": status}
+
+
+def _outage(variables: Mapping[str, Any], hosts: Sequence[str], now: float) -> str:
+    """How long it was away, counted from the first stop."""
+    tried = [variables[host]["release_tried_at"] for host in hosts if variables[host].get("release_tried_at")]
+    if not tried:
+        return "; nothing had been stopped"
+    seconds = f"{now - min(tried):.0f} s"
+    if any(variables[host].get("release_others") for host in hosts):
+        return f", {seconds} after its first replica was stopped; others answered all the time"
+    return f", at most {seconds} after it was stopped"
 
 
 def _indented(text: str) -> str:

@@ -79,7 +79,7 @@ def each_on_its_own(*how: str) -> dict[str, Any]:
          "One after the other, while the others answer: replicas 0, 1; then replica 2."),
         # What does not answer comes first, and nobody waits for its requests.
         (each_on_its_own("old", "broken", "old"), 1, False, [([1], [1], []), ([0], [0], [0]), ([2], [2], [2])],
-         "One after the other, while the others answer: replica 1, which does not answer; then replica 0; then "
+         "One after the other, while the others answer: replica 1, which does not serve; then replica 0; then "
          "replica 2."),
         (each_on_its_own("broken", "broken", "gone"), 1, False, [([0, 1, 2], [], [])], ""),
         # A rollout that was broken off, or the way back from one: what is as wanted is asked and not stopped.
@@ -96,7 +96,7 @@ def each_on_its_own(*how: str) -> dict[str, Any]:
         # A replica more, and one less.
         ({"n": node(half_nodes(3), "old", "old", "gone", before=TWO)}, 1, False,
          [([2], [2], []), ([0], [0], [0]), ([1], [1], [1])],
-         "One after the other, while the others answer: replica 2, which does not answer; then replica 0; then "
+         "One after the other, while the others answer: replica 2, which does not serve; then replica 0; then "
          "replica 1."),
         ({"n": node(TWO, "old", "new", before=half_nodes(3))}, 1, False,
          [([1], [], []), ([0], [0], [0]), ([], [2], [2])],
@@ -139,6 +139,14 @@ def test_what_hangs_is_started_again_and_so_is_everything_by_force() -> None:
     for force, again in ((False, ["vllm-1"]), (True, ["vllm-1"])):
         assert rollout.rollout(nodes, ["n"], 1, force)["waves"][0]["nodes"]["n"]["again"] == again
     assert rollout.rollout(nodes, ["n"], 1, True)["waves"][1]["nodes"]["n"]["again"] == ["vllm-0"]
+
+
+def test_the_way_back_begins_with_what_did_not_come_through_the_gate() -> None:
+    """It calls itself healthy, and answered wrongly."""
+    nodes = {"n": node(half_nodes(3), "new", "old", "old") | {"release_suspect": [1]}}
+    found = rollout.rollout(nodes, ["n"], 1, False)
+    assert told(found) == [([0, 1], [1], []), ([2], [2], [2])]
+    assert found["text"].endswith(": replica 1, which does not serve; then replica 2.")
 
 
 def test_what_goes_is_what_the_plan_does_not_number_any_more() -> None:

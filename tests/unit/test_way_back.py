@@ -32,6 +32,7 @@ TWO = {"n0": node(kept("new", "current"), kept("old", "previous"))}
         (TWO, "", "old", ["n0"], []),
         (TWO, "new", "new", ["n0"], []),
         (TWO, "ol", "old", ["n0"], []),
+        (TWO, "current", "new", ["n0"], []),
         # A node that the deployment left has the release too, and is part of the way back.
         (
             {
@@ -53,6 +54,11 @@ def test_choice(nodes: dict[str, Any], wanted: str, chosen: str, taking_part: li
 @pytest.mark.parametrize(
     ("nodes", "wanted", "message"),
     [
+        ({"n0": node()}, "current", "Nothing is deployed. Run the verb 'deploy'. No release is known."),
+        ({"n0": node(kept("a", "current")), "n1": node(kept("b", "current"))}, "current",
+         "The nodes do not agree on the release that is current (n0: a; n1: b). Run the verb 'deploy'. "
+         "Known releases:\n   a  2023-11-14 22:13 UTC  proven, runs now  step3 vllm  on n0\n"
+         "   b  2023-11-14 22:13 UTC  proven, runs now  step3 vllm  on n1"),
         ({"n0": node()}, "", "There is nothing to go back to: no release before the one that runs is known to have run "
          "right. No release is known."),
         ({"n0": node(kept("new", "current"), kept("bad", outcome="failed"))}, "",
@@ -146,6 +152,19 @@ def test_ending(went: object, choice: dict[str, Any], status: str, last: str) ->
         "What shows why:", "  n0:/e/1-new",
     ]  # fmt: skip
     assert exit_status.status_of(status) in (20, 21)
+
+
+@pytest.mark.parametrize(
+    ("more", "outage"),
+    [
+        ({"release_others": True}, ", 49 s after its first replica was stopped; others answered all the time."),
+        ({"release_tried_at": None}, "; nothing had been stopped."),
+    ],
+)
+def test_ending_tells_what_was_away(more: dict[str, Any], outage: str) -> None:
+    nodes = told(True, {"plan_id": "old", "nodes": ["n0"], "refusal": ""})
+    nodes["n0"] |= more
+    assert way_back.ending(nodes, ["n0"], 149.2)["text"].endswith(f"it was asked and answers as promised{outage}")
 
 
 def test_nothing_failed_is_done_and_an_unknown_status_names_the_known() -> None:
