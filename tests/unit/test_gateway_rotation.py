@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,20 +60,28 @@ def test_requests_are_waited_for_and_those_that_do_not_end_keep_the_replica_in_r
     gateway: Gateway, two: list[Engine]
 ) -> None:
     two[1].hung.set()
-    asked = [threading.Thread(target=gateway.ask, kwargs={"body": {}}) for _ in range(2)]
-    for thread in asked:
-        thread.start()
-    until(lambda: two[1].running == 1, 5)
+    asked: list[threading.Thread] = []
+
+    def one_hangs() -> bool:
+        asked.append(threading.Thread(target=gateway.ask, kwargs={"body": {}}))
+        asked[-1].start()
+        time.sleep(0.1)
+        return two[1].running > 0
+
+    until(one_hangs, 10)
     with pytest.raises(haproxy.GatewayError) as error:
         out(gateway, 1, seconds=0.2)
     assert str(error.value).startswith(
-        "Replica 1 still has 1 request(s) in flight after 0 s. It was not stopped, and gets requests again."
+        f"Replica 1 still has {two[1].running} request(s) in flight after 0 s. It was not stopped, and gets requests"
     )
     until(lambda: gateway.up() == ["replica-0", "replica-1"], 5)
     assert rotation.marked(str(gateway.directory)) == set()
 
     changed, said = out(gateway, 1, seconds=0.2, may_break=True)
-    assert (changed, said) == (True, ["replica 1: 1 request(s) are left after 0 s and will be broken off"])
+    assert (changed, said) == (
+        True,
+        [f"replica 1: {two[1].running} request(s) are left after 0 s and will be broken off"],
+    )
     assert back(gateway, 1) == [1]
     # Nobody waits for those of an engine that gives no tokens.
     assert out(gateway, 1, patient=()) == (True, [])
