@@ -175,7 +175,7 @@ def ending(variables: Mapping[str, Any], hosts: Sequence[str], now: float) -> di
 
     Args:
         variables: of every host; `release_given_up`, `release_choice`, `release_went`, `release_evidence`,
-            `release_tried_at`, `release_others` as the role `release` keeps them.
+            `release_tried_at`, `release_others`, `release_suspect` as the role `release` keeps them.
         hosts: the nodes that were looked at after the failure; none where nothing failed.
         now: seconds since 1970.
     """
@@ -191,7 +191,7 @@ def ending(variables: Mapping[str, Any], hosts: Sequence[str], now: float) -> di
         lines += ["What shows why:", _indented("\n".join(kept))]
     status = "no_way_back"
     if choice["refusal"]:
-        lines += [choice["refusal"]]
+        lines += [choice["refusal"], *_left(variables, hosts)]
     elif wrong := failures(variables, choice["nodes"]):
         lines += [f"Release {choice['plan_id']} was to be brought back, and does not serve either:", _indented(wrong)]
     else:
@@ -199,6 +199,18 @@ def ending(variables: Mapping[str, Any], hosts: Sequence[str], now: float) -> di
         lines += [f"Release {choice['plan_id']} serves again: it was asked and answers as promised{outage}."]
         status = "went_back"
     return {"text": "\n".join(lines), "exit_status": status}
+
+
+def _left(variables: Mapping[str, Any], hosts: Sequence[str]) -> list[str]:
+    """What a rollout that stopped leaves behind."""
+    numbers = sorted({number for host in hosts for number in variables[host].get("release_suspect") or ()})
+    if not numbers or not any(variables[host].get("release_others") for host in hosts):
+        return []
+    named = ", ".join(str(number) for number in numbers)
+    return [
+        f"Replica {named} does not serve, and gets no requests from a gateway. Replicas that the rollout had not "
+        "reached run on as they did. 'deploy' goes on from here, 'rollback' goes back."
+    ]
 
 
 def _outage(variables: Mapping[str, Any], hosts: Sequence[str], now: float) -> str:

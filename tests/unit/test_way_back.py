@@ -167,6 +167,16 @@ def test_ending_tells_what_was_away(more: dict[str, Any], outage: str) -> None:
     assert way_back.ending(nodes, ["n0"], 149.2)["text"].endswith(f"it was asked and answers as promised{outage}")
 
 
+def test_ending_tells_what_a_rollout_without_a_way_back_leaves() -> None:
+    nodes = told("Wait: dead", {"plan_id": "", "nodes": [], "refusal": "deploy_way_back is false."})
+    nodes["n0"] |= {"release_others": True, "release_suspect": [1]}
+    assert way_back.ending(nodes, ["n0"], 149.2)["text"].splitlines()[-2:] == [
+        "deploy_way_back is false.",
+        "Replica 1 does not serve, and gets no requests from a gateway. Replicas that the rollout had not reached run "
+        "on as they did. 'deploy' goes on from here, 'rollback' goes back.",
+    ]
+
+
 def test_nothing_failed_is_done_and_an_unknown_status_names_the_known() -> None:
     assert way_back.ending({}, [], 0) == {"text": "", "exit_status": "done"}
     with pytest.raises(ValueError, match=r"exit_status 'nope' is unknown\. Choose one of: unreachable, not_ready,"):
