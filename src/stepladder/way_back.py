@@ -124,8 +124,17 @@ def failures(variables: Mapping[str, Any], hosts: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def failure_text(task: str, message: object) -> str:
-    """A failed task in a few lines; the whole stood on the screen before."""
+def failure_text(task: str, failed: object) -> str:
+    """A failed task in a few lines; the whole stood on the screen before.
+
+    Args:
+        task: its name.
+        failed: its message, or its result; of a loop the messages of the items that failed count.
+    """
+    message = failed
+    if isinstance(failed, Mapping):
+        items = [str(item["msg"]) for item in failed.get("results", ()) if item.get("failed") and item.get("msg")]
+        message = "\n".join(items) or failed.get("msg")
     found = [line.rstrip() for line in str(message or "no message").splitlines() if line.strip()]
     long = len(found) > FIRST_LINES + LAST_LINES
     shown = [*found[:FIRST_LINES], "  ...", *found[-LAST_LINES:]] if long else found
@@ -136,7 +145,7 @@ def automatic(variables: Mapping[str, Any], hosts: Sequence[str], given_up: str,
     """The release to bring back by itself after a new one was given up, in the form of `choose`.
 
     Args:
-        variables: of every host, as for `choose`.
+        variables: of every host, as for `choose`, and `release_before`, `release_tried_at`, `release_others`.
         hosts: nodes that can be reached.
         given_up: plan id of the release that did not run right.
         allowed: false where the operator switched the way back off.
@@ -146,7 +155,7 @@ def automatic(variables: Mapping[str, Any], hosts: Sequence[str], given_up: str,
     if not allowed:
         return {**refused, "refusal": "deploy_way_back is false, so nothing was brought back."}
     mine = [kept for found in known.values() for kept in found if kept["plan_id"] == given_up]
-    if any(kept["outcome"] == "proven" for kept in mine):
+    if any(kept["outcome"] == "proven" for kept in mine) and not _another_runs(variables, hosts, given_up):
         return {
             **refused,
             "refusal": f"Release {given_up} ran right before, so the fault need not be its own, and no other release "
@@ -168,6 +177,14 @@ def automatic(variables: Mapping[str, Any], hosts: Sequence[str], given_up: str,
         where = "; ".join(f"{name} on {', '.join(found)}" for name, found in before.items())
         return {**refused, "refusal": f"The nodes do not agree on the release before it: {where}."}
     return choose(variables, hosts, next(iter(before)))
+
+
+def _another_runs(variables: Mapping[str, Any], hosts: Sequence[str], given_up: str) -> bool:
+    """Whether the release before still runs: nothing had been stopped, or replicas that the rollout had not reached."""
+    before = {(variables[host].get("release_before") or {}).get("plan_id") for host in hosts} - {None}
+    stopped = any(variables[host].get("release_tried_at") for host in hosts)
+    others = any(variables[host].get("release_others") for host in hosts)
+    return bool(before) and given_up not in before and (others or not stopped)
 
 
 def ending(variables: Mapping[str, Any], hosts: Sequence[str], now: float) -> dict[str, str]:

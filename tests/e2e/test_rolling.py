@@ -106,7 +106,7 @@ def test_what_a_person_drained_stays_out_over_a_rollout(served: Served) -> None:
     # Replica 0 would leave nobody to ask.
     assert done.returncode == ExitStatus.WENT_BACK, done.stdout[-3000:]
     assert "no other replica takes requests (replica 1: drained)" in done.stdout
-    assert "; nothing had been stopped." in done.stdout
+    assert "as promised; nothing had been stopped." in done.stdout
     assert statuses() == {"replica-0": "UP", "replica-1": "DRAIN"}
     served.run("undrain", "-e", "replica=1")
 

@@ -121,6 +121,25 @@ def test_what_is_brought_back_by_itself(nodes: dict[str, Any], allowed: bool, ch
     assert (choice["plan_id"], choice["refusal"]) == (chosen, refusal)
 
 
+@pytest.mark.parametrize(
+    ("attempt", "chosen"),
+    [
+        # Other replicas never stopped, or nothing at all was stopped: what ran before is the truth.
+        ({"release_before": {"plan_id": "old"}, "release_tried_at": 1.0, "release_others": True}, "old"),
+        ({"release_before": {"plan_id": "old"}}, "old"),
+        # It was the only replica; it was the same release, started again by force.
+        ({"release_before": {"plan_id": "old"}, "release_tried_at": 1.0, "release_others": False}, ""),
+        ({"release_before": {"plan_id": "new"}, "release_tried_at": 1.0, "release_others": True}, ""),
+        ({"release_before": {}}, ""),
+    ],
+)
+def test_one_that_ran_right_before_is_replaced_where_the_one_before_still_runs(
+    attempt: dict[str, Any], chosen: str
+) -> None:
+    nodes = {"n0": {**TWO["n0"], **attempt}}
+    assert way_back.automatic(nodes, ["n0"], "new", True)["plan_id"] == chosen
+
+
 def told(went: object, choice: dict[str, Any]) -> dict[str, Any]:
     return {
         "n0": {
@@ -193,6 +212,13 @@ def test_a_long_failure_is_cut() -> None:
     shown = way_back.failure_text("Wait", "\n".join(map(str, range(30)))).splitlines()
     assert shown[:2] + shown[5:8] == ["Wait:", "  0", "  4", "    ...", "  20"]
     assert shown[-1] == "  29"
+
+
+def test_of_a_loop_the_items_that_failed_are_told() -> None:
+    items = [{"msg": "all well"}, {"failed": True, "msg": "gw2: 3 requests"}]
+    result = {"msg": "One or more items failed", "results": items}
+    assert way_back.failure_text("Drain", result) == "Drain:\n  gw2: 3 requests"
+    assert way_back.failure_text("Drain", {"msg": "boom"}) == "Drain:\n  boom"
 
 
 # --- on the node -----------------------------------------------------------------------------------------------------
