@@ -28,7 +28,8 @@ KNOWN_BESIDE = {
 GATEWAY_BESIDE = {
     *("gateway_address", "gateway_plan", "gateway_deployment", "gateway_state_directory", "gateway_program"),
     *("gateway_python", "gateway_tools", "gateway_replica", "gateway_weight", "gateway_drain_seconds"),
-    *("gateway_ready_seconds", "gateway_allow_last", "gateway_require_replicas"),
+    *("gateway_ready_seconds", "gateway_allow_last", "gateway_require_replicas", "gateway_put_back"),
+    *("gateway_replicas", "gateway_patient", "gateway_rotation", "gateway_may_break"),
 }
 MAKE = "Make it anew with the verb 'plan' and -e plan_out=FILE, and look at it again."
 NODE_VARIABLES = {

@@ -20,6 +20,7 @@ from stepladder import (
     lease_text,
     leftovers,
     replica,
+    rollout,
     runtime,
     show,
     status,
@@ -82,6 +83,16 @@ def _status_report(
     return status.report(kept, hosts, form, gateways or ())
 
 
+def _rollout(variables: Mapping[str, Any], hosts: list[str], max_unavailable: Any, again: bool) -> dict[str, Any]:
+    """`rollout.rollout` on plain data."""
+    names = ("deployment_slice", "release_before", "release_ready", "release_suspect", "service_states")
+    kept = {host: {name: _plain(variables[host].get(name)) for name in names} for host in hosts}
+    try:
+        return rollout.rollout(kept, hosts, max_unavailable, again)
+    except ValueError as error:
+        raise AnsibleFilterError(str(error)) from error
+
+
 class FilterModule:
     """Filters of the collection."""
 
@@ -115,6 +126,7 @@ class FilterModule:
             "speed_verdict": gate.verdict,
             "speeds": gate.speeds,
             "runtime_faults": runtime.runtime_faults,
+            "rollout_gone": rollout.gone,
             "service_units": units.service_units,
             "standalone_slice": units.standalone_slice,
             "status_gateway": status.front,
@@ -145,6 +157,11 @@ class FilterModule:
             "release_ending": way_back.ending,
             "release_failures": way_back.failures,
             "prune_text": leftovers.prune_text,
+            "rollout": _rollout,
+            "rollout_back_text": rollout.back_text,
+            "rollout_goes_on": rollout.goes_on,
+            "rollout_is_red": rollout.is_red,
+            "rollout_is_started": rollout.is_started,
             "removal_text": show.removal,
             "replica_fault": replica.fault_of,
             "status_report": _status_report,

@@ -47,6 +47,11 @@ options:
     description: With O(state=loaded), fail unless every replica that is not drained gets requests.
     type: bool
     default: false
+  put_back:
+    description:
+      - With O(state=loaded), put replicas back into rotation that a rollout took out and did not come to put back.
+    type: bool
+    default: false
 attributes:
   check_mode:
     support: full
@@ -75,6 +80,12 @@ generation:
   returned: always
   type: str
   sample: 5f0c6d1e2b3a
+put_back:
+  description: Replicas that a rollout had taken out of rotation and that are back in it.
+  returned: with O(state=loaded)
+  type: list
+  elements: int
+  sample: [1]
 taking_requests:
   description: How many replicas get requests.
   returned: with O(state=loaded), outside of check mode
@@ -88,7 +99,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.stepladder.core.plugins.module_utils import haproxy
+from ansible_collections.stepladder.core.plugins.module_utils import haproxy, rotation
 
 
 def main() -> None:
@@ -103,6 +114,7 @@ def main() -> None:
             "program": {"type": "path", "default": "/usr/sbin/haproxy"},
             "deadline": {"type": "int", "default": 30},
             "require_replicas": {"type": "bool", "default": False},
+            "put_back": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
     )
@@ -153,9 +165,18 @@ def load(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     changed = master.generation() != wanted
     if changed and wanted and not check_mode:
         master.reload(wanted, given["deadline"])
+    back: list[int] = []
+    if given["put_back"] and rotation.marked(given["directory"]):
+        back = rotation.put_back(master, None, 0, check_mode)
+    changed = changed or bool(back)
     if check_mode:
-        return {"changed": changed, "generation": wanted or ""}
-    return {"changed": changed, "generation": wanted, "taking_requests": taking_requests(master, given)}
+        return {"changed": changed, "generation": wanted or "", "put_back": back}
+    return {
+        "changed": changed,
+        "generation": wanted,
+        "put_back": back,
+        "taking_requests": taking_requests(master, given),
+    }
 
 
 def taking_requests(master: haproxy.Master, given: dict[str, Any]) -> int:

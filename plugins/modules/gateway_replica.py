@@ -10,7 +10,7 @@ short_description: Take a replica out of the gateway's rotation, or put it back
 description:
   - A drained replica gets no new request. Those that it has are waited for, in the gateway's processes of before a
     reload too.
-  - What is drained stays so over a reload and a crash of the gateway.
+  - What is drained stays so over a reload and a crash of the gateway, and over a rollout.
 options:
   directory:
     description: The gateway's own directory.
@@ -89,7 +89,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.stepladder.core.plugins.module_utils import haproxy, serving_state
+from ansible_collections.stepladder.core.plugins.module_utils import haproxy, rotation, serving_state
 from ansible_collections.stepladder.core.plugins.module_utils.progress import ProgressFile
 
 
@@ -135,6 +135,8 @@ def change(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
             f"Replica {given['replica']} was not drained, {why}. Bring another one up first, or add "
             "-e gateway_allow_last=true."
         )
+    if not check_mode:
+        rotation.forget(given["directory"], given["replica"])
     if changed and not check_mode:
         if drain:
             master.change(f"set server {haproxy.BACKEND}/{name} state drain")

@@ -12,6 +12,7 @@ from stepladder.contents import image_bytes
 from stepladder.engines.common import NETWORK_TOPIC
 from stepladder.memory import GIGA
 from stepladder.plan import Candidate, Gateway, MemoryTable, NodePlan, Note, Plan, Process
+from stepladder.units import longest_stop
 
 WIDTH = 110
 
@@ -125,8 +126,19 @@ def _head_rows(plan: Plan) -> list[tuple[str, str]]:
         ("context", f"{chosen.context_length:,} tokens, KV cache for {chosen.concurrency} full-length sequence(s)"),
         ("endpoints", ", ".join(endpoint.base_url for endpoint in plan.endpoints)),
         ("to download", _downloads(plan)),
+        ("a redeploy", _redeploy(plan)),
         ("verified", f"{plan.verification.level}: {plan.verification.explanation}"),
     ]
+
+
+def _redeploy(plan: Plan) -> str:
+    """What clients see of one."""
+    if plan.deployment.replicas > 1:
+        return "goes replica by replica (deploy_max_unavailable), the others answer meanwhile"
+    stop = longest_stop([process.model_dump() for node in plan.nodes for process in node.processes])
+    start = plan.nodes[0].load_deadline_seconds
+    text = f"stops the only replica: nothing answers until it is ready again, {stop + start:,} s at most"
+    return f"{text} (stop {stop}, start {start:,})"
 
 
 def _downloads(plan: Plan) -> str:

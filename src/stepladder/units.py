@@ -131,11 +131,15 @@ def watched_units(units: Sequence[Mapping[str, Any]], part: str = "all") -> list
 
 
 def units_to_restart(
-    states: Sequence[Mapping[str, Any]], units: Sequence[Mapping[str, Any]], part: str = "all"
+    states: Sequence[Mapping[str, Any]],
+    units: Sequence[Mapping[str, Any]],
+    part: str = "all",
+    again: Sequence[str] = (),
 ) -> list[str]:
-    """Units of a part that do not run, or run another command than the wanted one."""
+    """Units of a part that do not run, or run another command than the wanted one, and the processes `again`."""
     of_part = {unit["unit"] for unit in units if part in ("all", unit["part"])}
-    return [state["unit"] for state in states if state["unit"] in of_part and _not_as_planned(state)]
+    found = [state for state in states if state["name"] in again or _not_as_planned(state)]
+    return [state["unit"] for state in found if state["unit"] in of_part]
 
 
 def _not_as_planned(state: Mapping[str, Any]) -> bool:
@@ -186,6 +190,15 @@ def units_to_end(
     """
     idle = {"loading", "starting", "crash_looping", *(["unhealthy"] if given_up else [])}
     return units_to_stop([state for state in states if state["phase"] in idle], units, step)
+
+
+def longest_stop(processes: Sequence[Mapping[str, Any]]) -> int:
+    """Seconds that a replica's processes may take to stop, one step after the other; those of a step stop together."""
+    steps: dict[int, int] = {}
+    for process in processes:
+        step = process.get("stop_step", 0)
+        steps[step] = max(steps.get(step, 0), process["stop_seconds"])
+    return sum(steps.values())
 
 
 def _is_there(state: Mapping[str, Any]) -> bool:

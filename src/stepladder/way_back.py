@@ -6,6 +6,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+# What is given in place of a plan id for the release that is current.
+CURRENT = "current"
 # Of a long message the beginning says what, the end has the log's last lines.
 FIRST_LINES, LAST_LINES = 5, 10
 
@@ -16,7 +18,7 @@ def choose(variables: Mapping[str, Any], hosts: Sequence[str], wanted: str = "")
     Args:
         variables: of every host; `release_known` and `release_slices` as the role `release` keeps them.
         hosts: nodes to choose from.
-        wanted: plan id, or its beginning; empty takes what the links `previous` name.
+        wanted: plan id, or its beginning; empty takes what the links `previous` name, `current` what runs or ran last.
 
     Returns:
         `plan_id`, `nodes` that have it, `leaves`: nodes that run another release and have no part in it, and `refusal`,
@@ -48,21 +50,36 @@ def choose(variables: Mapping[str, Any], hosts: Sequence[str], wanted: str = "")
 
 def _name(known: Mapping[str, Sequence[Mapping[str, Any]]], wanted: str) -> tuple[str, str]:
     """A plan id, or why there is none."""
+    if wanted == CURRENT:
+        return _current(known)
     every = list(dict.fromkeys(kept["plan_id"] for found in known.values() for kept in found))
     if wanted:
         fitting = [name for name in every if name == wanted] or [name for name in every if name.startswith(wanted)]
         if len(fitting) == 1:
             return fitting[0], ""
         return "", f"There is no release {wanted}." if not fitting else f"More than one release begins with {wanted}."
-    before = list(dict.fromkeys(kept["plan_id"] for found in known.values() for kept in found if kept["previous"]))
+    before, where = _linked(known, "previous")
     if len(before) == 1:
         return before[0], ""
     if not before:
         return "", "There is nothing to go back to: no release before the one that runs is known to have run right."
-    where = "; ".join(
-        f"{host}: {kept['plan_id']}" for host, found in known.items() for kept in found if kept["previous"]
-    )
     return "", f"The nodes do not agree on the release before ({where}). Name one with -e rollback_to=ID."
+
+
+def _current(known: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[str, str]:
+    """The plan id of the release that is current, or why there is none."""
+    names, where = _linked(known, "current")
+    if len(names) == 1:
+        return names[0], ""
+    if not names:
+        return "", "Nothing is deployed. Run the verb 'deploy'."
+    return "", f"The nodes do not agree on the release that is current ({where}). Run the verb 'deploy'."
+
+
+def _linked(known: Mapping[str, Sequence[Mapping[str, Any]]], link: str) -> tuple[list[str], str]:
+    """The releases that a link names on the nodes, and which on which."""
+    found = [(host, kept["plan_id"]) for host, kept_there in known.items() for kept in kept_there if kept[link]]
+    return list(dict.fromkeys(name for _, name in found)), "; ".join(f"{host}: {name}" for host, name in found)
 
 
 def _members(kept: Mapping[str, Any]) -> list[str]:
@@ -107,8 +124,17 @@ def failures(variables: Mapping[str, Any], hosts: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def failure_text(task: str, message: object) -> str:
-    """A failed task in a few lines; the whole stood on the screen before."""
+def failure_text(task: str, failed: object) -> str:
+    """A failed task in a few lines; the whole stood on the screen before.
+
+    Args:
+        task: its name.
+        failed: its message, or its result; of a loop the messages of the items that failed count.
+    """
+    message = failed
+    if isinstance(failed, Mapping):
+        items = [str(item["msg"]) for item in failed.get("results", ()) if item.get("failed") and item.get("msg")]
+        message = "\n".join(items) or failed.get("msg")
     found = [line.rstrip() for line in str(message or "no message").splitlines() if line.strip()]
     long = len(found) > FIRST_LINES + LAST_LINES
     shown = [*found[:FIRST_LINES], "  ...", *found[-LAST_LINES:]] if long else found
@@ -119,7 +145,7 @@ def automatic(variables: Mapping[str, Any], hosts: Sequence[str], given_up: str,
     """The release to bring back by itself after a new one was given up, in the form of `choose`.
 
     Args:
-        variables: of every host, as for `choose`.
+        variables: of every host, as for `choose`, and `release_before`, `release_tried_at`, `release_others`.
         hosts: nodes that can be reached.
         given_up: plan id of the release that did not run right.
         allowed: false where the operator switched the way back off.
@@ -129,7 +155,7 @@ def automatic(variables: Mapping[str, Any], hosts: Sequence[str], given_up: str,
     if not allowed:
         return {**refused, "refusal": "deploy_way_back is false, so nothing was brought back."}
     mine = [kept for found in known.values() for kept in found if kept["plan_id"] == given_up]
-    if any(kept["outcome"] == "proven" for kept in mine):
+    if any(kept["outcome"] == "proven" for kept in mine) and not _another_runs(variables, hosts, given_up):
         return {
             **refused,
             "refusal": f"Release {given_up} ran right before, so the fault need not be its own, and no other release "
@@ -153,12 +179,21 @@ def automatic(variables: Mapping[str, Any], hosts: Sequence[str], given_up: str,
     return choose(variables, hosts, next(iter(before)))
 
 
+def _another_runs(variables: Mapping[str, Any], hosts: Sequence[str], given_up: str) -> bool:
+    """Whether the release before still runs: nothing had been stopped, or replicas that the rollout had not reached."""
+    before = {(variables[host].get("release_before") or {}).get("plan_id") for host in hosts} - {None}
+    stopped = any(variables[host].get("release_tried_at") for host in hosts)
+    others = any(variables[host].get("release_others") for host in hosts)
+    return bool(before) and given_up not in before and (others or not stopped)
+
+
 def ending(variables: Mapping[str, Any], hosts: Sequence[str], now: float) -> dict[str, str]:
     """How a run ended that gave a release up: what is said, and the name of its exit status.
 
     Args:
         variables: of every host; `release_given_up`, `release_choice`, `release_went`, `release_evidence`,
-            `release_told`, `release_too_slow`, `release_tried_at` as the role `release` keeps them.
+            `release_told`, `release_too_slow`, `release_tried_at`, `release_others`, `release_suspect` as the role `release`
+            keeps them.
         hosts: the nodes that were looked at after the failure; none where nothing failed.
         now: seconds since 1970.
     """
@@ -174,19 +209,40 @@ def ending(variables: Mapping[str, Any], hosts: Sequence[str], now: float) -> di
         lines += ["What shows why:", _indented("\n".join(kept))]
     status = "no_way_back"
     if choice["refusal"]:
-        lines += [choice["refusal"]]
+        lines += [choice["refusal"], *_left(variables, hosts)]
     elif wrong := failures(variables, choice["nodes"]):
         lines += [f"Release {choice['plan_id']} was to be brought back, and does not serve either:", _indented(wrong)]
     else:
-        tried = [variables[host]["release_tried_at"] for host in hosts if variables[host].get("release_tried_at")]
-        outage = f", at most {now - min(tried):.0f} s after it was stopped" if tried else ""
-        if outage and any(variables[host].get("release_too_slow") for host in hosts):
-            outage += ", and the slower one answered meanwhile"
+        outage = _outage(variables, hosts, now)
         lines += [f"Release {choice['plan_id']} serves again: it was asked and answers as promised{outage}."]
         measured = [f"{host}: {text}" for host in choice["nodes"] if (text := variables[host].get("release_told"))]
         lines += [_indented("\n".join(measured))] if measured else []
         status = "went_back"
     return {"text": "\n".join(lines), "exit_status": status}
+
+
+def _left(variables: Mapping[str, Any], hosts: Sequence[str]) -> list[str]:
+    """What a rollout that stopped leaves behind."""
+    numbers = sorted({number for host in hosts for number in variables[host].get("release_suspect") or ()})
+    if not numbers or not any(variables[host].get("release_others") for host in hosts):
+        return []
+    named = ", ".join(str(number) for number in numbers)
+    return [
+        f"Replica {named} does not serve, and gets no requests from a gateway. Replicas that the rollout had not "
+        "reached run on as they did. 'deploy' goes on from here, 'rollback' goes back."
+    ]
+
+
+def _outage(variables: Mapping[str, Any], hosts: Sequence[str], now: float) -> str:
+    """How long it was away, counted from the first stop."""
+    tried = [variables[host]["release_tried_at"] for host in hosts if variables[host].get("release_tried_at")]
+    if not tried:
+        return "; nothing had been stopped"
+    seconds = f"{now - min(tried):.0f} s"
+    if any(variables[host].get("release_others") for host in hosts):
+        return f", {seconds} after its first replica was stopped; others answered all the time"
+    slow = any(variables[host].get("release_too_slow") for host in hosts)
+    return f", at most {seconds} after it was stopped{', and the slower one answered meanwhile' if slow else ''}"
 
 
 def _indented(text: str) -> str:

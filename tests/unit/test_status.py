@@ -118,6 +118,13 @@ def test_units_to_restart_are_those_that_do_not_run_as_wanted() -> None:
     assert units.units_to_restart(states, described) == ["b", "c"]
     assert units.units_to_restart(states, described, "ray") == ["b"]
     assert units.units_to_restart(states, described, "engine") == ["c"]
+    named = [{**each, "name": f"vllm-{each['unit']}"} for each in states]
+    assert units.units_to_restart(named, described, "engine", ["vllm-a", "vllm-b"]) == ["a", "c"]
+
+
+def test_a_stop_takes_as_long_as_its_steps_one_after_the_other() -> None:
+    head, follower = {"stop_seconds": 150}, {"stop_seconds": 15, "stop_step": 1}
+    assert units.longest_stop([head, follower, follower, {"stop_seconds": 30, "stop_step": 3}]) == 195
 
 
 def test_units_to_stop_include_one_that_is_about_to_start_again() -> None:

@@ -32,6 +32,7 @@ TWO = {"n0": node(kept("new", "current"), kept("old", "previous"))}
         (TWO, "", "old", ["n0"], []),
         (TWO, "new", "new", ["n0"], []),
         (TWO, "ol", "old", ["n0"], []),
+        (TWO, "current", "new", ["n0"], []),
         # A node that the deployment left has the release too, and is part of the way back.
         (
             {
@@ -53,6 +54,11 @@ def test_choice(nodes: dict[str, Any], wanted: str, chosen: str, taking_part: li
 @pytest.mark.parametrize(
     ("nodes", "wanted", "message"),
     [
+        ({"n0": node()}, "current", "Nothing is deployed. Run the verb 'deploy'. No release is known."),
+        ({"n0": node(kept("a", "current")), "n1": node(kept("b", "current"))}, "current",
+         "The nodes do not agree on the release that is current (n0: a; n1: b). Run the verb 'deploy'. "
+         "Known releases:\n   a  2023-11-14 22:13 UTC  proven, runs now  step3 vllm  on n0\n"
+         "   b  2023-11-14 22:13 UTC  proven, runs now  step3 vllm  on n1"),
         ({"n0": node()}, "", "There is nothing to go back to: no release before the one that runs is known to have run "
          "right. No release is known."),
         ({"n0": node(kept("new", "current"), kept("bad", outcome="failed"))}, "",
@@ -115,6 +121,25 @@ def test_what_is_brought_back_by_itself(nodes: dict[str, Any], allowed: bool, ch
     assert (choice["plan_id"], choice["refusal"]) == (chosen, refusal)
 
 
+@pytest.mark.parametrize(
+    ("attempt", "chosen"),
+    [
+        # Other replicas never stopped, or nothing at all was stopped: what ran before is the truth.
+        ({"release_before": {"plan_id": "old"}, "release_tried_at": 1.0, "release_others": True}, "old"),
+        ({"release_before": {"plan_id": "old"}}, "old"),
+        # It was the only replica; it was the same release, started again by force.
+        ({"release_before": {"plan_id": "old"}, "release_tried_at": 1.0, "release_others": False}, ""),
+        ({"release_before": {"plan_id": "new"}, "release_tried_at": 1.0, "release_others": True}, ""),
+        ({"release_before": {}}, ""),
+    ],
+)
+def test_one_that_ran_right_before_is_replaced_where_the_one_before_still_runs(
+    attempt: dict[str, Any], chosen: str
+) -> None:
+    nodes = {"n0": {**TWO["n0"], **attempt}}
+    assert way_back.automatic(nodes, ["n0"], "new", True)["plan_id"] == chosen
+
+
 def told(went: object, choice: dict[str, Any]) -> dict[str, Any]:
     return {
         "n0": {
@@ -148,6 +173,29 @@ def test_ending(went: object, choice: dict[str, Any], status: str, last: str) ->
     assert exit_status.status_of(status) in (20, 21)
 
 
+@pytest.mark.parametrize(
+    ("more", "outage"),
+    [
+        ({"release_others": True}, ", 49 s after its first replica was stopped; others answered all the time."),
+        ({"release_tried_at": None}, "; nothing had been stopped."),
+    ],
+)
+def test_ending_tells_what_was_away(more: dict[str, Any], outage: str) -> None:
+    nodes = told(True, {"plan_id": "old", "nodes": ["n0"], "refusal": ""})
+    nodes["n0"] |= more
+    assert way_back.ending(nodes, ["n0"], 149.2)["text"].endswith(f"it was asked and answers as promised{outage}")
+
+
+def test_ending_tells_what_a_rollout_without_a_way_back_leaves() -> None:
+    nodes = told("Wait: dead", {"plan_id": "", "nodes": [], "refusal": "deploy_way_back is false."})
+    nodes["n0"] |= {"release_others": True, "release_suspect": [1]}
+    assert way_back.ending(nodes, ["n0"], 149.2)["text"].splitlines()[-2:] == [
+        "deploy_way_back is false.",
+        "Replica 1 does not serve, and gets no requests from a gateway. Replicas that the rollout had not reached run "
+        "on as they did. 'deploy' goes on from here, 'rollback' goes back.",
+    ]
+
+
 def test_nothing_failed_is_done_and_an_unknown_status_names_the_known() -> None:
     assert way_back.ending({}, [], 0) == {"text": "", "exit_status": "done"}
     with pytest.raises(ValueError, match=r"exit_status 'nope' is unknown\. Choose one of: unreachable, not_ready,"):
@@ -164,6 +212,13 @@ def test_a_long_failure_is_cut() -> None:
     shown = way_back.failure_text("Wait", "\n".join(map(str, range(30)))).splitlines()
     assert shown[:2] + shown[5:8] == ["Wait:", "  0", "  4", "    ...", "  20"]
     assert shown[-1] == "  29"
+
+
+def test_of_a_loop_the_items_that_failed_are_told() -> None:
+    items = [{"msg": "all well"}, {"failed": True, "msg": "gw2: 3 requests"}]
+    result = {"msg": "One or more items failed", "results": items}
+    assert way_back.failure_text("Drain", result) == "Drain:\n  gw2: 3 requests"
+    assert way_back.failure_text("Drain", {"msg": "boom"}) == "Drain:\n  boom"
 
 
 # --- on the node -----------------------------------------------------------------------------------------------------

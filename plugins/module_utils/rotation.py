@@ -1,0 +1,182 @@
+"""What a rollout does at a gateway: replicas out of rotation before their engines stop, and back after the gate.
+
+What a rollout took out is marked in a file beside the gateway's own, so that a later run can tell it from what a person
+drained, and put it back where the first run did not come to that.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ansible_collections.stepladder.core.plugins.module_utils import haproxy
+
+MARKS = "rollout.json"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a rollout wants of a gateway.
+
+    patient: replicas whose requests are waited for, `seconds` at most. may_break: go on where requests will be broken
+    off, or no replica is left to give them to.
+    """
+
+    replicas: Sequence[int]
+    patient: Sequence[int]
+    seconds: float
+    may_break: bool = False
+
+
+def marked(directory: str) -> set[int]:
+    """Replicas that a rollout took out and nobody put back yet."""
+    try:
+        return {int(number) for number in json.loads(Path(directory, MARKS).read_text())["replicas"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+
+
+def mark(directory: str, replicas: Collection[int]) -> None:
+    """Write down whom rollouts took out."""
+    path = Path(directory, MARKS)
+    if replicas:
+        haproxy.write_private(path, json.dumps({"format_version": 1, "replicas": sorted(replicas)}))
+    else:
+        path.unlink(missing_ok=True)
+
+
+def forget(directory: str, replica: int) -> None:
+    """From now on a person decides about the replica."""
+    if replica in (found := marked(directory)):
+        mark(directory, found - {replica})
+
+
+def not_there(directory: str, deployment: str) -> str:
+    """Why nobody asks through this gateway; empty where it runs."""
+    if not Path(directory, "current").is_dir():
+        return f"there is no gateway for {deployment} yet"
+    try:
+        haproxy.Master(directory).current()
+    except haproxy.GatewayError as error:
+        return f"the gateway for {deployment} does not run ({error})"
+    return ""
+
+
+def to_drain(servers: dict[str, haproxy.Server], wanted: Wanted, marks: Collection[int]) -> tuple[list[int], list[str]]:
+    """The replicas to take out now, and what is to be said of the others.
+
+    Raises:
+        GatewayError: no replica would be left to give requests to.
+    """
+    take, lines = [], []
+    for number in wanted.replicas:
+        server = servers.get(f"replica-{number}")
+        if server is None:
+            lines.append(f"the gateway does not know replica {number} yet: nothing to drain")
+        elif not server.drained:
+            take.append(number)
+        elif number not in marks:
+            lines.append(f"replica {number} was drained before, and stays so until somebody runs 'undrain'")
+    names = {f"replica-{number}" for number in wanted.replicas}
+    taking = [name for name, server in servers.items() if haproxy.in_rotation(server)]
+    if any(name in names for name in taking) and not any(name not in names for name in taking):
+        others = [s for name, s in sorted(servers.items()) if name not in names]
+        seen = ", ".join(f"{s.name.replace('-', ' ')}: {'drained' if s.drained else s.status}" for s in others)
+        text = f"no other replica takes requests ({seen or 'there is none'})"
+        if not wanted.may_break:
+            raise haproxy.GatewayError(
+                f"Replica {_listed(take)} was not drained, {text}: clients would get 503. Nothing was stopped here. "
+                "Bring another one up ('status', 'undrain'), or add -e deploy_break_requests=true."
+            )
+        lines.append(f"{text}: clients get 503 until replica {_listed(take)} is back")
+    return take, lines
+
+
+def take_out(
+    master: haproxy.Master, wanted: Wanted, tell: Callable[[str], object], check_mode: bool
+) -> tuple[bool, list[str]]:
+    """Drain replicas and wait for their requests; whether anything changed, and what is to be said.
+
+    Raises:
+        GatewayError: requests are left when the time is over; those that were taken out are back then.
+    """
+    directory = str(master.directory)
+    marks = marked(directory)
+    servers = master.servers()
+    take, lines = to_drain(servers, wanted, marks)
+    waited = [number for number in wanted.patient if f"replica-{number}" in servers]
+    if check_mode:
+        return bool(take or _in_flight(master, waited)), lines
+    if take:
+        # First, so that what is drained is never without its mark.
+        mark(directory, marks | {*take})
+        for number in take:
+            master.change(f"set server {haproxy.BACKEND}/replica-{number} state drain")
+        master.keep_state()
+    name = f"replica {_listed(waited)}"
+    left = haproxy.wait_until_idle(lambda: _in_flight(master, waited), wanted.seconds, tell, name) if waited else 0
+    if left and not wanted.may_break:
+        put_back(master, take, 0, check_mode=False)
+        raise haproxy.GatewayError(
+            f"{name.capitalize()} still has {left} request(s) in flight after {wanted.seconds:.0f} s. It was not "
+            "stopped, and gets requests again. Give them longer (-e deploy_drain_seconds=...), or add -e "
+            "deploy_break_requests=true, which breaks them off."
+        )
+    if left:
+        lines.append(f"{name}: {left} request(s) are left after {wanted.seconds:.0f} s and will be broken off")
+    return bool(take), lines
+
+
+def put_back(master: haproxy.Master, replicas: Collection[int] | None, seconds: float, check_mode: bool) -> list[int]:
+    """Put back what a rollout took out, and tell which those are.
+
+    Args:
+        master: HAProxy's.
+        replicas: of these; none is all that are marked.
+        seconds: to wait until each gets requests; 0 does not wait.
+        check_mode: whether to say only which.
+
+    Raises:
+        GatewayError: one gets no requests in that time.
+    """
+    directory = str(master.directory)
+    marks = marked(directory)
+    ours = sorted(marks if replicas is None else marks & {*replicas})
+    servers = master.servers()
+    back = [number for number in ours if f"replica-{number}" in servers and servers[f"replica-{number}"].drained]
+    if check_mode:
+        return back
+    for number in back:
+        master.change(f"set server {haproxy.BACKEND}/replica-{number} state ready")
+    if back:
+        master.keep_state()
+    if ours:
+        mark(directory, marks - {*ours})
+    end = time.monotonic() + seconds
+    out = []
+    for number in back if seconds else ():
+        server = _wait_until_up(master, f"replica-{number}", end)
+        if not haproxy.in_rotation(server):
+            said = "; ".join(part for part in (server.check, server.agent) if part)
+            out.append(f"replica {number} at {server.address}: {server.status} ({said})")
+    if out:
+        raise haproxy.GatewayError(
+            f"No longer drained, but without requests after {seconds:.0f} s: {', '.join(out)}. The engine answered "
+            "when it was asked directly: does the gateway's host reach that address?"
+        )
+    return back
+
+
+def _wait_until_up(master: haproxy.Master, name: str, end: float) -> haproxy.Server:
+    return haproxy.wait_until_up(lambda: master.servers()[name], end - time.monotonic())
+
+
+def _in_flight(master: haproxy.Master, replicas: Collection[int]) -> int:
+    return sum(master.in_flight(f"replica-{number}") for number in replicas)
+
+
+def _listed(replicas: Sequence[int]) -> str:
+    return ", ".join(str(number) for number in replicas)

@@ -1,0 +1,241 @@
+"""In which order the replicas of a deployment are changed, so that the others answer meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from stepladder.engines.common import visible_gpu_indices
+from stepladder.units import longest_stop
+
+
+@dataclass
+class _Replica:
+    """A replica on the nodes that change.
+
+    parts: by node the names of its processes. place: what it takes there, and where it answers. states: of its
+    processes, held against what is wanted.
+    """
+
+    number: int
+    parts: dict[str, list[str]] = field(default_factory=dict)
+    place: list[Any] = field(default_factory=list)
+    states: list[Mapping[str, Any]] = field(default_factory=list)
+
+    @property
+    def answers(self) -> bool:
+        return bool(self.states) and all(state["running"] and state["phase"] == "ready" for state in self.states)
+
+    @property
+    def outdated(self) -> bool:
+        return any(state["outdated"] for state in self.states)
+
+
+def replica_of(process: str) -> int:
+    """The number of the replica that a process belongs to, as the planner names processes (`vllm-0`)."""
+    return int(process.rpartition("-")[2])
+
+
+def rollout(variables: Mapping[str, Any], hosts: Sequence[str], max_unavailable: Any, again: bool) -> dict[str, Any]:
+    """The waves in which replicas are changed: first those that do not answer, then the others a few at a time.
+
+    Args:
+        variables: of every host; `deployment_slice` is what is wanted, `release_before` the slice that was current,
+            `service_states` what runs. `release_ready` says that the node came so far; `release_suspect` are the
+            replicas of a wave that did not come to its end, whatever they say of themselves.
+        hosts: the nodes that change.
+        max_unavailable: how many replicas that answer may be out at the same time.
+        again: whether what runs as wanted is started anew, too.
+
+    Returns:
+        `waves`, see `_wave`; none where a node is not ready. `text` for the operator. `outage`, whether nothing
+        answers meanwhile though something does now; `others`, whether replicas answer all the time.
+
+    Raises:
+        ValueError: `max_unavailable` is no number of replicas.
+    """
+    most = _number(max_unavailable)
+    if not all(variables[host].get("release_ready") for host in hosts):
+        return {"waves": [], "text": "", "outage": False, "others": False}
+    slices = {host: variables[host]["deployment_slice"] for host in hosts}
+    kept = slices[hosts[0]]
+    wanted = _replicas(slices)
+    before = _replicas({host: variables[host].get("release_before") or {} for host in hosts})
+    for host in hosts:
+        for state in variables[host]["service_states"]:
+            wanted[replica_of(state["name"])].states.append(state)
+    count = int(kept["deployment"]["replicas"])
+    suspect = {number for host in hosts for number in variables[host].get("release_suspect") or ()}
+    broken = [each for each in wanted.values() if not each.answers or each.number in suspect]
+    right = [each for each in wanted.values() if not each.outdated and not again and each not in broken]
+    rest = [each for each in wanted.values() if each not in broken and each not in right]
+    # Replicas on other nodes are as wanted, and gave a token.
+    standing = count - len(wanted)
+    why = _why_at_once(before, wanted, count, most)
+    waves = []
+    if why:
+        waves = [_wave([*wanted.values()], [], [], kept)]
+    else:
+        if broken or right:
+            drained = [each.number for each in broken] if count > len(broken) else []
+            waves.append(_wave(broken + right, drained, [], kept))
+        for start in range(0, len(rest), most):
+            batch = [each.number for each in rest[start : start + most]]
+            waves.append(_wave(rest[start : start + most], batch, batch, kept))
+        if gone := [before[number] for number in sorted(before.keys() - wanted.keys())]:
+            waves.append(_last_wave(gone, wanted))
+    for number, wave in enumerate(waves):
+        later = {host for each in waves[number + 1 :] for host in each["nodes"]}
+        wave |= {"number": number, "at_once": bool(why)}
+        for host, part in wave["nodes"].items():
+            part["forget"] = host not in later
+            part["again"] = _again(
+                variables[host]["service_states"], part["processes"], again and bool(wave["replicas"])
+            )
+    outage = bool(why and rest and not standing)
+    text = _text_at_once(slices.values(), waves[0]["replicas"], why, outage) if why else _text_in_order(waves, broken)
+    others = bool(standing or (not why and (rest or right)))
+    return {"waves": waves, "text": text if rest else "", "outage": outage, "others": others}
+
+
+def gone(kept: Mapping[str, Any], replicas: int) -> list[int]:
+    """Numbers of the replicas that a slice has and a plan with so many has not."""
+    numbers = {replica_of(process["name"]) for process in kept.get("node", {}).get("processes", ())}
+    return sorted(number for number in numbers if number >= replicas)
+
+
+def _number(value: Any) -> int:
+    try:
+        number = int(str(value))
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise ValueError(f"deploy_max_unavailable is {value!r}: give a number of replicas, 1 or more")
+    return number
+
+
+def _replicas(slices: Mapping[str, Mapping[str, Any]]) -> dict[int, _Replica]:
+    """The replicas that have processes on some nodes, by number."""
+    found: dict[int, _Replica] = {}
+    for host, kept in slices.items():
+        urls = {endpoint["replica"]: endpoint["base_url"] for endpoint in kept.get("endpoints", ())}
+        for process in kept.get("node", {}).get("processes", ()):
+            number = replica_of(process["name"])
+            each = found.setdefault(number, _Replica(number))
+            each.parts.setdefault(host, []).append(process["name"])
+            gpus = visible_gpu_indices(process["env"])
+            each.place.append((host, process["name"], process["health"]["port"], gpus, urls.get(number)))
+    return dict(sorted(found.items()))
+
+
+def _why_at_once(before: Mapping[int, _Replica], wanted: Mapping[int, _Replica], count: int, most: int) -> str:
+    """Why replicas cannot be changed one after the other; empty where they can."""
+    if moved := [number for number, each in wanted.items() if number in before and before[number].place != each.place]:
+        return f"{_named(moved)} will have another node, port, GPUs or program"
+    if count == 1:
+        return "there is no other one"
+    return f"deploy_max_unavailable is {most}" if most >= count else ""
+
+
+def _wave(
+    replicas: Sequence[_Replica], drain: Sequence[int], patient: Sequence[int], kept: Mapping[str, Any]
+) -> dict[str, Any]:
+    """One wave.
+
+    Returns:
+        `replicas` by number; `drain`, those to be taken out of rotation before, `patient`, those of them whose requests
+        are waited for; `nodes`, by name the `processes` to look after; `first`, the node that does what is done once;
+        `endpoints`, those to be asked.
+    """
+    nodes: dict[str, dict[str, Any]] = {}
+    for each in sorted(replicas, key=lambda one: one.number):
+        for host, names in each.parts.items():
+            nodes.setdefault(host, {"processes": []})["processes"].extend(names)
+    numbers = sorted(each.number for each in replicas)
+    return {
+        "replicas": numbers,
+        "drain": [*drain],
+        "patient": [*patient],
+        "nodes": nodes,
+        "first": next(iter(nodes)),
+        "endpoints": [endpoint for endpoint in kept["endpoints"] if endpoint["replica"] in numbers],
+    }
+
+
+def _last_wave(gone: Sequence[_Replica], wanted: Mapping[int, _Replica]) -> dict[str, Any]:
+    """The wave that stops what the slices do not have any more: its nodes forget it, and start nothing."""
+    numbers = [each.number for each in gone]
+    hosts = {host for each in gone for host in each.parts}
+    nodes = {
+        host: {"processes": [name for each in wanted.values() for name in each.parts.get(host, ())]} for host in hosts
+    }
+    first = sorted(hosts)[0]
+    return {"replicas": [], "drain": numbers, "patient": numbers, "nodes": nodes, "first": first, "endpoints": []}
+
+
+def _again(states: Sequence[Mapping[str, Any]], processes: Sequence[str], every: bool) -> list[str]:
+    """Which of the processes are started again whatever they run: all of them, or those that run and do not serve."""
+    return [
+        state["name"] for state in states if state["name"] in processes and (every or state["phase"] == "unhealthy")
+    ]
+
+
+def _text_at_once(slices: Iterable[Mapping[str, Any]], numbers: Sequence[int], why: str, outage: bool) -> str:
+    head = f"{_named(numbers).capitalize()} at once, because {why}"
+    if not outage:
+        return f"{head}; replicas on other nodes answer meanwhile."
+    nodes = [kept["node"] for kept in slices]
+    stop = longest_stop([process for node in nodes for process in node["processes"]])
+    seconds = stop + max(node["load_deadline_seconds"] for node in nodes)
+    return f"{head}: nothing answers from the stop until the new start is ready, {seconds} s at most."
+
+
+def _text_in_order(waves: Sequence[Mapping[str, Any]], broken: Sequence[_Replica]) -> str:
+    steps = [_named(wave["replicas"]) for wave in waves if wave["patient"] and wave["replicas"]]
+    if broken:
+        steps.insert(0, f"{_named([each.number for each in broken])}, which does not serve")
+    if not waves[-1]["replicas"]:
+        steps.append(f"{_named(waves[-1]['drain'])}, which goes")
+    return f"One after the other, while the others answer: {'; then '.join(steps)}."
+
+
+def _named(numbers: Sequence[int]) -> str:
+    listed = ", ".join(str(number) for number in numbers)
+    return f"replica {listed}" if len(numbers) == 1 else f"replicas {listed}"
+
+
+def goes_on(variables: Mapping[str, Any], hosts: Sequence[str], number: int) -> bool:
+    """Whether a wave comes about: every node has come through all waves before it, and nothing is red.
+
+    Args:
+        variables: of every host; `release_walked` counts the waves that it came through, `release_went` is a text
+            where something failed.
+        hosts: the nodes that change.
+        number: of the wave.
+    """
+    return not is_red(variables, hosts) and all(variables[host].get("release_walked") == number for host in hosts)
+
+
+def is_red(variables: Mapping[str, Any], hosts: Sequence[str]) -> bool:
+    """Whether something failed on one of the nodes."""
+    return any(isinstance(variables[host].get("release_went"), str) for host in hosts)
+
+
+def is_started(variables: Mapping[str, Any], wave: Mapping[str, Any]) -> bool:
+    """Whether all nodes of a wave have started their part of it."""
+    return all(variables[host].get("release_started") == wave["number"] for host in wave["nodes"])
+
+
+def back_text(variables: Mapping[str, Any], wave: Mapping[str, Any], now: float) -> str:
+    """How long the replicas of a wave were away; empty where none answered before.
+
+    Args:
+        variables: of every host; `release_stopped_at` in seconds since 1970, and `release_rollout` on the wave's first.
+        wave: that is over.
+        now: seconds since 1970.
+    """
+    seconds = now - min(variables[host]["release_stopped_at"] for host in wave["nodes"])
+    if variables[wave["first"]]["release_rollout"]["outage"]:
+        return f"Nothing answered for {seconds:.0f} s at most, from the stop to the right answers."
+    return f"  {_named(wave['patient'])}: stopped, started, asked in {seconds:.0f} s" if wave["patient"] else ""

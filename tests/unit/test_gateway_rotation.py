@@ -1,0 +1,165 @@
+"""What a rollout does at the real HAProxy: whom it takes out, whom it puts back, and what is a person's."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.stepladder.core.plugins.module_utils import haproxy, rotation
+from gateway_engine import Engine, engines
+from test_gateway_haproxy import PROGRAM, Gateway, drain, module
+from waiting import until
+
+pytestmark = [
+    pytest.mark.skipif(PROGRAM is None, reason="haproxy is not installed: apt-get install -y haproxy"),
+    pytest.mark.timeout(60),
+]
+
+
+@pytest.fixture
+def two() -> Iterator[list[Engine]]:
+    with engines(2) as servers:
+        yield servers
+
+
+@pytest.fixture
+def gateway(tmp_path: Path, two: list[Engine]) -> Iterator[Gateway]:
+    made = Gateway(tmp_path, two)
+    made.start()
+    yield made
+    made.stop()
+
+
+def out(gateway: Gateway, *replicas: int, check: bool = False, **more: Any) -> tuple[bool, list[str]]:
+    wanted = rotation.Wanted(replicas, more.pop("patient", replicas), more.pop("seconds", 5.0), **more)
+    return rotation.take_out(gateway.master, wanted, lambda _: None, check)
+
+
+def back(gateway: Gateway, *replicas: int, check: bool = False) -> list[int]:
+    return rotation.put_back(gateway.master, replicas, 10, check)
+
+
+def test_out_and_back(gateway: Gateway, two: list[Engine]) -> None:
+    assert out(gateway, 1, check=True) == (True, [])
+    assert gateway.up() == ["replica-0", "replica-1"]
+    assert out(gateway, 1) == (True, [])
+    assert (gateway.up(), rotation.marked(str(gateway.directory))) == (["replica-0"], {1})
+    assert {gateway.ask(body={})[1]["engine"] for _ in range(4)} == {two[0].port}
+    assert out(gateway, 1) == (False, [])
+    assert back(gateway, 1, check=True) == [1]
+    assert back(gateway, 0, 1) == [1]
+    assert (gateway.up(), rotation.marked(str(gateway.directory))) == (["replica-0", "replica-1"], set())
+    assert back(gateway, 0, 1) == []
+
+
+def test_requests_are_waited_for_and_those_that_do_not_end_keep_the_replica_in_rotation(
+    gateway: Gateway, two: list[Engine]
+) -> None:
+    two[1].hung.set()
+    asked: list[threading.Thread] = []
+
+    def one_hangs() -> bool:
+        asked.append(threading.Thread(target=gateway.ask, kwargs={"body": {}}))
+        asked[-1].start()
+        time.sleep(0.1)
+        return two[1].running > 0
+
+    until(one_hangs, 10)
+    with pytest.raises(haproxy.GatewayError) as error:
+        out(gateway, 1, seconds=0.2)
+    assert str(error.value).startswith(
+        f"Replica 1 still has {two[1].running} request(s) in flight after 0 s. It was not stopped, and gets requests"
+    )
+    until(lambda: gateway.up() == ["replica-0", "replica-1"], 5)
+    assert rotation.marked(str(gateway.directory)) == set()
+
+    changed, said = out(gateway, 1, seconds=0.2, may_break=True)
+    assert (changed, said) == (
+        True,
+        [f"replica 1: {two[1].running} request(s) are left after 0 s and will be broken off"],
+    )
+    assert back(gateway, 1) == [1]
+    # Nobody waits for those of an engine that gives no tokens.
+    assert out(gateway, 1, patient=()) == (True, [])
+    two[1].hung.clear()
+    for thread in asked:
+        thread.join()
+
+
+def test_the_last_one_is_not_taken_out(gateway: Gateway, two: list[Engine]) -> None:
+    drain(gateway, 0, deadline=5)
+    with pytest.raises(haproxy.GatewayError) as error:
+        out(gateway, 1)
+    assert str(error.value) == (
+        "Replica 1 was not drained, no other replica takes requests (replica 0: drained): clients would get 503. "
+        "Nothing was stopped here. Bring another one up ('status', 'undrain'), or add -e deploy_break_requests=true."
+    )
+    assert out(gateway, 1, may_break=True) == (
+        True,
+        ["no other replica takes requests (replica 0: drained): clients get 503 until replica 1 is back"],
+    )
+    # One that takes none anyway can go.
+    assert back(gateway, 1) == [1]
+    drain(gateway, 0, "ready", deadline=10)
+    two[0].unhealthy.set()
+    until(lambda: gateway.up() == ["replica-1"], 20)
+    assert out(gateway, 0) == (True, [])
+
+
+def test_what_a_person_drained_stays_a_persons(gateway: Gateway) -> None:
+    drain(gateway, 1, deadline=5)
+    assert out(gateway, 1) == (False, ["replica 1 was drained before, and stays so until somebody runs 'undrain'"])
+    assert back(gateway, 1) == []
+    assert gateway.up() == ["replica-0"]
+    drain(gateway, 1, "ready", deadline=10)
+    # One that a rollout took out and a person then wants out.
+    out(gateway, 1)
+    drain(gateway, 1, deadline=5)
+    assert back(gateway, 1) == []
+
+
+def test_a_rollout_that_ended_in_the_middle_is_put_right_by_the_next_deploy(gateway: Gateway) -> None:
+    out(gateway, 1)
+    gateway.stop(9)
+    gateway.start(up=1)
+    given = {"state": "loaded", "directory": str(gateway.directory), "put_back": True, "require_replicas": True}
+    answers = [module("gateway", given | {"_ansible_check_mode": check}) for check in (True, False, True)]
+    assert [(answer["changed"], answer["put_back"]) for answer in answers] == [(True, [1]), (True, [1]), (False, [])]
+    assert answers[1]["taking_requests"] == 2
+    assert gateway.up() == ["replica-0", "replica-1"]
+
+
+def test_the_module_drains_once_and_says_what_is_not_there(gateway: Gateway, tmp_path: Path) -> None:
+    given = {
+        "directory": str(gateway.directory), "deployment": "two", "replicas": [1], "patient": [1], "state": "out",
+        "deadline": 5,
+    }  # fmt: skip
+    answers = [module("gateway_rotation", given | {"_ansible_check_mode": check}) for check in (True, False, False)]
+    assert [(answer["changed"], answer["said"]) for answer in answers] == [(True, []), (True, []), (False, [])]
+    assert gateway.up() == ["replica-0"]
+    assert module("gateway_rotation", given | {"state": "back"})["changed"]
+    elsewhere = module("gateway_rotation", given | {"directory": f"{tmp_path}/none"})
+    assert elsewhere["said"] == ["there is no gateway for two yet: nothing to drain"]
+    drain(gateway, 0, deadline=5)
+    assert "Replica 1 was not drained, no other replica" in module("gateway_rotation", given)["msg"]
+
+
+def test_a_gateway_that_is_not_there_or_does_not_know_a_replica_is_said(gateway: Gateway, tmp_path: Path) -> None:
+    assert rotation.not_there(f"{tmp_path}/none", "two") == "there is no gateway for two yet"
+    assert rotation.not_there(str(gateway.directory), "two") == ""
+    assert out(gateway, 7) == (False, ["the gateway does not know replica 7 yet: nothing to drain"])
+    gateway.stop(9)
+    assert rotation.not_there(str(gateway.directory), "two").startswith(
+        "the gateway for two does not run (The gateway's"
+    )
+    gateway.start()
+
+
+def test_marks_that_cannot_be_read_are_none(tmp_path: Path) -> None:
+    for text in ("", "[]", '{"replicas": ["x"]}'):
+        (tmp_path / rotation.MARKS).write_text(text)
+        assert rotation.marked(str(tmp_path)) == set()

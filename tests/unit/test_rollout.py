@@ -1,0 +1,179 @@
+"""In which waves replicas are changed, and when a rollout stops."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from stepladder import rollout
+
+
+def process(name: str, port: int = 8000, gpus: str = "") -> dict[str, Any]:
+    env = {"CUDA_VISIBLE_DEVICES": gpus} if gpus else {}
+    return {"name": name, "health": {"port": port}, "env": env, "stop_seconds": 150}
+
+
+def a_slice(replicas: int, *processes: dict[str, Any], url: str = "http://n:{}/v1") -> dict[str, Any]:
+    return {
+        "deployment": {"replicas": replicas},
+        "endpoints": [{"replica": number, "node": "n", "base_url": url.format(number)} for number in range(replicas)],
+        "node": {"processes": list(processes), "load_deadline_seconds": 600},
+    }
+
+
+def state(name: str, how: str) -> dict[str, Any]:
+    """how: new (as wanted), old, broken (old, unhealthy), gone."""
+    return {
+        "name": name, "running": how != "gone", "outdated": how in ("old", "broken"),
+        "phase": {"broken": "unhealthy", "gone": "stopped"}.get(how, "ready"),
+    }  # fmt: skip
+
+
+def node(wanted: dict[str, Any], *how: str, before: dict[str, Any] | None = None) -> dict[str, Any]:
+    names = [each["name"] for each in wanted["node"]["processes"]]
+    return {
+        "deployment_slice": wanted, "release_before": wanted if before is None else before, "release_ready": True,
+        "service_states": [state(name, each) for name, each in zip(names, how, strict=True)],
+    }  # fmt: skip
+
+
+def half_nodes(count: int = 2, first: int = 8000) -> dict[str, Any]:
+    """Replicas of TP4 beside each other on one node with eight GPUs."""
+    gpus = ["0,1,2,3", "4,5,6,7", "8,9,10,11"]
+    return a_slice(count, *(process(f"vllm-{n}", first + n, gpus[n]) for n in range(count)))
+
+
+ONE = a_slice(1, process("vllm-0"))
+TWO = half_nodes()
+THREE = {f"n{number}": a_slice(3, process(f"vllm-{number}")) for number in range(3)}
+
+
+OUTAGE = ": nothing answers from the stop until the new start is ready, 750 s at most."
+
+
+def told(found: dict[str, Any]) -> list[tuple[list[int], list[int], list[int]]]:
+    return [(wave["replicas"], wave["drain"], wave["patient"]) for wave in found["waves"]]
+
+
+def each_on_its_own(*how: str) -> dict[str, Any]:
+    return {host: node(kept, one) for (host, kept), one in zip(THREE.items(), how, strict=True)}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "most", "again", "waves", "text"),
+    [
+        # Nothing runs yet: all at the same time.
+        ({"n": node(TWO, "gone", "gone", before={})}, 1, False, [([0, 1], [], [])], ""),
+        # Half-node rolling.
+        ({"n": node(TWO, "old", "old")}, 1, False, [([0], [0], [0]), ([1], [1], [1])],
+         "One after the other, while the others answer: replica 0; then replica 1."),
+        # One replica.
+        ({"n": node(ONE, "old")}, 1, False, [([0], [], [])],
+         "Replica 0 at once, because there is no other one" + OUTAGE),
+        ({"n": node(ONE, "broken")}, 1, False, [([0], [], [])], ""),
+        # As many as the operator lets go.
+        ({"n": node(TWO, "old", "old")}, "2", False, [([0, 1], [], [])],
+         "Replicas 0, 1 at once, because deploy_max_unavailable is 2" + OUTAGE),
+        (each_on_its_own("old", "old", "old"), 2, False, [([0, 1], [0, 1], [0, 1]), ([2], [2], [2])],
+         "One after the other, while the others answer: replicas 0, 1; then replica 2."),
+        # What does not answer comes first, and nobody waits for its requests.
+        (each_on_its_own("old", "broken", "old"), 1, False, [([1], [1], []), ([0], [0], [0]), ([2], [2], [2])],
+         "One after the other, while the others answer: replica 1, which does not serve; then replica 0; then "
+         "replica 2."),
+        (each_on_its_own("broken", "broken", "gone"), 1, False, [([0, 1, 2], [], [])], ""),
+        # A rollout that was broken off, or the way back from one: what is as wanted is asked and not stopped.
+        ({"n": node(TWO, "new", "old")}, 1, False, [([0], [], []), ([1], [1], [1])],
+         "One after the other, while the others answer: replica 1."),
+        ({"n": node(TWO, "new", "broken")}, 1, False, [([0, 1], [1], [])], ""),
+        ({"n": node(TWO, "new", "new")}, 1, False, [([0, 1], [], [])], ""),
+        ({"n": node(TWO, "new", "new")}, 1, True, [([0], [0], [0]), ([1], [1], [1])],
+         "One after the other, while the others answer: replica 0; then replica 1."),
+        # Only one of three nodes changes, the others answer.
+        ({"n1": node(THREE["n1"], "old")}, 1, False, [([1], [1], [1])],
+         "One after the other, while the others answer: replica 1."),
+        ({"n1": node(THREE["n1"], "gone", before={})}, 1, False, [([1], [1], [])], ""),
+        # A replica more, and one less.
+        ({"n": node(half_nodes(3), "old", "old", "gone", before=TWO)}, 1, False,
+         [([2], [2], []), ([0], [0], [0]), ([1], [1], [1])],
+         "One after the other, while the others answer: replica 2, which does not serve; then replica 0; then "
+         "replica 1."),
+        ({"n": node(TWO, "old", "new", before=half_nodes(3))}, 1, False,
+         [([1], [], []), ([0], [0], [0]), ([], [2], [2])],
+         "One after the other, while the others answer: replica 0; then replica 2, which goes."),
+        # What one takes the other still has.
+        ({"n": node(TWO, "old", "old", before=half_nodes(2, first=8001))}, 1, False, [([0, 1], [], [])],
+         "Replicas 0, 1 at once, because replicas 0, 1 will have another node, port, GPUs or program" + OUTAGE),
+    ],
+)  # fmt: skip
+def test_waves(nodes: dict[str, Any], most: Any, again: bool, waves: list[Any], text: str) -> None:
+    found = rollout.rollout(nodes, list(nodes), most, again)
+    assert (told(found), found["text"]) == (waves, text)
+    assert [wave["number"] for wave in found["waves"]] == [*range(len(waves))]
+    assert found["outage"] is ("nothing answers" in text)
+
+
+def test_a_wave_names_its_nodes_its_processes_and_its_endpoints() -> None:
+    """Replicas over two nodes each, with Ray; ranks of one are changed together."""
+    nodes = {}
+    for number in range(4):
+        replica = number // 2
+        kept = a_slice(2, process(f"ray-{replica}", 6379), process(f"vllm-{replica}"))
+        nodes[f"n{number}"] = node(kept, "old", "old")
+    first, second = rollout.rollout(nodes, list(nodes), 1, False)["waves"]
+    part = {"processes": ["ray-0", "vllm-0"], "forget": True, "again": []}
+    assert (first["nodes"], first["first"]) == ({"n0": part, "n1": part}, "n0")
+    assert [endpoint["replica"] for endpoint in second["endpoints"]] == [1]
+    assert list(second["nodes"]) == ["n2", "n3"]
+
+
+def test_a_node_forgets_what_the_plan_has_not_in_its_last_wave() -> None:
+    nodes = {"n": node(TWO, "old", "old", before=half_nodes(3))}
+    waves = rollout.rollout(nodes, ["n"], 1, False)["waves"]
+    assert [wave["nodes"]["n"]["forget"] for wave in waves] == [False, False, True]
+    assert waves[2]["nodes"]["n"]["processes"] == ["vllm-0", "vllm-1"]
+
+
+def test_what_hangs_is_started_again_and_so_is_everything_by_force() -> None:
+    nodes = {"n": node(TWO, "new", "broken")}
+    for force, again in ((False, ["vllm-1"]), (True, ["vllm-1"])):
+        assert rollout.rollout(nodes, ["n"], 1, force)["waves"][0]["nodes"]["n"]["again"] == again
+    assert rollout.rollout(nodes, ["n"], 1, True)["waves"][1]["nodes"]["n"]["again"] == ["vllm-0"]
+
+
+def test_the_way_back_begins_with_what_did_not_come_through_the_gate() -> None:
+    """It calls itself healthy, and answered wrongly."""
+    nodes = {"n": node(half_nodes(3), "new", "old", "old") | {"release_suspect": [1]}}
+    found = rollout.rollout(nodes, ["n"], 1, False)
+    assert told(found) == [([0, 1], [1], []), ([2], [2], [2])]
+    assert found["text"].endswith(": replica 1, which does not serve; then replica 2.")
+
+
+def test_what_goes_is_what_the_plan_does_not_number_any_more() -> None:
+    assert rollout.gone(half_nodes(3), 1) == [1, 2]
+    assert rollout.gone({}, 1) == []
+
+
+def test_no_wave_where_a_node_is_not_ready() -> None:
+    nodes = {"a": node(TWO, "old", "old"), "b": {"deployment_slice": TWO}}
+    assert rollout.rollout(nodes, ["a", "b"], 1, False)["waves"] == []
+
+
+@pytest.mark.parametrize("value", ["0", "", "all", -1, None])
+def test_what_is_no_number_of_replicas_is_refused(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"deploy_max_unavailable is .*: give a number of replicas, 1 or more"):
+        rollout.rollout({"n": node(TWO, "old", "old")}, ["n"], value, False)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "number", "goes"),
+    [
+        ({"a": {"release_walked": 1}, "b": {"release_walked": 1, "release_went": False}}, 1, True),
+        # Red; a node that did not come through the wave before; one that did not answer at all.
+        ({"a": {"release_walked": 1, "release_went": "it: failed"}, "b": {"release_walked": 1}}, 1, False),
+        ({"a": {"release_walked": 1}, "b": {"release_walked": 0}}, 1, False),
+        ({"a": {"release_walked": 1}, "b": {}}, 1, False),
+    ],
+)
+def test_the_first_red_stops_the_rollout(hosts: dict[str, Any], number: int, goes: bool) -> None:
+    assert rollout.goes_on(hosts, list(hosts), number) is goes
