@@ -192,8 +192,8 @@ def ending(variables: Mapping[str, Any], hosts: Sequence[str], now: float) -> di
 
     Args:
         variables: of every host; `release_given_up`, `release_choice`, `release_went`, `release_evidence`,
-            `release_told`, `release_too_slow`, `release_tried_at`, `release_others`, `release_suspect` as the role `release`
-            keeps them.
+            `release_told`, `release_too_slow`, `release_tried_at`, `release_others`, `release_suspect` as the role
+            `release` keeps them.
         hosts: the nodes that were looked at after the failure; none where nothing failed.
         now: seconds since 1970.
     """
