@@ -10,6 +10,7 @@ from ansible.errors import AnsibleFilterError
 
 from stepladder import (
     acceptance,
+    all_reduce,
     contents,
     diagnosis,
     difference,
@@ -145,6 +146,9 @@ class FilterModule:
         # These read single variables of many hosts; copying all of every host's would cost minutes.
         return plain | {
             "acceptance_rounds": acceptance.rounds_of,
+            "all_reduce_backend": all_reduce.backend_of,
+            "all_reduce_left": all_reduce.is_left,
+            "all_reduce_part": all_reduce.part_of,
             "image_seekers": contents.image_seekers,
             "drift_report": drift.report,
             "drift_work": drift.work,

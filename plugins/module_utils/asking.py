@@ -28,8 +28,8 @@ class Answer(NamedTuple):
     problem: str
 
 
-class Ended(NamedTuple):
-    """What a program printed and its exit status; or the problem, where it did not come to an end."""
+class Ran(NamedTuple):
+    """What a program printed and how it ended; `problem` is why it did not end by itself, or was not started."""
 
     said: str = ""
     complained: str = ""
@@ -38,7 +38,24 @@ class Ended(NamedTuple):
 
 
 def ask(command: Sequence[str], seconds: float | None = None, paths: Sequence[str] | None = None) -> Answer:
-    """Run a program that only reads.
+    """Run a program that only reads, for which another exit status than 0 is no answer.
+
+    Args:
+        command: the program's name and arguments.
+        seconds: that it may take; unset takes `TOOL_SECONDS`.
+        paths: to look in after the PATH; unset takes `TOOL_PATHS`.
+    """
+    ran = run(command, seconds, paths)
+    if ran.status:
+        name = Path(command[0]).name
+        return Answer("", f"{name} ends with {ran.status}: {first_line(ran.complained + ran.said)}")
+    return Answer(ran.said, ran.problem)
+
+
+def run(
+    command: Sequence[str], seconds: float | None = None, paths: Sequence[str] | None = None, given: str | None = None
+) -> Ran:
+    """Run a program, and end it when its time is over.
 
     A program that waits inside the kernel for a dead GPU cannot be ended, not even by SIGKILL; it is left behind, as
     waiting for it would hang this process too.
@@ -47,37 +64,28 @@ def ask(command: Sequence[str], seconds: float | None = None, paths: Sequence[st
         command: the program's name and arguments.
         seconds: that it may take; unset takes `TOOL_SECONDS`.
         paths: to look in after the PATH; unset takes `TOOL_PATHS`.
+        given: what it reads from its standard input.
     """
-    name = Path(command[0]).name
-    ended = run(command, seconds, paths)
-    if ended.problem:
-        return Answer("", ended.problem)
-    if ended.status:
-        return Answer("", f"{name} ends with {ended.status}: {first_line(ended.complained + ended.said)}")
-    return Answer(ended.said, "")
-
-
-def run(command: Sequence[str], seconds: float | None = None, paths: Sequence[str] | None = None) -> Ended:
-    """Run a program that only reads, as `ask` does, and tell all that it printed whatever its exit status."""
     seconds = TOOL_SECONDS if seconds is None else seconds
     search = os.pathsep.join([os.environ.get("PATH", os.defpath), *(TOOL_PATHS if paths is None else paths)])
     program = shutil.which(command[0], path=search)
     name = Path(command[0]).name
     if not program:
-        return Ended(problem=f"{name} is not there")
+        return Ran(problem=f"{name} is not there")
+    reads = subprocess.DEVNULL if given is None else subprocess.PIPE
     try:
         process = subprocess.Popen(
-            [program, *command[1:]], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            text=True, errors="replace", start_new_session=True, env={**os.environ, "LC_ALL": "C"},
+            [program, *command[1:]], stdin=reads, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            errors="replace", start_new_session=True, env={**os.environ, "LC_ALL": "C"},
         )  # fmt: skip
     except OSError as error:
-        return Ended(problem=f"{name} cannot be run: {error.strerror}")
+        return Ran(problem=f"{name} cannot be run: {error.strerror}")
     try:
-        said, complained = process.communicate(timeout=seconds)
+        said, complained = process.communicate(given, timeout=seconds)
     except subprocess.TimeoutExpired:
         _leave(process)
-        return Ended(problem=f"{name} does not answer within {seconds:g} s")
-    return Ended(said, complained, process.returncode)
+        return Ran(problem=f"{name} does not answer within {seconds:g} s")
+    return Ran(said, complained, process.returncode)
 
 
 def first_line(text: str) -> str:
@@ -91,6 +99,7 @@ def _leave(process: subprocess.Popen[str]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(END_SECONDS)
-    for pipe in (process.stdout, process.stderr):
+    for pipe in (process.stdin, process.stdout, process.stderr):
         if pipe:
-            pipe.close()
+            with contextlib.suppress(OSError):  # what it did not read any more
+                pipe.close()

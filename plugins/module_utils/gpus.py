@@ -122,7 +122,7 @@ def parse_amd_smi(static: str, listed: str = "", used: str = "") -> list[Gpu]:
 
 def parse_rocm_smi(text: str) -> list[Gpu]:
     """Read the answer to `ROCM_GPUS`; the case of its keys changed between releases ("Card series", "Card Series")."""
-    document = _json(text)
+    document = parse_json(text)
     if not isinstance(document, dict):
         return []
     cards = {name: _lowered(card) for name, card in document.items() if re.fullmatch(r"card\d+", name)}
@@ -141,13 +141,13 @@ def parse_rocm_smi(text: str) -> list[Gpu]:
 
 
 def _gpu_entries(text: str) -> list[dict[str, Any]]:
-    document = _json(text)
+    document = parse_json(text)
     if isinstance(document, dict):
         document = document.get("gpu_data", [document])
     return [entry for entry in document if isinstance(entry, dict)] if isinstance(document, list) else []
 
 
-def _json(text: str) -> Any:
+def parse_json(text: str) -> Any:
     """The JSON in a tool's answer; warnings may stand before it, and after it."""
     for start in re.finditer(r"^[ \t]*[\[{]", text, re.MULTILINE):
         try:

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: acceptance
-short_description: Show which links between nodes are slow, and stop where one is
+short_description: Show which GPUs, links and nodes are slow or broken, and stop where something is
 version_added: 0.2.0
 description:
-  - Puts together what M(stepladder.core.link_speed) measured on every node, and names the slow node or link.
+  - Puts together what the modules C(link_speed), C(gpu_speed) and C(all_reduce) measured.
+  - It reads what each host registered as C(acceptance_links), C(acceptance_gpus) and C(acceptance_all_reduce_seen).
+  - GPUs are held against the catalogue and against each other.
 author:
   - Stepladder contributors (@stepladder)
 options:
@@ -17,10 +19,11 @@ options:
     type: list
     elements: str
     required: true
-  result:
-    description: Name of the variable in which each host registered its measurements.
+  level:
+    description: At C(full), what was not measured is not accepted.
     type: str
-    required: true
+    choices: [quick, full]
+    default: quick
   format:
     description: A table for people, or JSON.
     type: str
@@ -28,6 +31,10 @@ options:
     default: human
   minimum_gbit:
     description: Rate that each link has to have, in Gbit/s; 0 takes 60 % of what most nodes reach.
+    type: float
+    default: 0
+  all_reduce_gbit:
+    description: Rate that an all-reduce between nodes has to have, in Gbit/s; 0 takes a share of the line rate.
     type: float
     default: 0
 attributes:
@@ -40,10 +47,10 @@ attributes:
 """
 
 EXAMPLES = r"""
-- name: Name the slow link
+- name: Name what is slow
   stepladder.core.acceptance:
     hosts: "{{ ansible_play_hosts_all }}"
-    result: acceptance_links
+    level: full
   run_once: true
 """
 

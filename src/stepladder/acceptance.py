@@ -1,17 +1,26 @@
-"""Who measures whom, and which link or node is slow."""
+"""Which links and nodes are slow, and all that an acceptance found, as one report."""
 
 from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from stepladder.all_reduce import Outcome
+from stepladder.bisection import Blame, Group
+from stepladder.fitness import table
+from stepladder.gpu_acceptance import Figure, Row, figures, summary
+
 # A sound link gets what others of its kind get; on a quiet network they differ by a few percent.
 SLOW_SHARE = 0.6
 CORNER = "from / to"
+MEND_NODE = "look at its cable, its port at the switch, its NIC's speed and PCIe lanes"
+MEND_LINK = "look at what lies between the two: switches, their uplinks, routes"
+MEND_TOGETHER = "look at the switches between them, and at uplinks that all of them share"
+BRING_TORCH = "deploy an engine into an environment, or give acceptance_python or acceptance_image, with torch"
 
 
 class Link(BaseModel):
@@ -149,11 +158,131 @@ def rate(mbit: float | None) -> str:
     return f"{mbit / 1000:.2f} Gbit/s" if mbit >= 1000 else f"{mbit:.0f} Mbit/s"
 
 
-def text(verdict: Verdict, form: str) -> str:
-    """The verdict for people or programs."""
+class Report(BaseModel):
+    """All that was measured, and what is wrong.
+
+    Args:
+        level: quick or full.
+        network: of the links; none where they were not measured.
+        figures: of the GPUs.
+        all_reduce: of those between nodes; none where there were none.
+        rows: everything that is slow, broken or was not measured.
+        silent: nodes that did not answer.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    level: str
+    network: Verdict | None = None
+    figures: tuple[Figure, ...] = ()
+    all_reduce: Outcome | None = None
+    rows: tuple[Row, ...] = ()
+    silent: tuple[str, ...] = ()
+
+    @property
+    def bad(self) -> list[Row]:
+        """What keeps the nodes from being accepted: at level `full` what was not measured, too."""
+        kinds = {"slow", "broken", *(["unmeasured"] if self.level == "full" else [])}
+        return [row for row in self.rows if row.severity in kinds]
+
+    @property
+    def accepted(self) -> bool:
+        """Whether all answered, and nothing is bad."""
+        return not (self.bad or self.silent)
+
+
+def report(
+    *,
+    level: str,
+    network: Verdict | None,
+    gpus: Mapping[str, Mapping[str, Any]],
+    gpu_rows: Sequence[Row],
+    all_reduce: Outcome | None,
+    silent: Sequence[str],
+) -> Report:
+    """Put together what the parts found.
+
+    Args:
+        level: quick or full.
+        network: of the links.
+        gpus: by node, what `stepladder.core.gpu_speed` returned.
+        gpu_rows: what `gpu_acceptance.judge` makes of it.
+        all_reduce: of those between nodes.
+        silent: nodes that did not answer.
+    """
+    rows = [*_network_rows(network), *gpu_rows, *_all_reduce_rows(all_reduce)]
+    return Report(
+        level=level,
+        network=network,
+        figures=tuple(figures(gpus)),
+        all_reduce=all_reduce,
+        rows=tuple(rows),
+        silent=tuple(silent),
+    )
+
+
+def _network_rows(verdict: Verdict | None) -> Iterator[Row]:
+    if verdict is None:
+        return
+    needed = rate(verdict.wanted)
+    for name in verdict.slow_nodes:
+        own = [link.mbit for link in verdict.links if name in {link.source, link.to} and link.mbit is not None]
+        found = f"slow with each of its peers, {rate(min(own, default=None))} at worst"
+        yield Row(node=name, part="network", found=found, needed=needed, mend=MEND_NODE)
+    for link in verdict.slow_links:
+        problem = f" ({link.problem})" if link.problem else ""
+        found = f"{rate(link.mbit)}{problem}"
+        yield Row(node=link.source, part=f"network to {link.to}", found=found, needed=needed, mend=MEND_LINK)
+
+
+def _all_reduce_rows(outcome: Outcome | None) -> Iterator[Row]:
+    if outcome is None:
+        return
+    for node, problem in outcome.lacking.items():
+        yield Row(node=node, part="between nodes", found=problem, mend=BRING_TORCH, severity="unmeasured")
+    needed = rate(outcome.wanted * 1000)
+    told = {frozenset(group.names): group for group in outcome.groups}
+    for node in outcome.blame.nodes:
+        own = [group for group in outcome.groups if len(group.names) == 2 and node in group.names]
+        best = max(own, key=lambda group: group.gbit or 0)
+        found = f"{_reached(best)} at best, with any of {len(own)} peers"
+        yield Row(node=node, part="all-reduce between nodes", found=found, needed=needed, mend=MEND_NODE)
+    for one, other in outcome.blame.links:
+        found = _reached(told[frozenset((one, other))])
+        yield Row(node=one, part=f"all-reduce with {other}", found=found, needed=needed, mend=MEND_LINK)
+    for names in outcome.blame.together:
+        found = f"{_reached(told[frozenset(names)])} together, no smaller group that was measured is slow"
+        yield Row(node=", ".join(names), part="all-reduce", found=found, needed=needed, mend=MEND_TOGETHER)
+    if not outcome.finished:
+        found = f"more is slow than {len(outcome.groups)} groups could tell"
+        yield Row(node="all", part="all-reduce", found=found, mend="mend what is named, and measure again")
+
+
+def _reached(group: Group) -> str:
+    return rate(None if group.gbit is None else group.gbit * 1000) + (f" ({group.problem})" if group.problem else "")
+
+
+def text(found: Report, form: str) -> str:
+    """The report for people or programs."""
     if form == "json":
-        document = {"format_version": 1, "accepted": verdict.accepted, **verdict.model_dump()}
+        network = found.network.model_dump() if found.network else {}
+        document = {
+            "format_version": 1,
+            "accepted": found.accepted,
+            "level": found.level,
+            **network,
+            "silent": list(found.silent),
+            "figures": [one.model_dump() for one in found.figures],
+            "all_reduce": found.all_reduce.model_dump() if found.all_reduce else None,
+            "findings": [row.model_dump() for row in found.rows],
+        }
         return json.dumps(document, indent=1, sort_keys=True)
+    parts = [_matrix(found.network) if found.network else "", "\n".join(summary(found.figures))]
+    parts += [_rounds(found.all_reduce) if found.all_reduce else "", _findings(found.rows)]
+    return "\n\n".join([*filter(None, parts), "\n".join(sentences(found))])
+
+
+def _matrix(verdict: Verdict) -> str:
     names = list(dict.fromkeys(link.source for link in verdict.links))
     width = max([len(CORNER), *map(len, names)])
     cells = {(link.source, link.to): rate(link.mbit) for link in verdict.links}
@@ -162,24 +291,45 @@ def text(verdict: Verdict, form: str) -> str:
     for name in names:
         row = (cells.get((name, other), "-") for other in names)
         lines.append("  ".join([f"{name:<{width}}", *(f"{value:>{column}}" for value in row)]))
-    return "\n".join([*lines, "", *sentences(verdict)])
+    return "\n".join(lines)
 
 
-def sentences(verdict: Verdict) -> list[str]:
-    """What is slow, each in a sentence."""
+def _rounds(outcome: Outcome) -> str:
+    cells = [(f"all-reduce ({outcome.backend})", "reached")]
+    cells += [(", ".join(group.names), _reached(group)) for group in outcome.groups]
+    return table(cells) if outcome.groups else ""
+
+
+def _findings(rows: Sequence[Row]) -> str:
+    """What is wrong, a row for each; under those that share it, what to look at."""
+    if not rows:
+        return ""
+    cells = [("", "NODE", "WHAT", "NEEDED", "FOUND")]
+    cells += [(row.severity.upper(), row.node, row.part, row.needed, row.found) for row in rows]
+    heading, *lines = table(cells).splitlines()
+    told = [heading]
+    for number, (row, line) in enumerate(zip(rows, lines, strict=True)):
+        told.append(line)
+        last = number + 1 == len(rows) or rows[number + 1].mend != row.mend
+        if row.mend and last:
+            told.append(f"      {row.mend}")
+    return "\n".join(told)
+
+
+def sentences(found: Report) -> list[str]:
+    """The verdict: how much is bad, who did not answer, what was held against what."""
     told = []
-    for name in verdict.slow_nodes:
-        own = [link.mbit for link in verdict.links if name in {link.source, link.to} and link.mbit is not None]
-        told.append(
-            f"{name} is slow: {rate(max(own, default=None))} at best, with any of its peers. Look at its cable, its "
-            "port at the switch, its NIC's speed and PCIe lanes."
-        )
-    for link in verdict.slow_links:
-        problem = f" ({link.problem})" if link.problem else ""
-        told.append(
-            f"{link.source} to {link.to} is slow: {rate(link.mbit)}{problem}, {rate(verdict.wanted)} are needed."
-        )
-    told += [f"{name} did not answer." for name in verdict.silent]
-    if not told:
-        told.append(f"Every link has {rate(verdict.wanted)} or more ({verdict.why}).")
+    if found.bad:
+        kinds = [row.severity for row in found.bad]
+        counts = [f"{kinds.count(kind)} {kind}" for kind in ("slow", "broken", "unmeasured") if kind in kinds]
+        nodes = ", ".join(dict.fromkeys(row.node for row in found.bad))
+        told.append(f"Not accepted: {', '.join(counts)} ({nodes}).")
+    if found.silent:
+        told.append(f"No answer: {', '.join(found.silent)}.")
+    if found.network and not found.network.slow_nodes and not found.network.slow_links:
+        told.append(f"Every link has {rate(found.network.wanted)} or more ({found.network.why}).")
+    if found.all_reduce and found.all_reduce.groups and found.all_reduce.blame == Blame():
+        told.append(f"The all-reduce has {rate(found.all_reduce.wanted * 1000)} or more ({found.all_reduce.why}).")
+    if not found.figures and all(not row.part.startswith("GPU") for row in found.rows):
+        told.append("No GPU was measured.")
     return told

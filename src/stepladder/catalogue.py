@@ -279,6 +279,21 @@ class Drivers(Entry):
     systems: tuple[DriverSystem, ...]
 
 
+class GpuSpeed(Entry):
+    """What a GPU type can do at most, by its maker: GB/s in one direction, and TFLOPS of dense bf16.
+
+    `peer_gb_s`: between two GPUs of a node; `fabric_gb_s`: of all links of one; `host_gb_s`: to the host's memory, none
+    where it is another thing than PCIe 5.0 with 16 lanes.
+    """
+
+    memory_gb_s: PositiveInt
+    peer_gb_s: PositiveInt
+    fabric_gb_s: PositiveInt
+    host_gb_s: PositiveInt | None = None
+    bf16_tflops: PositiveInt
+    source: str
+
+
 class Gpu(Entry):
     """A GPU type as it is bought; memory as the vendor's tool reports it.
 
@@ -298,6 +313,7 @@ class Gpu(Entry):
     formats: tuple[str, ...]
     gpus_per_node: PositiveInt
     driver: GpuDriver | None = None
+    speed: GpuSpeed | None = None
     source: str
 
     @model_validator(mode="after")

@@ -285,7 +285,7 @@ def to_json(fitness: Fitness) -> str:
 
 def human(fitness: Fitness) -> str:
     """What the nodes are, then all that is wrong with them, then the verdict."""
-    parts = [_table([("NODE", "SYSTEM", "CPUS", "MEMORY", "GPUS", "NETWORK"), *map(_summary, fitness.nodes)])]
+    parts = [table([("NODE", "SYSTEM", "CPUS", "MEMORY", "GPUS", "NETWORK"), *map(_summary, fitness.nodes)])]
     if findings := findings_table(fitness, with_warnings=True):
         parts.append(findings)
     if fitness.plan_id is None:
@@ -332,7 +332,7 @@ def findings_table(fitness: Fitness, *, with_warnings: bool) -> str:
         severity, check, what, found, needed, _ = key
         mark = "FAIL" if severity == "failure" else "warn"
         cells.append((mark, _named(rows[key], len(fitness.nodes)), check, what, needed, found))
-    heading, *lines = _table(cells).splitlines()
+    heading, *lines = table(cells).splitlines()
     shown = [heading]
     for key, line in zip(ordered, lines, strict=True):
         shown += [line, f"      to mend: {key[5]}"]
@@ -378,7 +378,8 @@ def _summary(node: NodeFitness) -> tuple[str, ...]:
     )
 
 
-def _table(cells: Sequence[tuple[str, ...]]) -> str:
+def table(cells: Sequence[tuple[str, ...]]) -> str:
+    """Lines of cells in columns; the last column is as wide as it comes."""
     widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]) - 1)]
     return "\n".join(
         "  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[-1]]).rstrip()

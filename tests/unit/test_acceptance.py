@@ -12,6 +12,9 @@ import pytest
 from ansible_collections.stepladder.core.plugins.module_utils import link_speed
 
 from stepladder import acceptance
+from stepladder.all_reduce import Outcome
+from stepladder.bisection import Group, blame
+from stepladder.gpu_acceptance import Row
 
 NAMES = ["a", "b", "c", "d", "e"]
 
@@ -49,6 +52,11 @@ def links(rates: dict[tuple[str, str], float | None], names: list[str] = NAMES) 
     }  # fmt: skip
 
 
+def report(network: acceptance.Verdict | None = None, **parts: Any) -> acceptance.Report:
+    given = {"level": "quick", "gpus": {}, "gpu_rows": (), "all_reduce": None, "silent": ()}
+    return acceptance.report(network=network, **{**given, **parts})
+
+
 def slow_node(
     name: str, mbit: float | None = 950.0, *, names: list[str] = NAMES
 ) -> dict[tuple[str, str], float | None]:
@@ -84,13 +92,14 @@ def test_of_two_nodes_neither_is_to_blame() -> None:
     pair = ["a", "b"]
     found = acceptance.judge(links(slow_node("a", names=pair), pair), 5000.0)
     assert (found.slow_nodes, len(found.slow_links)) == ((), 2)
-    assert acceptance.sentences(found)[0] == "a to b is slow: 950 Mbit/s, 5.00 Gbit/s are needed."
+    [row, _] = report(found).rows
+    assert (row.node, row.part, row.found, row.needed) == ("a", "network to b", "950 Mbit/s", "5.00 Gbit/s")
 
 
 def test_a_node_that_did_not_answer_is_no_slow_one() -> None:
     found = acceptance.judge({**links({}, NAMES[:4]), "e": None}, 0)
     assert (found.silent, found.slow_nodes, found.slow_links, found.accepted) == (("e",), (), (), False)
-    assert acceptance.sentences(found) == ["e did not answer."]
+    assert acceptance.sentences(report(found, silent=found.silent))[0] == "No answer: e."
 
 
 def test_a_minimum_finds_what_all_share() -> None:
@@ -100,18 +109,56 @@ def test_a_minimum_finds_what_all_share() -> None:
 
 
 def test_texts() -> None:
-    found = acceptance.judge(links(slow_node("c", names=NAMES[:3]), NAMES[:3]), 5000.0)
+    found = report(acceptance.judge(links(slow_node("c", names=NAMES[:3]), NAMES[:3]), 5000.0))
     assert acceptance.text(found, "human") == (
         "from / to            a            b            c\n"
         "a                    -  9.40 Gbit/s   950 Mbit/s\n"
         "b          9.40 Gbit/s            -   950 Mbit/s\n"
         "c           950 Mbit/s   950 Mbit/s            -\n"
         "\n"
-        "c is slow: 950 Mbit/s at best, with any of its peers. Look at its cable, its port at the switch, its NIC's "
-        "speed and PCIe lanes."
+        "      NODE  WHAT     NEEDED       FOUND\n"
+        "SLOW  c     network  5.00 Gbit/s  slow with each of its peers, 950 Mbit/s at worst\n"
+        "      look at its cable, its port at the switch, its NIC's speed and PCIe lanes\n"
+        "\n"
+        "Not accepted: 1 slow (c).\n"
+        "No GPU was measured."
     )
     told = json.loads(acceptance.text(found, "json"))
     assert (told["accepted"], told["slow_nodes"], told["wanted"]) == (False, ["c"], 5000.0)
+
+
+def test_what_was_not_measured_counts_at_level_full() -> None:
+    missing = Row(node="a", part="diagnosis", found="dcgmi is not there", mend="install it", severity="unmeasured")
+    setting = Row(node="a", part="GPU 0, DCGM's test software", found="Persistence Mode", severity="warning")
+    quick, full = (report(level=level, gpu_rows=[missing, setting]) for level in ("quick", "full"))
+    assert (quick.accepted, full.accepted) == (True, False)
+    assert acceptance.sentences(full)[0] == "Not accepted: 1 unmeasured (a)."
+    assert acceptance.text(quick, "human").startswith(
+        "            NODE  WHAT                         NEEDED  FOUND\n"
+        "UNMEASURED  a     diagnosis                            dcgmi is not there\n"
+        "      install it\n"
+        "WARNING     a     GPU 0, DCGM's test software          Persistence Mode"
+    )
+
+
+def test_all_reduces_between_nodes_in_the_report() -> None:
+    groups = [
+        Group(names=("a", "b", "c"), gbit=0.1),
+        Group(names=("a", "b"), gbit=0.09),
+        Group(names=("a", "c"), gbit=2.5),
+        Group(names=("b", "c"), problem="c: it did not answer"),
+    ]
+    outcome = Outcome(backend="gloo", groups=tuple(groups), wanted=1.0, why="a figure", blame=blame(groups, 1.0))
+    found = report(all_reduce=outcome, level="full")
+    [row] = found.rows
+    assert (row.node, row.found, row.needed) == ("b", "90 Mbit/s at best, with any of 2 peers", "1.00 Gbit/s")
+    told = acceptance.text(found, "human")
+    assert "all-reduce (gloo)  reached\na, b, c            100 Mbit/s\n" in told
+    assert "b, c               nothing (c: it did not answer)\n" in told
+    lacks = report(all_reduce=Outcome(backend="gloo", lacking={"a": "no environment with torch"}), level="full")
+    assert (lacks.accepted, lacks.rows[0].severity, lacks.rows[0].found) == (
+        False, "unmeasured", "no environment with torch",
+    )  # fmt: skip
 
 
 # `iperf3 --json` 3.12 (Debian 12), the keys that are read, between two nodes of a lab; and without a server there.

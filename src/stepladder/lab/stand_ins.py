@@ -15,7 +15,16 @@ from stepladder.errors import unknown_name
 from stepladder.lab.places import REPOSITORY, LabError
 
 FOLDER = REPOSITORY / "lab" / "stand_ins"
-TOOLS = {"nvidia": ("nvidia-smi",), "amd": ("amd-smi", "rocm-smi")}
+TOOLS = {
+    "nvidia": ("nvidia-smi", "nvbandwidth", "dcgmi", "all_reduce_perf"),
+    "amd": ("amd-smi", "rocm-smi", "TransferBench", "all_reduce_perf"),
+}
+# What recordings reach of the catalogued figure: nvbandwidth of GB200 and H100, TransferBench and rccl-tests of MI350X.
+SHARES = {
+    "nvidia": {"memory": 0.83, "to_gpu": 0.8, "from_gpu": 0.8, "peer": 0.82, "all_reduce": 0.8},
+    "amd": {"memory": 0.53, "to_gpu": 0.7, "from_gpu": 0.86, "peer": 0.75, "all_reduce": 0.68},
+}
+HOST_GB_S = 64
 DATA = "/usr/share/stepladder-lab/gpus.json"
 
 
@@ -64,7 +73,23 @@ def data(gpu: str, node: str, catalog: Path = DEFAULT_DIRECTORY, folder: Path = 
                 "compute_cap": _compute_capability(known["architecture"]),
             }
         )
-    return {"stand_in": "made by `bin/stepladder lab`; there is no GPU here", "gpus": gpus}
+    return {
+        "stand_in": "made by `bin/stepladder lab`; there is no GPU here",
+        "gpus": gpus,
+        "speed": _speed(known),
+        # For tests: [{"kind": "memory", "gpu": 3, "share": 0.5}] and [{"test": "memory", "gpu": 3, "warning": "..."}].
+        "slow": [],
+        "failing": [],
+    }
+
+
+def _speed(known: dict[str, Any]) -> dict[str, float]:
+    """GB/s of a type's GPUs: the catalogue's, times what the tools reach of it."""
+    speed = known["speed"]
+    host = speed.get("host_gb_s", HOST_GB_S)
+    most = {"memory": speed["memory_gb_s"], "to_gpu": host, "from_gpu": host, "peer": speed["peer_gb_s"],
+            "all_reduce": speed["fabric_gb_s"]}  # fmt: skip
+    return {kind: round(share * most[kind], 2) for kind, share in SHARES[known["vendor"]].items()}
 
 
 def files(gpu: str, node: str) -> dict[str, tuple[bytes, int]]:
