@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,7 +23,7 @@ import pytest
 import hub
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-MODEL, SIZE = "stepladder/tiny-step3p5", 4_000_000
+MODEL, SIZE = "stepladder/tiny-step3p5", 8_000_000
 
 pytestmark = [pytest.mark.e2e, pytest.mark.nightly, pytest.mark.timeout(900)]
 
@@ -49,6 +50,7 @@ class Node:
 
     def __init__(self, state: Path, scratch: Path, served: SlowHub) -> None:
         self.state, self.served = state, served
+        self.playbook = scratch / "playbook.yml"
         inventory = scratch / "inventory"
         inventory.mkdir()
         groups = {group: {"hosts": {"localhost": None}} for group in GROUPS}
@@ -68,6 +70,23 @@ class Node:
     def run(self, verb: str, *more: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "bin/stepladder", verb, *self.options, *more],
+            cwd=REPOSITORY, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600, check=False,
+        )  # fmt: skip
+
+    def play(self, *roles: dict[str, str], **settings: object) -> subprocess.CompletedProcess[str]:
+        """The node's plan, then these roles, each in a play of its own."""
+        plays = [
+            {"hosts": "engines", "gather_facts": False, "tasks": [{"ansible.builtin.include_role": role}]}
+            for role in ({"name": "deployment"}, *roles)
+        ]
+        self.playbook.write_text(json.dumps(plays))
+        # The root's group_vars lie beside the playbooks, and have to be read for this one too.
+        beside = self.playbook.with_name("group_vars")
+        if not beside.exists():
+            beside.symlink_to(REPOSITORY / "group_vars")
+        command = [Path(sys.executable).with_name("ansible-playbook"), self.playbook, *self.options]
+        return subprocess.run(
+            [*command, "-e", json.dumps(settings)],
             cwd=REPOSITORY, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600, check=False,
         )  # fmt: skip
 
@@ -115,11 +134,17 @@ def test_an_installation_that_fails_leaves_the_download_and_says_so(node: Node) 
 
 
 def test_a_rerun_takes_the_download_up_and_no_byte_comes_twice(node: Node) -> None:
-    node.served.rest = 0.5
-    done = node.run("weights")
-    assert done.returncode == 0, done.stdout
-    assert "waiting for process " in done.stdout
-    assert "which works on" in done.stdout
+    command = [sys.executable, "bin/stepladder", "weights", *node.options]
+    run = subprocess.Popen(command, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+    assert run.stdout
+    said = []
+    for line in run.stdout:
+        said.append(line)
+        if "waiting for process " in line:
+            assert f"which works on {node.store}: downloaded " in line
+            node.served.rest = 0.1
+    assert run.wait() == 0, said
+    assert node.served.rest == 0.1, said
     assert node.sent() == 10 * SIZE + len("x = 1")
     assert (node.store / ".stepladder/complete").exists()
 
@@ -134,3 +159,55 @@ def test_the_plan_shows_the_code_by_its_hash(node: Node) -> None:
     done = node.run("plan", "-e", "plan_diff=true")
     assert done.returncode == 0, done.stdout
     assert f"  {hashlib.sha256(b'x = 1').hexdigest()[:16]}  modeling.py" in done.stdout
+
+
+BEGIN, BRING = {"name": "model_weights", "tasks_from": "begin"}, {"name": "model_weights"}
+
+
+def emptied(node: Node) -> None:
+    subprocess.run(["rm", "-rf", str(node.store)], check=True)
+    node.served.bytes_sent.clear()
+
+
+def test_what_was_begun_is_shown_and_waited_for_later_in_the_run(node: Node) -> None:
+    emptied(node)
+    done = node.play(BEGIN, BRING)
+    assert done.returncode == 0, done.stdout
+    assert "The weights come on localhost" in done.stdout
+    assert "downloaded " in done.stdout
+    assert "changed=1 " in done.stdout
+    assert node.sent() == 10 * SIZE + len("x = 1")
+    again = node.play(BEGIN, BRING)
+    assert "changed=0 " in again.stdout
+    assert node.sent() == 10 * SIZE + len("x = 1")
+
+
+def test_a_failure_of_the_weights_is_told_where_they_are_waited_for(node: Node) -> None:
+    emptied(node)
+    node.served.rest = 1.0
+    node.served.faults.cut(f"{MODEL}/model-3.safetensors", 1_000_000)
+    done = node.play(BEGIN, BRING, model_weights_deadline=4)
+    assert done.returncode != 0
+    assert "did not end in 4 s (deadline) and was stopped. What was fetched is kept" in done.stdout, done.stdout
+    node.served.rest = 0.0
+    assert node.play(BEGIN, BRING).returncode == 0
+
+
+def test_changed_code_is_refused_before_the_first_byte_until_it_is_accepted(node: Node) -> None:
+    release = node.state / "deployments/e2e/releases/aa"
+    release.mkdir(parents=True)
+    runs = {"path": str(node.store), "model_id": MODEL, "revision": "master"}
+    (release / "plan.json").write_text(json.dumps({"format_version": 1, "node": {"weights": runs}}))
+    (node.state / "deployments/e2e/current").symlink_to("releases/aa")
+    emptied(node)
+    (node.served.tree.files(MODEL)["modeling.py"]).write_text("x = 2")
+    old, new = (hashlib.sha256(text).hexdigest()[:16] for text in (b"x = 1", b"x = 2"))
+    done = node.play(BEGIN, BRING)
+    assert done.returncode != 0
+    assert f"modeling.py: {old} -> {new}" in done.stdout, done.stdout
+    assert node.sent() == 0
+    accepted = re.search(r"-e weights_accept_code=(\w{12})", done.stdout)
+    assert accepted, done.stdout
+    done = node.play(BEGIN, BRING, weights_accept_code=accepted[1])
+    assert done.returncode == 0, done.stdout
+    assert (node.store / "modeling.py").read_text() == "x = 2"
