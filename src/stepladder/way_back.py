@@ -124,17 +124,15 @@ def failures(variables: Mapping[str, Any], hosts: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def failure_text(task: str, failed: object) -> str:
+def failure_text(task: str, failed: Mapping[str, Any]) -> str:
     """A failed task in a few lines; the whole stood on the screen before.
 
     Args:
         task: its name.
-        failed: its message, or its result; of a loop the messages of the items that failed count.
+        failed: its result; of a loop the messages of the items that failed count.
     """
-    message = failed
-    if isinstance(failed, Mapping):
-        items = [str(item["msg"]) for item in failed.get("results", ()) if item.get("failed") and item.get("msg")]
-        message = "\n".join(items) or failed.get("msg")
+    items = [str(item["msg"]) for item in failed.get("results", ()) if item.get("failed") and item.get("msg")]
+    message = "\n".join(items) or failed.get("msg")
     found = [line.rstrip() for line in str(message or "no message").splitlines() if line.strip()]
     long = len(found) > FIRST_LINES + LAST_LINES
     shown = [*found[:FIRST_LINES], "  ...", *found[-LAST_LINES:]] if long else found

@@ -209,7 +209,7 @@ def test_failures_name_nodes_that_went_silent() -> None:
 
 
 def test_a_long_failure_is_cut() -> None:
-    shown = way_back.failure_text("Wait", "\n".join(map(str, range(30)))).splitlines()
+    shown = way_back.failure_text("Wait", {"msg": "\n".join(map(str, range(30)))}).splitlines()
     assert shown[:2] + shown[5:8] == ["Wait:", "  0", "  4", "    ...", "  20"]
     assert shown[-1] == "  29"
 
