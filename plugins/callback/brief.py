@@ -245,4 +245,5 @@ class CallbackModule(Default):
         self._display.display(text, color=color, stderr=self.TROUBLE_TO_STDERR)
 
     def _changed(self, result: Any, what: str) -> None:
-        self._display.display(f"  {result.host.get_name()} | {what}: changed", color=constants.COLOR_CHANGED)
+        text = f"  {result.host.get_name()} | {what}: changed"
+        self._display.display(text, color=constants.COLOR_CHANGED, stderr=self.TROUBLE_TO_STDERR)

@@ -31,7 +31,7 @@ def line(address: str, backend: str, system: Path = Path("/sys")) -> dict[str, A
     Returns: interface (empty where no interface has the address) and gbit (None where no driver tells).
     """
     own = next((one for one in peer_network.interfaces() if one["address"] == address), None)
-    rate = own["speed_mbit"] / 1000 if own and own["speed_mbit"] else None
+    rate = own["speed_mbit"] / 1000 if own and own["speed_mbit"] and _is_hardware(own["name"], system) else None
     ports = [
         port.rate_gbit
         for port in machine.rdma_ports(system / "class" / "infiniband")
@@ -40,6 +40,12 @@ def line(address: str, backend: str, system: Path = Path("/sys")) -> dict[str, A
     if backend == "nccl" and ports:
         rate = float(sum(ports))
     return {"interface": own["name"] if own else "", "gbit": rate}
+
+
+def _is_hardware(interface: str, system: Path) -> bool:
+    """Whether there is a NIC below, as below bonds and VLANs: a veth tells 10 Gbit/s that nothing holds it to."""
+    folder = system / "class" / "net" / interface
+    return (folder / "device").exists() or any(folder.glob("lower_*"))
 
 
 def measure(given: Mapping[str, Any], run: Sequence[str]) -> dict[str, Any]:

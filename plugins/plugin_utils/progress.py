@@ -104,6 +104,8 @@ class ProgressAction(ActionBase):
 
     TRANSFERS_FILES = False
     _supports_async = False
+    # For verbs whose output is read by programs.
+    PROGRESS_TO_STDERR = False
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Look in check mode, then do the work as a job."""
@@ -247,7 +249,7 @@ class ProgressAction(ActionBase):
                 )
             line = lines.next(text, elapsed)
             if line:
-                show(f"  {self._name}: {line}")
+                show(f"  {self._name}: {line}", stderr=self.PROGRESS_TO_STDERR)
         raise AssertionError("intervals never end")
 
     def _look(self, text: str, for_process: bool) -> tuple[bool, bool, str]:

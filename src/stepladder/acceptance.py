@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from stepladder.gpu_acceptance import Figure, Row, figures, summary
 # A sound link gets what others of its kind get; on a quiet network they differ by a few percent.
 SLOW_SHARE = 0.6
 CORNER = "from / to"
+PROBLEM_WIDTH = 120
 MEND_NODE = "look at its cable, its port at the switch, its NIC's speed and PCIe lanes"
 MEND_LINK = "look at what lies between the two: switches, their uplinks, routes"
 MEND_TOGETHER = "look at the switches between them, and at uplinks that all of them share"
@@ -259,7 +261,8 @@ def _all_reduce_rows(outcome: Outcome | None) -> Iterator[Row]:
 
 
 def _reached(group: Group) -> str:
-    return rate(None if group.gbit is None else group.gbit * 1000) + (f" ({group.problem})" if group.problem else "")
+    problem = textwrap.shorten(group.problem, PROBLEM_WIDTH, placeholder=" ...")
+    return rate(None if group.gbit is None else group.gbit * 1000) + (f" ({problem})" if problem else "")
 
 
 def text(found: Report, form: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from typing import Any
 
 import pytest
 from real_lab import REPOSITORY, RealLab
+
+from stepladder.lab import stand_ins
 
 PASSWORD = "correct-horse-battery"
 
@@ -158,3 +161,30 @@ def test_acceptance_names_a_slow_link(lab: RealLab) -> None:
     assert (done.returncode, told["accepted"], told["slow_nodes"]) == (2, False, [])
     assert {(one["source"], one["to"]) for one in told["slow_links"]} == {("node1", "node2"), ("node2", "node1")}
     assert all(50 < one["mbit"] < 110 for one in told["slow_links"])
+
+
+GPUS = "/usr/share/stepladder-lab/gpus.json"
+FAULTS = {
+    "slow": [{"kind": "memory", "gpu": 3, "share": 0.5}, {"kind": "peer", "gpu": 5, "share": 0.2}],
+    "failing": [{"test": "memory", "gpu": 2, "warning": "an uncorrectable error"}],
+}
+
+
+@pytest.mark.nightly
+def test_acceptance_names_slow_gpus(lab: RealLab) -> None:
+    """With the lab's stand-ins on one node, as `lab up --gpu h200` puts them there: no GPU is measured."""
+    content = json.dumps({**stand_ins.data("h200", "node1"), **FAULTS})
+    files = {path: text.decode() for path, (text, _) in stand_ins.files("h200", "node1").items()} | {GPUS: content}
+    try:
+        for path, text in files.items():
+            lab.ssh("node1", f"mkdir -p {Path(path).parent}; echo {shlex.quote(text)} > {path}; chmod 755 {path}")
+        only = ("--limit", "node1", "-e", "acceptance_level=full", "-e", "acceptance_format=json")
+        done = lab.play("acceptance", *only, check=False)
+    finally:
+        lab.ssh("node1", f"rm -f {' '.join(files)}", check=False)
+    told = json.loads(done.stdout)
+    found = {(row["severity"], row["part"]) for row in told["findings"]}
+    assert (done.returncode, told["accepted"], found) == (2, False, {
+        ("slow", "GPU 3, memory"), ("slow", "GPU 5, all its peers"), ("broken", "GPU 2, DCGM's test memory"),
+        ("unmeasured", "matrix"),
+    })  # fmt: skip

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.stepladder.core.plugins.module_utils import all_reduce as node_side
 
 from stepladder import all_reduce
 from stepladder.bisection import MOST_ROUNDS, Blame, Group, blame, next_groups
@@ -127,6 +129,9 @@ def test_what_nodes_kept_becomes_groups() -> None:
 WISHES: dict[str, tuple[dict[str, Any], float, tuple[float, str]]] = {
     "a figure": ({"line_gbit": 10.0}, 3.0, (3.0, "acceptance_all_reduce_gbit")),
     "the line rate": ({"line_gbit": 10.0}, 0.0, (6.0, "60% of the line rate, 10 Gbit/s")),
+    "no line is told, nor iperf3's rate": (
+        {"line_gbit": None}, 0.0, (0.0, "10% of 0.00 Gbit/s, what iperf3 reaches between the nodes"),
+    ),
     "a line that one core does not fill": (
         {"line_gbit": 400.0}, 0.0, (6.0, "what gloo reaches on one core; the line rate is 400 Gbit/s"),
     ),
@@ -137,6 +142,21 @@ WISHES: dict[str, tuple[dict[str, Any], float, tuple[float, str]]] = {
 def test_what_an_all_reduce_has_to_have(seen: dict[str, Any], minimum: float, expected: tuple[float, str]) -> None:
     told = {host: {all_reduce.LOOKED: {"ready": True, **seen}} for host in "ab"}
     assert all_reduce.wanted(told, ["a", "b"], minimum) == expected
+
+
+def test_the_line_rate_is_of_hardware_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = [{"name": name, "address": name, "speed_mbit": 10000} for name in ("veth", "nic", "bond")]
+    monkeypatch.setattr(node_side.peer_network, "interfaces", lambda: own)
+    (tmp_path / "class/net/nic/device").mkdir(parents=True)
+    (tmp_path / "class/net/bond/lower_nic").mkdir(parents=True)
+    for device, state in (("mlx5_0", "4: ACTIVE"), ("mlx5_1", "4: ACTIVE"), ("mlx5_2", "1: DOWN")):
+        port = tmp_path / "class/infiniband" / device / "ports/1"
+        port.mkdir(parents=True)
+        (port / "rate").write_text("400 Gb/sec (4X NDR)\n")
+        (port / "state").write_text(f"{state}\n")
+    rates = {name: node_side.line(name, "gloo", tmp_path)["gbit"] for name in ("veth", "nic", "bond", "none")}
+    assert rates == {"veth": None, "nic": 10.0, "bond": 10.0, "none": None}
+    assert node_side.line("veth", "nccl", tmp_path) == {"interface": "veth", "gbit": 800.0}
 
 
 def test_gpus_on_all_nodes_take_nccl() -> None:
