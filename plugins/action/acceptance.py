@@ -10,7 +10,8 @@ from ansible_collections.stepladder.core.plugins.plugin_utils.showing import sho
 from stepladder import acceptance, all_reduce, gpu_acceptance
 from stepladder.catalogue import Catalogue
 
-LINKS, GPUS = "acceptance_links", "acceptance_gpus"
+LINKS = "acceptance_links"
+GPUS = "acceptance_gpus"
 
 
 class ActionModule(ActionBase):
