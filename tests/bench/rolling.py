@@ -32,7 +32,7 @@ WISHES = {
     "rolling": ["--disable-log-stats"],
     "never-ready": ["--no-such-flag"],
     # Every answer is another one than the model's.
-    "wrong": ["--chat-template", "wrong"],
+    "wrong": ["--chat-template", "wrong {}"],
 }
 WENT_BACK = 20
 STATUS = 'haproxy_server_status{proxy="engines"'
