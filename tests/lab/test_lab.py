@@ -209,7 +209,7 @@ def test_lab_of_gpu_nodes_after_a_crash_of_everything_leaves_nothing(tmp_path: P
     try:
         lab.run("up", "--nodes", "1", "--gpu", "h20-96", "--inventory", str(lab.inventory))
         assert "NVIDIA H20" in lab.ssh("node1", "nvidia-smi -L").stdout
-        assert "stand-ins: nvidia-smi replay" in lab.run("status").stdout
+        assert "stand-ins: nvidia-smi, nvbandwidth, " in lab.run("status").stdout
         record = json.loads((tmp_path / "stepladder/lab/labs/crash/lab.json").read_text())
         if record["own_engine"]:
             crash(Path(record["host"].removeprefix("unix://")).parent)
