@@ -10,6 +10,8 @@ import re
 import subprocess
 import sys
 import tarfile
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -458,32 +460,39 @@ all:
 """
 
 
-def test_a_real_run_names_the_node_that_is_down_and_gathers_the_other(tmp_path: Path) -> None:
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """For a state directory, whose path may have 80 characters."""
+    with tempfile.TemporaryDirectory(prefix="sl-", dir="/tmp") as folder:
+        yield Path(folder)
+
+
+def test_a_real_run_names_the_node_that_is_down_and_gathers_the_other(short_path: Path) -> None:
     """With a release on this machine whose environment is gone, and a node behind a port that refuses."""
     wish = {
         "deployment": {"model": "tiny-step3p5", "engine": "vllm", "name": "d"},
-        "state_directory": f"{tmp_path}/state",
+        "state_directory": f"{short_path}/state",
     }
     request = parse_request({**wish, "nodes": [{"name": "here", "address": "127.0.0.1", "gpu": "cpu"}]})
-    root = planted(tmp_path)
+    root = planted(short_path)
     slice_of_it = make_plan(request, Catalogue()).slices()["here"]
     (root / "releases/p1/plan.json").write_text(json.dumps(slice_of_it))
-    (tmp_path / "hosts.yml").write_text(INVENTORY)
+    (short_path / "hosts.yml").write_text(INVENTORY)
     settings = {
         "deployment_name": "d",
-        "stepladder_state_directory": f"{tmp_path}/state",
-        "diagnose_directory": str(tmp_path),
+        "stepladder_state_directory": f"{short_path}/state",
+        "diagnose_directory": str(short_path),
     }
     command = [
         sys.executable,
         "bin/stepladder",
         "diagnose",
         "-i",
-        str(tmp_path / "hosts.yml"),
+        str(short_path / "hosts.yml"),
         "-e",
         json.dumps(settings),
     ]
-    folder = tmp_path / "tmp"
+    folder = short_path / "tmp"
     folder.mkdir()
     done = subprocess.run(
         command, cwd=REPOSITORY, env={**os.environ, "TMPDIR": str(folder)}, capture_output=True, text=True, timeout=120,
@@ -495,7 +504,7 @@ def test_a_real_run_names_the_node_that_is_down_and_gathers_the_other(tmp_path: 
     assert lines[1:3] == ["  where      gone", "  what       The node does not answer"]
     assert "Connection refused" in lines[3]
     assert "  container   FAILS on here: The environment is gone or not complete" in lines
-    (archive,) = tmp_path.glob("stepladder-d-*.tar.gz")
+    (archive,) = short_path.glob("stepladder-d-*.tar.gz")
     found = diagnose_action.read_archive(archive)
     whole = "\n".join(line for part in found.values() for line in part)
     assert SECRET not in whole
@@ -508,30 +517,30 @@ def test_a_real_run_names_the_node_that_is_down_and_gathers_the_other(tmp_path: 
 # --- gateway and watchdog --------------------------------------------------------------------------------------------
 
 
-def test_who_drained_is_kept_and_struck_off(tmp_path: Path) -> None:
-    serving_state.note_drained(str(tmp_path), "replica-1", "ann", "ops1")
-    assert {**serving_state.drained_by(str(tmp_path))["replica-1"], "since": ""} == {**BY, "since": ""}
-    serving_state.note_drained(str(tmp_path), "replica-1", "", "")
-    assert serving_state.drained_by(str(tmp_path)) == {}
-    (tmp_path / "drained.json").write_text("[]")
-    assert serving_state.drained_by(str(tmp_path)) == {}
+def test_who_drained_is_kept_and_struck_off(short_path: Path) -> None:
+    serving_state.note_drained(str(short_path), "replica-1", "ann", "ops1")
+    assert {**serving_state.drained_by(str(short_path))["replica-1"], "since": ""} == {**BY, "since": ""}
+    serving_state.note_drained(str(short_path), "replica-1", "", "")
+    assert serving_state.drained_by(str(short_path)) == {}
+    (short_path / "drained.json").write_text("[]")
+    assert serving_state.drained_by(str(short_path)) == {}
 
 
-def test_a_gateway_without_its_processes_says_so(tmp_path: Path) -> None:
-    assert serving_state.gateway(str(tmp_path)) is None
-    (tmp_path / "current").mkdir()
-    found = serving_state.gateway(str(tmp_path))
+def test_a_gateway_without_its_processes_says_so(short_path: Path) -> None:
+    assert serving_state.gateway(str(short_path)) is None
+    (short_path / "current").mkdir()
+    found = serving_state.gateway(str(short_path))
     assert found is not None
     assert "does not answer (No such file or directory). Run the verb 'gateway' again." in found["problem"]
 
 
-def test_what_the_watchdog_wrote(tmp_path: Path) -> None:
-    assert serving_state.watchdog(str(tmp_path)) is None
-    (tmp_path / "settings.json").write_text("{}")
-    assert serving_state.watchdog(str(tmp_path)) == {"problem": "it has written nothing yet", "mode": "", "engines": []}
+def test_what_the_watchdog_wrote(short_path: Path) -> None:
+    assert serving_state.watchdog(str(short_path)) is None
+    (short_path / "settings.json").write_text("{}")
+    assert serving_state.watchdog(str(short_path)) == {"problem": "it has written nothing yet", "mode": "", "engines": []}
     engine = {"stalls": 2, "restarts": 1, "in_a_row": 1, "last_restart": 900.0, "state": "busy", "detail": "d"}
-    (tmp_path / "state.json").write_text(json.dumps({"at": 1000.0, "mode": "restart", "engines": {"vllm-0": engine}}))
-    found = serving_state.watchdog(str(tmp_path), now=1010.0)
+    (short_path / "state.json").write_text(json.dumps({"at": 1000.0, "mode": "restart", "engines": {"vllm-0": engine}}))
+    found = serving_state.watchdog(str(short_path), now=1010.0)
     assert found == {
         "problem": "",
         "mode": "restart",
@@ -539,11 +548,11 @@ def test_what_the_watchdog_wrote(tmp_path: Path) -> None:
             {"process": "vllm-0", "state": "busy", "detail": "d", "stalls": 2, "restarts": 1, "last_restart_ago": 110.0}
         ],
     }
-    silent = serving_state.watchdog(str(tmp_path), now=1100.0)
+    silent = serving_state.watchdog(str(short_path), now=1100.0)
     assert silent is not None
     assert silent["problem"] == "it gave no sign of life for 100 s"
-    (tmp_path / "state.json").write_text("{")
-    broken = serving_state.watchdog(str(tmp_path))
+    (short_path / "state.json").write_text("{")
+    broken = serving_state.watchdog(str(short_path))
     assert broken is not None
     assert "state.json cannot be read: " in broken["problem"]
 
