@@ -25,7 +25,7 @@ from test_gateway_deployment import REPOSITORY, Load, Served, statuses, until
 from stepladder.exit_status import ExitStatus
 
 OTHER = json.dumps({"deployment_extra_arguments": ["--disable-log-stats"]})
-# Starts and calls itself healthy; every answer is another one than the model's. Without braces vLLM takes it for a path.
+# Starts and calls itself healthy; every answer is another one than the model's. Without braces it is a path.
 WRONG = json.dumps({"deployment_extra_arguments": ["--chat-template", "wrong {}"]})
 NEVER_READY = json.dumps({"deployment_extra_arguments": ["--no-such-flag"]})
 

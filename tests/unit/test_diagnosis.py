@@ -517,30 +517,30 @@ def test_a_real_run_names_the_node_that_is_down_and_gathers_the_other(short_path
 # --- gateway and watchdog --------------------------------------------------------------------------------------------
 
 
-def test_who_drained_is_kept_and_struck_off(short_path: Path) -> None:
-    serving_state.note_drained(str(short_path), "replica-1", "ann", "ops1")
-    assert {**serving_state.drained_by(str(short_path))["replica-1"], "since": ""} == {**BY, "since": ""}
-    serving_state.note_drained(str(short_path), "replica-1", "", "")
-    assert serving_state.drained_by(str(short_path)) == {}
-    (short_path / "drained.json").write_text("[]")
-    assert serving_state.drained_by(str(short_path)) == {}
+def test_who_drained_is_kept_and_struck_off(tmp_path: Path) -> None:
+    serving_state.note_drained(str(tmp_path), "replica-1", "ann", "ops1")
+    assert {**serving_state.drained_by(str(tmp_path))["replica-1"], "since": ""} == {**BY, "since": ""}
+    serving_state.note_drained(str(tmp_path), "replica-1", "", "")
+    assert serving_state.drained_by(str(tmp_path)) == {}
+    (tmp_path / "drained.json").write_text("[]")
+    assert serving_state.drained_by(str(tmp_path)) == {}
 
 
-def test_a_gateway_without_its_processes_says_so(short_path: Path) -> None:
-    assert serving_state.gateway(str(short_path)) is None
-    (short_path / "current").mkdir()
-    found = serving_state.gateway(str(short_path))
+def test_a_gateway_without_its_processes_says_so(tmp_path: Path) -> None:
+    assert serving_state.gateway(str(tmp_path)) is None
+    (tmp_path / "current").mkdir()
+    found = serving_state.gateway(str(tmp_path))
     assert found is not None
     assert "does not answer (No such file or directory). Run the verb 'gateway' again." in found["problem"]
 
 
-def test_what_the_watchdog_wrote(short_path: Path) -> None:
-    assert serving_state.watchdog(str(short_path)) is None
-    (short_path / "settings.json").write_text("{}")
-    assert serving_state.watchdog(str(short_path)) == {"problem": "it has written nothing yet", "mode": "", "engines": []}
+def test_what_the_watchdog_wrote(tmp_path: Path) -> None:
+    assert serving_state.watchdog(str(tmp_path)) is None
+    (tmp_path / "settings.json").write_text("{}")
+    assert serving_state.watchdog(str(tmp_path)) == {"problem": "it has written nothing yet", "mode": "", "engines": []}
     engine = {"stalls": 2, "restarts": 1, "in_a_row": 1, "last_restart": 900.0, "state": "busy", "detail": "d"}
-    (short_path / "state.json").write_text(json.dumps({"at": 1000.0, "mode": "restart", "engines": {"vllm-0": engine}}))
-    found = serving_state.watchdog(str(short_path), now=1010.0)
+    (tmp_path / "state.json").write_text(json.dumps({"at": 1000.0, "mode": "restart", "engines": {"vllm-0": engine}}))
+    found = serving_state.watchdog(str(tmp_path), now=1010.0)
     assert found == {
         "problem": "",
         "mode": "restart",
@@ -548,11 +548,11 @@ def test_what_the_watchdog_wrote(short_path: Path) -> None:
             {"process": "vllm-0", "state": "busy", "detail": "d", "stalls": 2, "restarts": 1, "last_restart_ago": 110.0}
         ],
     }
-    silent = serving_state.watchdog(str(short_path), now=1100.0)
+    silent = serving_state.watchdog(str(tmp_path), now=1100.0)
     assert silent is not None
     assert silent["problem"] == "it gave no sign of life for 100 s"
-    (short_path / "state.json").write_text("{")
-    broken = serving_state.watchdog(str(short_path))
+    (tmp_path / "state.json").write_text("{")
+    broken = serving_state.watchdog(str(tmp_path))
     assert broken is not None
     assert "state.json cannot be read: " in broken["problem"]
 
