@@ -109,9 +109,10 @@ def read(state_directory: str) -> Lease | None:
     with contextlib.suppress(OSError, ValueError, IndexError):
         boot, seconds, doing = (folder / f"renewed-{lease.run}").read_text().split(" ", 2)
         renewed = Clock(boot, float(seconds))
-        # A moment of another boot than this one was taken in says more than the start itself.
-        if renewed.boot != taken.boot or renewed.seconds > taken.seconds:
-            lease = replace(lease, renewed=renewed, doing=doing.strip())
+        # A moment of another boot than this one was taken in says more than the start itself. One before the start is
+        # of an earlier take by the same run, or cut off: /proc/uptime counts only hundredths of a second.
+        later = renewed.boot != taken.boot or renewed.seconds > taken.seconds
+        lease = replace(lease, renewed=renewed if later else taken, doing=doing.strip())
     return lease
 
 

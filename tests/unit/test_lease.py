@@ -107,6 +107,18 @@ def test_a_renewed_lease_lives_and_a_broken_one_cannot_be_renewed(tmp_path: Path
     assert not list((tmp_path / "lease").glob("renewed-*"))
 
 
+@pytest.mark.parametrize(("moment", "renewed"), [("boot1 1000.00", 1000.004), ("boot1 1000.01", 1000.01)])
+def test_a_renewal_in_the_hundredth_of_a_second_of_the_start_says_what_the_run_does(
+    tmp_path: Path, clock: Any, moment: str, renewed: float
+) -> None:
+    clock.seconds = 1000.004
+    lease.take(str(tmp_path), MINE)
+    (tmp_path / "lease/renewed-aaaa").write_text(f"{moment} Install: engine\n")
+    held = lease.read(str(tmp_path))
+    assert held
+    assert (held.renewed.seconds, held.doing) == (renewed, "Install: engine")
+
+
 def test_a_renewal_of_a_run_that_lost_its_lease_says_nothing_about_the_next_ones(tmp_path: Path, clock: Any) -> None:
     lease.take(str(tmp_path), MINE)
     (tmp_path / "lease/renewed-bbbb").write_text("boot1 99999.0 x\n")
