@@ -8,6 +8,7 @@ from typing import Any
 
 from ansible.plugins.action import ActionBase
 
+from stepladder import replacement
 from stepladder.catalogue import Catalogue
 from stepladder.difference import difference
 from stepladder.errors import PlanRefusedError, StepladderError, Violation, unknown_name
@@ -19,7 +20,7 @@ from stepladder.request import Deployment, GatewayWish, PlanRequest, parse_reque
 # Variables of the role that are not fields of a deployment: of nodes, of the run, and what the role itself sets.
 KNOWN_BESIDE = {
     *("deployment_gpu", "deployment_gpus", "deployment_driver", "deployment_interface", "deployment_address"),
-    "deployment_hosts",
+    *("deployment_hosts", "deployment_replaced", "deployment_worked_out"),
     *("deployment_state_directory", "deployment_plan_file", "deployment_plan", "deployment_slice"),
     *("deployment_seen", "deployment_adopted"),
     "deployment_may_be_refused",
@@ -29,7 +30,7 @@ GATEWAY_BESIDE = {
     *("gateway_address", "gateway_plan", "gateway_deployment", "gateway_state_directory", "gateway_program"),
     *("gateway_python", "gateway_tools", "gateway_replica", "gateway_weight", "gateway_drain_seconds"),
     *("gateway_ready_seconds", "gateway_allow_last", "gateway_require_replicas", "gateway_put_back"),
-    *("gateway_replicas", "gateway_patient", "gateway_rotation", "gateway_may_break"),
+    *("gateway_replicas", "gateway_patient", "gateway_rotation", "gateway_may_break", "gateway_urls"),
 }
 MAKE = "Make it anew with the verb 'plan' and -e plan_out=FILE, and look at it again."
 NODE_VARIABLES = {
@@ -51,6 +52,7 @@ class ActionModule(ActionBase):
             {
                 "deployment": {"type": "dict", "required": True},
                 "hosts": {"type": "list", "elements": "str", "required": True},
+                "replaced": {"type": "dict", "default": {}},
                 "state_directory": {"type": "path", "required": True},
                 "gateway_hosts": {"type": "list", "elements": "str", "default": []},
                 "plan_file": {"type": "path"},
@@ -59,6 +61,7 @@ class ActionModule(ActionBase):
             }
         )
         try:
+            replacement.require(variables["groups"].get("engines", []), arguments["replaced"])
             _refuse_unknown_hosts("deployment_hosts", arguments["hosts"], variables["hostvars"])
             _refuse_unknown_hosts("gateway_hosts", arguments["gateway_hosts"], variables["hostvars"])
             _refuse_unknown_variables(variables)

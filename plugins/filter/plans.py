@@ -20,6 +20,7 @@ from stepladder import (
     gateway,
     lease_text,
     leftovers,
+    replacement,
     replica,
     rollout,
     runtime,
@@ -94,6 +95,27 @@ def _rollout(variables: Mapping[str, Any], hosts: list[str], max_unavailable: An
         raise AnsibleFilterError(str(error)) from error
 
 
+def _in_place(hosts: list[str], replaced: Any) -> list[str]:
+    """`replacement.in_place`; what is no mapping is refused by the plan, which names the variable."""
+    return replacement.in_place(hosts, _plain(replaced)) if isinstance(replaced, Mapping) else hosts
+
+
+def _replacement(
+    hosts: list[str], replaced: Mapping[str, str], used: Mapping[str, Any], old: str, new: str
+) -> dict[str, Any]:
+    """`replacement.with_another`; a refusal is an answer here, which the playbook shows as it is."""
+    try:
+        return {"replaced": replacement.with_another(hosts, _plain(replaced), list(used), old, new), "refused": ""}
+    except StepladderError as error:
+        return {"replaced": {}, "refused": str(error)}
+
+
+def _leaving(variables: Mapping[str, Any], hosts: list[str], host: str, replicas: int) -> list[int]:
+    """`rollout.leaving` on plain data."""
+    kept = {name: {"release_slice": _plain(variables[name].get("release_slice"))} for name in hosts}
+    return rollout.leaving(kept, hosts, host, replicas)
+
+
 class FilterModule:
     """Filters of the collection."""
 
@@ -127,7 +149,9 @@ class FilterModule:
             "speed_verdict": gate.verdict,
             "speeds": gate.speeds,
             "runtime_faults": runtime.runtime_faults,
-            "rollout_gone": rollout.gone,
+            "in_place": _in_place,
+            "replacement": _replacement,
+            "rollout_leaving": _leaving,
             "service_units": units.service_units,
             "standalone_slice": units.standalone_slice,
             "status_gateway": status.front,

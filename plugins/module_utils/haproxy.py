@@ -255,12 +255,13 @@ class Master:
         if answer:
             raise GatewayError(f"HAProxy refused '{command}': {answer}")
 
+    def addresses(self) -> dict[str, str]:
+        """By server name, address:port as the current configuration has it."""
+        return configured_addresses((self.directory / "current" / CONFIGURATION).read_text())
+
     def keep_state(self) -> None:
         """Write down who is drained, for the next process; by rename, so that nobody reads half of it."""
-        configuration = (self.directory / "current" / CONFIGURATION).read_text()
-        text = kept_state(
-            self.ask(f"show servers state {BACKEND}", self.current()), configured_addresses(configuration)
-        )
+        text = kept_state(self.ask(f"show servers state {BACKEND}", self.current()), self.addresses())
         write_private(self.directory / STATE, text)
 
     def reload(self, wanted: str, deadline: float) -> None:

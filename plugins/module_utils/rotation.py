@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from ansible_collections.stepladder.core.plugins.module_utils import haproxy
 
@@ -130,7 +131,13 @@ def take_out(
     return bool(take), lines
 
 
-def put_back(master: haproxy.Master, replicas: Collection[int] | None, seconds: float, check_mode: bool) -> list[int]:
+def put_back(
+    master: haproxy.Master,
+    replicas: Collection[int] | None,
+    seconds: float,
+    check_mode: bool,
+    urls: Mapping[int, str] | None = None,
+) -> list[int]:
     """Put back what a rollout took out, and tell which those are.
 
     Args:
@@ -138,13 +145,15 @@ def put_back(master: haproxy.Master, replicas: Collection[int] | None, seconds: 
         replicas: of these; none is all that are marked.
         seconds: to wait until each gets requests; 0 does not wait.
         check_mode: whether to say only which.
+        urls: by replica where it answers now. One that the gateway still has at another place stays out and marked: the
+            gateway's next configuration has the place, and puts it back.
 
     Raises:
         GatewayError: one gets no requests in that time.
     """
     directory = str(master.directory)
     marks = marked(directory)
-    ours = sorted(marks if replicas is None else marks & {*replicas})
+    ours = sorted((marks if replicas is None else marks & {*replicas}) - _moved(master, urls or {}))
     servers = master.servers()
     back = [number for number in ours if f"replica-{number}" in servers and servers[f"replica-{number}"].drained]
     if check_mode:
@@ -168,6 +177,12 @@ def put_back(master: haproxy.Master, replicas: Collection[int] | None, seconds: 
             "when it was asked directly: does the gateway's host reach that address?"
         )
     return back
+
+
+def _moved(master: haproxy.Master, urls: Mapping[int, str]) -> set[int]:
+    """Replicas that answer at another place than the gateway has them at."""
+    places = master.addresses()
+    return {number for number, url in urls.items() if places.get(f"replica-{number}") != urlsplit(url).netloc}
 
 
 def _wait_until_up(master: haproxy.Master, name: str, end: float) -> haproxy.Server:

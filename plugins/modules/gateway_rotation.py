@@ -39,6 +39,12 @@ options:
     description: Seconds until nothing is in flight, or until the replicas get requests.
     type: int
     default: 600
+  urls:
+    description:
+      - By number of a replica where it answers now, with O(state=back). One that the gateway has at another place stays
+        out until the gateway's next configuration.
+    type: dict
+    default: {}
   may_break:
     description:
       - Go on where requests are left after O(deadline), or where no other replica takes requests.
@@ -93,6 +99,7 @@ def main() -> None:
             "state": {"type": "str", "choices": ["out", "back"], "required": True},
             "patient": {"type": "list", "elements": "int", "default": []},
             "deadline": {"type": "int", "default": 600},
+            "urls": {"type": "dict", "default": {}},
             "may_break": {"type": "bool", "default": False},
             "progress_file": {"type": "path"},
         },
@@ -111,7 +118,8 @@ def change(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
         return {"changed": False, "said": [f"{why}: nothing to drain"] if given["state"] == "out" else []}
     master = haproxy.Master(given["directory"])
     if given["state"] == "back":
-        back = rotation.put_back(master, given["replicas"], given["deadline"], check_mode)
+        urls = {int(number): url for number, url in given["urls"].items()}
+        back = rotation.put_back(master, given["replicas"], given["deadline"], check_mode, urls)
         return {"changed": bool(back), "said": []}
     wanted = rotation.Wanted(given["replicas"], given["patient"], given["deadline"], given["may_break"])
     changed, said = rotation.take_out(master, wanted, ProgressFile(given["progress_file"]).write, check_mode)

@@ -21,6 +21,11 @@ options:
     type: list
     elements: str
     required: true
+  replaced:
+    description:
+      - By host that is out of service the one at its place in O(hosts), to refuse a name that is wrong.
+    type: dict
+    default: {}
   gateway_hosts:
     description:
       - Inventory hosts that the gateway runs on; none plans without one.

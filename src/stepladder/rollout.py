@@ -99,10 +99,24 @@ def rollout(variables: Mapping[str, Any], hosts: Sequence[str], max_unavailable:
     return {"waves": waves, "text": text if rest else "", "outage": outage, "others": others}
 
 
-def gone(kept: Mapping[str, Any], replicas: int) -> list[int]:
-    """Numbers of the replicas that a slice has and a plan with so many has not."""
-    numbers = {replica_of(process["name"]) for process in kept.get("node", {}).get("processes", ())}
-    return sorted(number for number in numbers if number >= replicas)
+def leaving(variables: Mapping[str, Any], hosts: Sequence[str], host: str, replicas: int) -> list[int]:
+    """Numbers of the replicas whose requests are waited for before a node stops what it has no part in any more.
+
+    Those that end, and those that go on with other nodes, but where no replica is left to answer meanwhile.
+
+    Args:
+        variables: of every host; `release_slice` is what is current there, empty where nothing is.
+        hosts: the nodes without a part in the plan.
+        host: the one that asks.
+        replicas: how many the deployment will have.
+    """
+    numbers = {
+        name: {replica_of(process["name"]) for process in variables[name]["release_slice"]["node"]["processes"]}
+        for name in hosts
+        if variables[name].get("release_slice")
+    }
+    untouched = {*range(replicas)} - {number for each in numbers.values() for number in each}
+    return sorted(number for number in numbers.get(host, ()) if untouched or number >= replicas)
 
 
 def _number(value: Any) -> int:

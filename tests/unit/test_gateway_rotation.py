@@ -56,6 +56,18 @@ def test_out_and_back(gateway: Gateway, two: list[Engine]) -> None:
     assert back(gateway, 0, 1) == []
 
 
+def test_a_replica_that_moved_stays_out_until_the_gateway_knows_the_place(gateway: Gateway) -> None:
+    """Nothing waits for it at the old place, and nothing is sent there."""
+    places = gateway.master.addresses()
+    assert out(gateway, 1)[0]
+    moved = {0: f"http://{places['replica-0']}/v1", 1: "http://198.18.0.9:8000/v1"}
+    assert rotation.put_back(gateway.master, [0, 1], 10, False, moved) == []
+    assert (gateway.up(), rotation.marked(str(gateway.directory))) == (["replica-0"], {1})
+    there = {1: f"http://{places['replica-1']}/v1"}
+    assert rotation.put_back(gateway.master, [0, 1], 10, False, there) == [1]
+    assert (gateway.up(), rotation.marked(str(gateway.directory))) == (["replica-0", "replica-1"], set())
+
+
 def test_requests_are_waited_for_and_those_that_do_not_end_keep_the_replica_in_rotation(
     gateway: Gateway, two: list[Engine]
 ) -> None:

@@ -149,9 +149,26 @@ def test_the_way_back_begins_with_what_did_not_come_through_the_gate() -> None:
     assert found["text"].endswith(": replica 1, which does not serve; then replica 2.")
 
 
-def test_what_goes_is_what_the_plan_does_not_number_any_more() -> None:
-    assert rollout.gone(half_nodes(3), 1) == [1, 2]
-    assert rollout.gone({}, 1) == []
+@pytest.mark.parametrize(
+    ("current", "replicas", "wanted"),
+    [
+        # Replicas 1 and 2 end.
+        ({"a": half_nodes(3)}, 1, {"a": [1, 2]}),
+        # Replica 1 goes on elsewhere, and replica 0 answers meanwhile.
+        ({"a": a_slice(2, process("vllm-1"))}, 2, {"a": [1]}),
+        # One of its two nodes does.
+        ({"a": a_slice(2, process("vllm-1")), "b": {}}, 2, {"a": [1], "b": []}),
+        # Nothing answers meanwhile: nobody would be helped by waiting.
+        ({"a": a_slice(1, process("vllm-0"))}, 1, {"a": []}),
+        ({"a": a_slice(2, process("vllm-0")), "b": a_slice(2, process("vllm-1"))}, 2, {"a": [], "b": []}),
+        ({"a": a_slice(2, process("vllm-0")), "b": a_slice(2, process("vllm-1"))}, 1, {"a": [], "b": [1]}),
+    ],
+)
+def test_whose_requests_are_waited_for_where_a_node_loses_its_part(
+    current: dict[str, Any], replicas: int, wanted: dict[str, list[int]]
+) -> None:
+    variables = {host: {"release_slice": kept} for host, kept in current.items()}
+    assert {host: rollout.leaving(variables, [*current], host, replicas) for host in current} == wanted
 
 
 def test_no_wave_where_a_node_is_not_ready() -> None:
