@@ -13,7 +13,8 @@ ansible-playbook alone, or with all its workers, in turn) a client goes on askin
 * status says ready if, and only if, the endpoint answers before and after it was asked;
 * one rerun ends with status 0 and a proven release and no lease; a second one changes nothing.
 
-Ends with status 1 where one of these does not hold. Uses a deployment of its own on ports 19000 and 19970.
+The moments are drawn from the time that a redeploy takes. Ends with status 1 where one of these does not hold, or where
+a redeploy had ended before its moment. Uses a deployment of its own on ports 19000 and 19970.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ from stepladder.smoke import changed_tasks
 
 MODEL = "tiny-step3p5"
 WISHES = ({}, {"deployment_extra_arguments": ["--no-enable-log-requests"]})
-# A redeploy of the local deployment takes about so long; the moments are drawn from it, after the first second.
 LONGEST_SHOWN = 46
+ENDED = "(it had ended)"
 
 
 @dataclass
@@ -115,6 +116,14 @@ class Bench:
             text=True, timeout=300, check=False,
         )  # fmt: skip
 
+    def deploy(self, wish: dict[str, Any]) -> float:
+        """Deploy to its end; the seconds that it took. Nothing is measured where that fails."""
+        begun = time.monotonic()
+        done = self.run("deploy", wish)
+        if done.returncode:
+            sys.exit(f"a deploy that nobody killed ended with {done.returncode}:\n{done.stdout[-3000:]}")
+        return time.monotonic() - begun
+
     def status(self) -> dict[str, Any]:
         """What status says."""
         done = self.run("status", None, "-e", "status_format=json")
@@ -138,7 +147,7 @@ class Bench:
                 os.kill(pid, signal.SIGKILL)
             process.wait()
         lines = [line.strip() for line in log.read_text().splitlines() if line.strip()]
-        return "(it had ended)" if ended else (lines or ["(nothing yet)"])[-1][:LONGEST_SHOWN]
+        return ENDED if ended else (lines or ["(nothing yet)"])[-1][:LONGEST_SHOWN]
 
     def hold(self, true: bool, fault: str) -> None:
         """Note a fault where something does not hold."""
@@ -155,6 +164,7 @@ def one(bench: Bench, client: Client, number: int, moment: float) -> str:
     told = bench.status()
     second = answers()
     name = f"point {number}, killed after {moment:.1f} s at {where!r}"
+    bench.hold(where != ENDED, f"point {number}: the redeploy had ended after {moment:.1f} s; take a smaller --longest")
     if first == second:
         bench.hold(told["ready"] is first, f"{name}: status says ready={told['ready']}, the endpoint says {first}")
     same = told["processes"][0].get("pid") == before
@@ -189,19 +199,20 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", default="", help="FIRST-LAST of the points, counted from 0")
     parser.add_argument("--keep", type=Path, help="state directory of a deployment that is used, and stays")
-    parser.add_argument("--longest", type=float, default=40.0, help="seconds that a redeploy takes at most")
+    parser.add_argument("--longest", type=float, help="seconds of the latest moment; unset measures a redeploy first")
     options = parser.parse_args()
-    moments = [random.Random(options.seed + n).uniform(1, options.longest) for n in range(options.points)]
     first, _, last = options.only.partition("-")
     numbers = range(options.points)[int(first or 0) : int(last or options.points - 1) + 1]
     scratch = Path(tempfile.mkdtemp(prefix="slk-", dir="/tmp"))
     bench = Bench(options.keep or scratch / "s")
     try:
         begun = time.monotonic()
-        deployed = bench.run("deploy", WISHES[numbers[0] % 2])
-        if deployed.returncode:
-            sys.exit(f"the first deploy ended with {deployed.returncode}:\n{deployed.stdout[-3000:]}")
-        print(f"deployed in {time.monotonic() - begun:.0f} s; seed {options.seed}", flush=True)
+        bench.deploy(WISHES[(numbers[0] + 1) % 2])
+        deployed = time.monotonic() - begun
+        redeployed = bench.deploy(WISHES[numbers[0] % 2])
+        longest = options.longest or redeployed
+        moments = [random.Random(options.seed + n).uniform(1, longest) for n in range(options.points)]
+        print(f"deployed in {deployed:.0f} s, redeployed in {redeployed:.0f} s; seed {options.seed}", flush=True)
         client = Client()
         print(
             f"  # killed  what  {'last line':<{LONGEST_SHOWN}} engine      status    failed silent  silent   rerun s\n"

@@ -187,7 +187,7 @@ def _get(url: str) -> str | None:
 
 
 def measure(deployment: Deployment, case: str, replicas: int, requests: int, clients: int) -> int:
-    """Redeploy under load and print what was seen; 0 where it ended as it had to."""
+    """Redeploy under load and print what was seen; 0 where it ended as it had to, 1 with what does not hold."""
     load, watch = Clients(clients), Watch(replicas)
     time.sleep(3)
     start = time.monotonic()
@@ -220,9 +220,25 @@ def measure(deployment: Deployment, case: str, replicas: int, requests: int, cli
     for line in said:
         print(f"  said: {line}")
     wanted = 0 if case == "rolling" else WENT_BACK
-    if status != wanted:
+    rotation = [up for _, _, up in watch.seen]
+    faults = [
+        text
+        for text, found in (
+            (f"the run was to end with {wanted}", status != wanted),
+            (f"fewer than {requests} requests", load.requests < requests),
+            ("no replica was taken out: nothing was changed", min(rotation) == replicas),
+            ("not all replicas are back in rotation", rotation[-1] != replicas),
+            ("more than one replica was out at a time", min(rotation) < replicas - 1),
+            ("requests failed", replicas > 1 and bool(load.failures)),
+            ("the wrong release answered clients", replicas > 1 and bool(load.wrong)),
+        )
+        if found
+    ]
+    for text in faults:
+        print(f"  DOES NOT HOLD: {text}")
+    if faults:
         print("\n".join(line for _, line in lines[-40:]))
-    return 0 if status == wanted and (replicas == 1 or not load.failures) else 1
+    return 1 if faults else 0
 
 
 def main() -> int:
