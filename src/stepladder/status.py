@@ -111,7 +111,8 @@ def report(
     """The rows that every host kept in `status_rows`, as one text; a host without them did not answer.
 
     Args:
-        variables: of every host; `status_rows`, `status_release`, `status_watchdog` and `status_gateway`.
+        variables: of every host; `status_rows`, `status_release`, `status_watchdog` and `status_gateway`;
+            `status_problem` says why a host that answers could not be looked at.
         hosts: the nodes that were to be looked at.
         form: human or json.
         gateways: the hosts that are to run the gateway.
@@ -124,8 +125,11 @@ def report(
     """
     found: list[Mapping[str, Any]] = []
     for host in hosts:
-        kept = variables[host].get("status_rows")
-        found += [_empty_row(host, "unreachable", "the node did not answer")] if kept is None else kept
+        kept, problem = variables[host].get("status_rows"), variables[host].get("status_problem")
+        if problem:
+            found.append(_empty_row(host, "unknown", problem))
+        else:
+            found += [_empty_row(host, "unreachable", "the node did not answer")] if kept is None else kept
     told = {host: kept for host in hosts if (kept := variables[host].get("status_release"))}
     looked = seen(found)
     fronts = {host: variables[host].get("status_gateway") or SILENT for host in gateways}

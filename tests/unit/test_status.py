@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -275,3 +278,26 @@ def test_the_watchdog_tells_of_stalls_and_restarts() -> None:
         "STALLED now: no token for 120 s",
         "Watchdog on n1: it gave no sign of life for 100 s",
     ]
+
+
+def test_status_tells_of_nodes_that_are_all_down(tmp_path: Path) -> None:
+    """Nothing listens at that port; a program still gets its document."""
+    host = {"ansible_host": "127.0.0.1", "ansible_port": 1, "ansible_connection": "ssh"}
+    inventory = tmp_path / "hosts.yml"
+    inventory.write_text(json.dumps({"all": {"children": {"engines": {"hosts": {"n0": host}}}}}))
+    command = [sys.executable, "bin/stepladder", "status", "-i", str(inventory), "-e", "deployment_name=local"]
+    done = subprocess.run(
+        [*command, "-e", "status_format=json"], cwd=Path(__file__).resolve().parents[2],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 4, done.stderr
+    document = json.loads(done.stdout)
+    assert (document["ready"], [row["phase"] for row in document["processes"]]) == (False, ["unreachable"])
+
+
+def test_what_could_not_be_looked_at_is_named() -> None:
+    told = status.report({"n0": {"status_problem": "Read what is deployed: lease.json cannot be read"}}, ["n0"])
+    assert told["text"].splitlines()[1].split(maxsplit=5)[2:] == [
+        "unknown", "-", "-", "Read what is deployed: lease.json cannot be read",
+    ]  # fmt: skip
+    assert told["exit_status"] == "not_ready"
