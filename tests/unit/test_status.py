@@ -211,6 +211,7 @@ SERVER = {
 }  # fmt: skip
 BY = {"who": "ann", "origin": "ops1", "since": "2026-11-21T01:00:00Z"}
 DRAINED = {**SERVER, "replica": 1, "in_rotation": False, "drained": True, "drained_by": BY, "in_flight": 0}
+TAKEN_OUT = {**DRAINED, "drained_by": None, "taken_out": True}
 DOWN = {**SERVER, "replica": 1, "in_rotation": False, "status": "DOWN", "check": "L4CON", "agent": "down stalled"}
 
 
@@ -263,6 +264,36 @@ def test_the_gateway_stands_below_the_table(serving: dict[str, Any] | None, line
     document = json.loads(status.report(variables, ["n0"], "json", ["gw"])["text"])
     assert document["ready"] is (exit_status == "")
     assert document["gateways"]["gw"]["reachable"] is (serving is not None)
+
+
+def at_work(state: str) -> dict[str, Any]:
+    held = {
+        "who": "ann", "origin": "ops1", "verb": "deploy", "deployment": "step3", "plan_id": "abd", "why": "",
+        "age": 61.0, "since": "2023-11-14T22:20:00Z", "silent": 3.0, "expires_in": 117.0, "state": state, "doing": "",
+    }  # fmt: skip
+    return status.release([], {"lease": held if state else None, "frozen": None, "now": 0.0})
+
+
+@pytest.mark.parametrize(
+    ("lease", "line", "exit_status"),
+    [
+        ("held", "  replica 1: out, 0 request(s) left, taken out by the rollout that is under way", ""),
+        ("expired", "  replica 1: OUT, 0 request(s) left, taken out by a rollout that ended; run deploy", "not_ready"),
+        ("", "  replica 1: OUT, 0 request(s) left, taken out by a rollout that ended; run deploy", "not_ready"),
+    ],
+)
+def test_what_a_dead_rollout_took_out_is_a_fault(lease: str, line: str, exit_status: str) -> None:
+    """Its engine is well, and half of the capacity is away until somebody deploys."""
+    variables = {
+        "n0": {"status_rows": status.rows("n0", KEPT, [state()]), "status_release": at_work(lease)},
+        "gw": {"status_gateway": status.front({"gateway": {"problem": "", "servers": [SERVER, TAKEN_OUT]}})},
+    }
+    told = status.report(variables, ["n0"], "human", ["gw"])
+    assert line in told["text"].splitlines()
+    assert told["exit_status"] == exit_status
+    document = json.loads(status.report(variables, ["n0"], "json", ["gw"])["text"])
+    assert document["ready"] is (exit_status == "")
+    assert [server["left_out"] for server in document["gateways"]["gw"]["servers"]] == [False, exit_status != ""]
 
 
 def test_the_watchdog_tells_of_stalls_and_restarts() -> None:
