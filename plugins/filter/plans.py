@@ -79,7 +79,7 @@ def _status_report(
     variables: Mapping[str, Any], hosts: list[str], form: str = "human", gateways: list[str] | None = None
 ) -> dict[str, str]:
     """`status.report` on plain rows."""
-    names = ("status_rows", "status_release", "status_watchdog", "status_gateway")
+    names = ("status_rows", "status_problem", "status_release", "status_watchdog", "status_gateway")
     wanted = dict.fromkeys([*hosts, *(gateways or ())])
     kept = {host: {name: _plain(variables[host].get(name)) for name in names} for host in wanted}
     return status.report(kept, hosts, form, gateways or ())
@@ -89,6 +89,10 @@ def _rollout(variables: Mapping[str, Any], hosts: list[str], max_unavailable: An
     """`rollout.rollout` on plain data."""
     names = ("deployment_slice", "release_before", "release_ready", "release_suspect", "service_states")
     kept = {host: {name: _plain(variables[host].get(name)) for name in names} for host in hosts}
+    points = [point for host in hosts for point in (kept[host]["deployment_slice"] or {}).get("endpoints", ())]
+    for other in {point["node"] for point in points} - kept.keys():
+        if other in variables:
+            kept[other] = {"release_seen": _plain(variables[other].get("release_seen"))}
     try:
         return rollout.rollout(kept, hosts, max_unavailable, again)
     except ValueError as error:

@@ -218,18 +218,16 @@ def is_secret_name(name: str) -> bool:
 
 
 def mask_argv(argv: Sequence[str]) -> list[str]:
-    """argv for human eyes: the value of --api-key and its like is masked."""
+    """argv for human eyes: values of --api-key and its like are masked, up to the next flag (vLLM takes several)."""
     shown: list[str] = []
-    hide_next = False
+    hide = False
     for argument in argv:
         match = _SECRET_FLAG.match(argument)
-        if hide_next and not argument.startswith("--"):
-            shown.append(MASK)
-        elif match and match["value"]:
-            shown.append(f"{argument.split('=', 1)[0]}={MASK}")
+        if argument.startswith("-"):
+            hide = bool(match and not match["value"])
+            shown.append(f"{argument.split('=', 1)[0]}={MASK}" if match and match["value"] else argument)
         else:
-            shown.append(argument)
-        hide_next = bool(match and not match["value"])
+            shown.append(MASK if hide else argument)
     return shown
 
 

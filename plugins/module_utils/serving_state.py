@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.stepladder.core.plugins.module_utils import haproxy
+from ansible_collections.stepladder.core.plugins.module_utils import haproxy, rotation
 
 DRAINED = "drained.json"
 # A watchdog writes its state every 15 s.
@@ -26,15 +26,16 @@ def gateway(directory: str) -> dict[str, Any] | None:
         servers = haproxy.Master(directory).servers()
     except (haproxy.GatewayError, OSError) as error:
         return {"problem": str(error), "servers": []}
-    by = drained_by(directory)
-    return {"problem": "", "servers": [_server(server, by.get(server.name)) for server in servers.values()]}
+    by, marks = drained_by(directory), rotation.marked(directory)
+    return {"problem": "", "servers": [_server(server, by.get(server.name), marks) for server in servers.values()]}
 
 
-def _server(server: haproxy.Server, by: Any) -> dict[str, Any]:
+def _server(server: haproxy.Server, by: Any, marks: set[int]) -> dict[str, Any]:
     told = haproxy.names_of([server])[0]
     more = {
         "in_rotation": haproxy.in_rotation(server), "check": server.check, "agent": server.agent,
         "address": server.address, "drained_by": by if server.drained else None,
+        "taken_out": server.drained and told["replica"] in marks,
     }  # fmt: skip
     return {**told, **more}
 

@@ -37,7 +37,9 @@ gateway:
   description: What is wrong with the gateway, empty where nothing is, and its replicas; null where there is none.
   returned: always
   type: dict
-  sample: {problem: '', servers: [{replica: 0, status: UP, in_rotation: true, drained: false, in_flight: 3}]}
+  sample:
+    problem: ''
+    servers: [{replica: 0, status: UP, in_rotation: true, drained: false, taken_out: false, in_flight: 3}]
 watchdog:
   description: What the watchdog saw and did; null where there is none.
   returned: always

@@ -74,7 +74,8 @@ class Node:
         missing: files that the current release needs and the node lacks.
         since: when that release became current, UTC; empty where it is not known.
         texts: lines by file name, as gathered on the node.
-        gateway: as `stepladder.core.gateway_state` tells it; none where it runs none.
+        gateway: as `stepladder.core.serving_state` tells it; none where it runs none.
+        at_work: whether a run that lives holds its lease.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Node:
     since: str = ""
     texts: Mapping[str, Sequence[str]] = field(default_factory=dict)
     gateway: Mapping[str, Any] | None = None
+    at_work: bool = False
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,8 @@ def diagnose(nodes: Sequence[Node], known: Sequence[Signature] | None = None) ->
     if deployed:
         failing += [finding for node in nodes for finding in _missing(node, troubled)]
         failing += [finding for row in troubled for finding in _process(row, nodes, known)]
-        failing += [finding for node in nodes for finding in _gateway(node)]
+        live = any(node.at_work for node in nodes)
+        failing += [finding for node in nodes for finding in _gateway(node, live)]
     machine = [finding for node in nodes for finding in _machine(node, known)]
     # What the machine says of itself is a cause only where something does not run.
     failing += [finding for finding, phases in machine if _counts(finding, phases, troubled)]
@@ -209,11 +212,11 @@ def _counts(finding: Finding, phases: Sequence[str], troubled: Sequence[status.S
     return any(not phases or row.phase in phases for row in here)
 
 
-def _gateway(node: Node) -> Iterator[Finding]:
-    """What keeps clients from the replicas, beside the engines themselves."""
-    gateway = node.gateway
-    if gateway is None:
+def _gateway(node: Node, live: bool) -> Iterator[Finding]:
+    """What keeps clients from the replicas, beside the engines themselves; live: whether a run is at work."""
+    if node.gateway is None:
         return
+    gateway = status.judged(node.gateway, live)
     if gateway["problem"]:
         cure = "`gateway` starts it again; its log is in the archive."
         yield Finding(
@@ -226,6 +229,12 @@ def _gateway(node: Node) -> Iterator[Finding]:
         )
         title = "The gateway has no replica to send requests to"
         yield Finding(layer="serve", node=node.name, title=title, line=told, cure=cure)
+    for server in gateway["servers"]:
+        if server["left_out"]:
+            title = "A rollout took a replica out of rotation, and ended before it put it back"
+            line = status.replica_text(server)
+            cure = "`deploy` finishes it, and puts it back."
+            yield Finding(layer="serve", node=node.name, title=title, line=line, cure=cure)
 
 
 def node_found(
@@ -239,8 +248,8 @@ def node_found(
 
     Args:
         host: inventory name.
-        release: `slice` that its current release keeps, empty where nothing is deployed, and `known`, the releases
-            that lie on it, as `stepladder.core.deployments` tells them.
+        release: `slice` that its current release keeps, empty where nothing is deployed, `known`, the releases
+            that lie on it, and its `lease`, as `stepladder.core.deployments` tells them.
         states: of its processes, as `stepladder.core.engine_state` returned them.
         serving: as `stepladder.core.serving_state` tells it.
         expected: whether it is to run `engines`, and the `gateway`.
@@ -256,6 +265,7 @@ def node_found(
         "missing": list(current.get("missing", ())),
         "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(current["since"])) if current.get("since") else "",
         "gateway": front,
+        "at_work": status.is_at_work(release["lease"]),
     }
 
 

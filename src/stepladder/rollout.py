@@ -42,22 +42,24 @@ def rollout(variables: Mapping[str, Any], hosts: Sequence[str], max_unavailable:
 
     Args:
         variables: of every host; `deployment_slice` is what is wanted, `release_before` the slice that was current,
-            `service_states` what runs. `release_ready` says that the node came so far; `release_suspect` are the
+            `service_states` what runs. `release_seen` of nodes that do not change says how they were found, where this
+            run looked at them. `release_ready` says that the node came so far; `release_suspect` are the
             replicas of a wave that did not come to its end, whatever they say of themselves.
         hosts: the nodes that change.
         max_unavailable: how many replicas that answer may be out at the same time.
         again: whether what runs as wanted is started anew, too.
 
     Returns:
-        `waves`, see `_wave`; none where a node is not ready. `text` for the operator. `outage`, whether nothing
-        answers meanwhile though something does now; `others`, whether replicas answer all the time.
+        `waves`, see `_wave`; none where a node is not ready. `text` for the operator. `outage`, whether nothing that
+        was looked at answers meanwhile though something does now; `others`, whether replicas answer all the time;
+        `not_seen`, the replicas that nobody looked at.
 
     Raises:
         ValueError: `max_unavailable` is no number of replicas.
     """
     most = _number(max_unavailable)
     if not all(variables[host].get("release_ready") for host in hosts):
-        return {"waves": [], "text": "", "outage": False, "others": False}
+        return {"waves": [], "text": "", "outage": False, "others": False, "not_seen": []}
     slices = {host: variables[host]["deployment_slice"] for host in hosts}
     kept = slices[hosts[0]]
     wanted = _replicas(slices)
@@ -70,8 +72,9 @@ def rollout(variables: Mapping[str, Any], hosts: Sequence[str], max_unavailable:
     broken = [each for each in wanted.values() if not each.answers or each.number in suspect]
     right = [each for each in wanted.values() if not each.outdated and not again and each not in broken]
     rest = [each for each in wanted.values() if each not in broken and each not in right]
-    # Replicas on other nodes are as wanted, and gave a token.
-    standing = count - len(wanted)
+    elsewhere = {point["replica"]: point["node"] for point in kept["endpoints"] if point["replica"] not in wanted}
+    standing = [number for number, host in elsewhere.items() if _found_well(variables, host)]
+    not_seen = sorted(elsewhere.keys() - {*standing})
     why = _why_at_once(before, wanted, count, most)
     waves = []
     if why:
@@ -85,18 +88,37 @@ def rollout(variables: Mapping[str, Any], hosts: Sequence[str], max_unavailable:
             waves.append(_wave(rest[start : start + most], batch, batch, kept))
         if gone := [before[number] for number in sorted(before.keys() - wanted.keys())]:
             waves.append(_last_wave(gone, wanted))
+    _complete(waves, variables, bool(why), again)
+    if not why and rest and not standing and not right and not broken and len(rest) <= most:
+        why = "no other one was looked at"
+    outage = bool(why and rest and not standing)
+    if why:
+        text = _text_at_once(slices.values(), waves[0]["replicas"], why, outage, bool(not_seen))
+    else:
+        text = _text_in_order(waves, broken)
+    text += f" Not looked at: {_named(not_seen)}." if not_seen else ""
+    others = bool(standing or (not why and (rest or right)))
+    return {
+        "waves": waves, "text": text if rest else "", "outage": outage, "others": others, "not_seen": not_seen,
+    }  # fmt: skip
+
+
+def _complete(waves: Sequence[dict[str, Any]], variables: Mapping[str, Any], at_once: bool, again: bool) -> None:
+    """Number the waves, and tell each node of one what it stops and starts there."""
     for number, wave in enumerate(waves):
         later = {host for each in waves[number + 1 :] for host in each["nodes"]}
-        wave |= {"number": number, "at_once": bool(why)}
+        wave |= {"number": number, "at_once": at_once}
         for host, part in wave["nodes"].items():
             part["forget"] = host not in later
             part["again"] = _again(
                 variables[host]["service_states"], part["processes"], again and bool(wave["replicas"])
             )
-    outage = bool(why and rest and not standing)
-    text = _text_at_once(slices.values(), waves[0]["replicas"], why, outage) if why else _text_in_order(waves, broken)
-    others = bool(standing or (not why and (rest or right)))
-    return {"waves": waves, "text": text if rest else "", "outage": outage, "others": others}
+
+
+def _found_well(variables: Mapping[str, Any], host: str) -> bool:
+    """Whether this run looked at a node that does not change, and found it as wanted, its engine giving tokens."""
+    seen = (variables[host].get("release_seen") if host in variables else None) or {}
+    return seen.get("reasons") == []
 
 
 def leaving(variables: Mapping[str, Any], hosts: Sequence[str], host: str, replicas: int) -> list[int]:
@@ -195,14 +217,17 @@ def _again(states: Sequence[Mapping[str, Any]], processes: Sequence[str], every:
     ]
 
 
-def _text_at_once(slices: Iterable[Mapping[str, Any]], numbers: Sequence[int], why: str, outage: bool) -> str:
+def _text_at_once(
+    slices: Iterable[Mapping[str, Any]], numbers: Sequence[int], why: str, outage: bool, unsure: bool
+) -> str:
     head = f"{_named(numbers).capitalize()} at once, because {why}"
     if not outage:
         return f"{head}; replicas on other nodes answer meanwhile."
     nodes = [kept["node"] for kept in slices]
     stop = longest_stop([process for node in nodes for process in node["processes"]])
     seconds = stop + max(node["load_deadline_seconds"] for node in nodes)
-    return f"{head}: nothing answers from the stop until the new start is ready, {seconds} s at most."
+    nothing = "nothing that was looked at" if unsure else "nothing"
+    return f"{head}: {nothing} answers from the stop until the new start is ready, {seconds} s at most."
 
 
 def _text_in_order(waves: Sequence[Mapping[str, Any]], broken: Sequence[_Replica]) -> str:
@@ -250,6 +275,8 @@ def back_text(variables: Mapping[str, Any], wave: Mapping[str, Any], now: float)
         now: seconds since 1970.
     """
     seconds = now - min(variables[host]["release_stopped_at"] for host in wave["nodes"])
-    if variables[wave["first"]]["release_rollout"]["outage"]:
-        return f"Nothing answered for {seconds:.0f} s at most, from the stop to the right answers."
+    plan = variables[wave["first"]]["release_rollout"]
+    if plan["outage"]:
+        nothing = "Nothing that was looked at" if plan["not_seen"] else "Nothing"
+        return f"{nothing} answered for {seconds:.0f} s at most, from the stop to the right answers."
     return f"  {_named(wave['patient'])}: stopped, started, asked in {seconds:.0f} s" if wave["patient"] else ""

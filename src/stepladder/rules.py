@@ -36,6 +36,9 @@ OWN_VARIABLES = {
     "--node-rank": "deployment_topology",
     "--distributed-executor-backend": "deployment_topology",
 }
+# vLLM reads underscores in flags as dashes, SGLang's parser takes dashes alone.
+KEY_FLAGS = {"--api-key", "--admin-api-key"}
+KEY_VARIABLES = {"VLLM_API_KEY", "SGLANG_API_KEY", "SGLANG_ADMIN_API_KEY"}
 # What is never all usable: fragments, communication buffers. A layout with less to spare fails sooner or later.
 MINIMUM_MARGIN = 1_000_000_000
 
@@ -158,6 +161,23 @@ def extra_arguments_are_taken(setting: Setting, parallel: Parallel) -> Violation
     if not bad:
         return None
     return Violation("deployment_extra_arguments", "; ".join(bad), "Change them as the brackets say.")
+
+
+def no_key_of_its_own(setting: Setting, parallel: Parallel) -> Violation | None:
+    """An engine answers without a key: `one_token` asks with none, and takes a refusal for ill health."""
+    flags = [argument.partition("=")[0] for argument in setting.deployment.extra_arguments]
+    given = {
+        "deployment_extra_arguments": [flag for flag in flags if flag.replace("_", "-") in KEY_FLAGS],
+        "deployment_extra_environment": sorted(KEY_VARIABLES & setting.deployment.extra_environment.keys()),
+    }
+    if not any(given.values()):
+        return None
+    return Violation(
+        "an API key of the engine's own",
+        "; ".join(f"{', '.join(names)} in {variable}" for variable, names in given.items() if names),
+        "Leave it out and give keys to the gateway (gateway_api_keys_file): health is asked without a key, so the "
+        "engine would never count as healthy, and a secret given here stands in plans.",
+    )
 
 
 def whole_nodes(setting: Setting, parallel: Parallel) -> Violation | None:
@@ -350,6 +370,7 @@ SETTING_RULES: tuple[Rule, ...] = (
     context_is_the_models,
     driver_new_enough,
     extra_arguments_are_taken,
+    no_key_of_its_own,
 )
 LAYOUT_RULES: tuple[Rule, ...] = (
     whole_nodes,

@@ -111,7 +111,8 @@ def report(
     """The rows that every host kept in `status_rows`, as one text; a host without them did not answer.
 
     Args:
-        variables: of every host; `status_rows`, `status_release`, `status_watchdog` and `status_gateway`.
+        variables: of every host; `status_rows`, `status_release`, `status_watchdog` and `status_gateway`;
+            `status_problem` says why a host that answers could not be looked at.
         hosts: the nodes that were to be looked at.
         form: human or json.
         gateways: the hosts that are to run the gateway.
@@ -124,11 +125,15 @@ def report(
     """
     found: list[Mapping[str, Any]] = []
     for host in hosts:
-        kept = variables[host].get("status_rows")
-        found += [_empty_row(host, "unreachable", "the node did not answer")] if kept is None else kept
+        kept, problem = variables[host].get("status_rows"), variables[host].get("status_problem")
+        if problem:
+            found.append(_empty_row(host, "unknown", problem))
+        else:
+            found += [_empty_row(host, "unreachable", "the node did not answer")] if kept is None else kept
     told = {host: kept for host in hosts if (kept := variables[host].get("status_release"))}
     looked = seen(found)
-    fronts = {host: variables[host].get("status_gateway") or SILENT for host in gateways}
+    live = any(is_at_work(kept["lease"]) for kept in told.values())
+    fronts = {host: judged(variables[host].get("status_gateway") or SILENT, live) for host in gateways}
     watchdogs = {host: kept for host in hosts if (kept := variables[host].get("status_watchdog"))}
     silent = any(row.phase == "unreachable" for row in looked) or any(
         not front["reachable"] for front in fronts.values()
@@ -198,11 +203,31 @@ def front(serving: Mapping[str, Any] | None, why: str = "") -> dict[str, Any]:
     return {"reachable": True, **kept}
 
 
+def is_at_work(lease: Mapping[str, Any] | None) -> bool:
+    """Whether a run lives that holds a node's lease, as `deployments` tells it."""
+    return (lease or {}).get("state") == "held"
+
+
+def judged(front: Mapping[str, Any], live: bool) -> dict[str, Any]:
+    """A gateway with `left_out` at each replica: taken out by a rollout that did not come to putting it back.
+
+    Args:
+        front: as the function of that name gives it.
+        live: whether a run is at work on the nodes, which may be that rollout.
+    """
+    servers = [{**each, "left_out": bool(each.get("taken_out")) and not live} for each in front["servers"]]
+    return {**front, "servers": servers}
+
+
 def gateway_faults(front: Mapping[str, Any]) -> list[str]:
-    """What is wrong with a gateway: it does not say, or a replica that nobody drained gets no requests."""
+    """What is wrong with a gateway, `judged`: it does not say, or a replica that nobody drained gets no requests."""
     if front["problem"]:
         return [front["problem"]]
-    return [replica_text(each) for each in front["servers"] if not each["in_rotation"] and not each["drained"]]
+    return [
+        replica_text(each)
+        for each in front["servers"]
+        if each["left_out"] or (not each["in_rotation"] and not each["drained"])
+    ]
 
 
 def gateway_lines(host: str, front: Mapping[str, Any]) -> list[str]:
@@ -264,12 +289,17 @@ def replica_text(server: Mapping[str, Any]) -> str:
     """A replica as a gateway sees it, in a few words.
 
     Args:
-        server: as `stepladder.core.gateway_state` gives it.
+        server: as `stepladder.core.serving_state` gives it and `judged` completes it.
     """
     by = server.get("drained_by") or {}
     who = f" by {by['who']} from {by['origin']} since {by['since']}" if by else ""
-    if server["drained"]:
-        word = f"out, drained{who}, {server['in_flight']} request(s) left"
+    left = f"{server['in_flight']} request(s) left"
+    if server.get("left_out"):
+        word = f"OUT, {left}, taken out by a rollout that ended; run deploy"
+    elif server.get("taken_out"):
+        word = f"out, {left}, taken out by the rollout that is under way"
+    elif server["drained"]:
+        word = f"out, drained{who}, {left}"
     elif server["in_rotation"]:
         share = f" at {server['weight']} %" if server["weight"] != 100 else ""
         word = f"in rotation{share}, {server['in_flight']} request(s)"

@@ -12,40 +12,81 @@ CURRENT = "current"
 FIRST_LINES, LAST_LINES = 5, 10
 
 
-def choose(variables: Mapping[str, Any], hosts: Sequence[str], wanted: str = "") -> dict[str, Any]:
-    """The release to go back to and the nodes that take part.
+def choose(
+    variables: Mapping[str, Any],
+    hosts: Sequence[str],
+    wanted: str = "",
+    asked: Sequence[str] = (),
+    by_itself: bool = False,
+) -> dict[str, Any]:
+    """The release to go back to and the nodes that take part: whole replicas, all of whose nodes can run it.
 
     Args:
         variables: of every host; `release_known` and `release_slices` as the role `release` keeps them.
-        hosts: nodes to choose from.
+        hosts: nodes to choose from, those that answer.
         wanted: plan id, or its beginning; empty takes what the links `previous` name, `current` what runs or ran last.
+        asked: nodes that were to answer.
+        by_itself: whether nobody is there to decide: what a node lacks keeps only its own replica from coming back, and
+            what runs on it is stopped.
 
     Returns:
-        `plan_id`, `nodes` that have it, `leaves`: nodes that run another release and have no part in it, and `refusal`,
-        empty where all is well: why nothing can be done, with the releases that there are.
+        `plan_id`, `nodes` that bring it back, `leaves`: nodes that run another release and have no part in it, `left`:
+        what is not brought back and why, a sentence or empty, and `refusal`, empty where all is well: why nothing can
+        be done, with the releases that there are.
     """
     known = {host: variables[host].get("release_known") or [] for host in hosts}
-    refused: dict[str, Any] = {"plan_id": "", "nodes": [], "leaves": []}
+    refused: dict[str, Any] = {"plan_id": "", "nodes": [], "leaves": [], "left": ""}
     name, refusal = _name(known, wanted)
     if refusal:
         return {**refused, "refusal": f"{refusal} {releases_text(known)}"}
     having = {host: kept for host, found in known.items() for kept in found if kept["plan_id"] == name}
-    members = {
-        member for host in having for member in _members((variables[host].get("release_slices") or {}).get(name, {}))
+    slices = {host: (variables[host].get("release_slices") or {}).get(name, {}) for host in having}
+    members = sorted({*having, *(member for kept in slices.values() for member in _members(kept))})
+    unfit = {host: why for host in members if (why := _why_unfit(host, having, hosts, asked))}
+    # By node the one of its own replica without which that cannot run.
+    mates = {
+        host: mate
+        for host, kept in slices.items()
+        for rank in kept.get("node", {}).get("ranks") or ()
+        if (mate := rank["node"]) in unfit and host not in unfit
     }
-    faults = [f"{host} has no {path}" for host, kept in having.items() for path in kept["missing"]]
-    faults += [
-        f"{host} is part of it, and has no such release or was not asked" for host in sorted(members - having.keys())
-    ]
+    nodes = [host for host in having if host not in unfit and host not in mates]
+    faults = [] if by_itself else _faults(unfit, mates, hosts, asked)
+    if not nodes:
+        faults = faults or [f"{host} {why}" for host, why in unfit.items()]
     if faults:
         text = "\n".join(f"  {fault}" for fault in faults)
-        return {
-            **refused,
-            "refusal": f"Release {name} cannot run again without the network:\n{text}\n{releases_text(known)}",
-        }
-    running = [host for host, found in known.items() if any(kept["current"] for kept in found)]
-    leaves = [host for host in running if host not in having]
-    return {"plan_id": name, "nodes": [*having], "leaves": leaves, "refusal": ""}
+        return {**refused, "refusal": f"Release {name} cannot be brought back:\n{text}\n{releases_text(known)}"}
+    elsewhere = [host for host, found in known.items() if any(k["current"] and k["plan_id"] != name for k in found)]
+    leaves = [host for host in elsewhere if host not in (nodes if by_itself else having)]
+    left = [
+        *(f"{host} {why}" for host, why in unfit.items()),
+        *(f"{h}, whose replica has {m}" for h, m in mates.items()),
+    ]
+    return {
+        "plan_id": name, "nodes": nodes, "leaves": leaves, "refusal": "",
+        "left": f"Not brought back: {'; '.join(left)}." if left else "",
+    }  # fmt: skip
+
+
+def _why_unfit(host: str, having: Mapping[str, Mapping[str, Any]], hosts: Sequence[str], asked: Sequence[str]) -> str:
+    """Why a node of a release cannot run it; empty where it can."""
+    if host in having:
+        return f"has no {', '.join(having[host]['missing'])}" if having[host]["missing"] else ""
+    if host in hosts:
+        return "has no such release"
+    return "did not answer" if host in asked else "was not asked"
+
+
+def _faults(
+    unfit: Mapping[str, str], mates: Mapping[str, str], hosts: Sequence[str], asked: Sequence[str]
+) -> list[str]:
+    """What a person has to decide before: nodes that answer and lack something, replicas that --limit cuts in two."""
+    lines = [f"{host} {why}" for host, why in unfit.items() if host in hosts]
+    for host, mate in mates.items():
+        if mate not in asked:
+            lines.append(f"{mate} {unfit[mate]}, and is in a replica with {host}: add it to --limit")
+    return lines
 
 
 def _name(known: Mapping[str, Sequence[Mapping[str, Any]]], wanted: str) -> tuple[str, str]:
@@ -139,7 +180,9 @@ def failure_text(task: str, failed: Mapping[str, Any]) -> str:
     return "\n".join([f"{task}:" if task else "it failed:", *(f"  {line}" for line in shown)])
 
 
-def automatic(variables: Mapping[str, Any], hosts: Sequence[str], given_up: str, allowed: bool) -> dict[str, Any]:
+def automatic(
+    variables: Mapping[str, Any], hosts: Sequence[str], given_up: str, allowed: bool, asked: Sequence[str] = ()
+) -> dict[str, Any]:
     """The release to bring back by itself after a new one was given up, in the form of `choose`.
 
     Args:
@@ -147,8 +190,9 @@ def automatic(variables: Mapping[str, Any], hosts: Sequence[str], given_up: str,
         hosts: nodes that can be reached.
         given_up: plan id of the release that did not run right.
         allowed: false where the operator switched the way back off.
+        asked: nodes that the run was to change.
     """
-    refused = {"plan_id": "", "nodes": [], "leaves": []}
+    refused = {"plan_id": "", "nodes": [], "leaves": [], "left": ""}
     known = {host: variables[host].get("release_known") or [] for host in hosts}
     if not allowed:
         return {**refused, "refusal": "deploy_way_back is false, so nothing was brought back."}
@@ -174,7 +218,7 @@ def automatic(variables: Mapping[str, Any], hosts: Sequence[str], given_up: str,
     if len(before) > 1:
         where = "; ".join(f"{name} on {', '.join(found)}" for name, found in before.items())
         return {**refused, "refusal": f"The nodes do not agree on the release before it: {where}."}
-    return choose(variables, hosts, next(iter(before)))
+    return choose(variables, hosts, next(iter(before)), asked, by_itself=True)
 
 
 def _another_runs(variables: Mapping[str, Any], hosts: Sequence[str], given_up: str) -> bool:
@@ -215,6 +259,7 @@ def ending(variables: Mapping[str, Any], hosts: Sequence[str], now: float) -> di
         lines += [f"Release {choice['plan_id']} serves again: it was asked and answers as promised{outage}."]
         measured = [f"{host}: {text}" for host in choice["nodes"] if (text := variables[host].get("release_told"))]
         lines += [_indented("\n".join(measured))] if measured else []
+        lines += [choice["left"]] if choice.get("left") else []
         status = "went_back"
     return {"text": "\n".join(lines), "exit_status": status}
 

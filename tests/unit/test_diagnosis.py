@@ -252,6 +252,23 @@ def test_a_gateway_that_lets_nobody_through_fails_while_engines_are_well(
     assert (found.first.layer, found.first.line) == (layer, line) if found.first else layer == ""
 
 
+@pytest.mark.parametrize(("live", "fails"), [(False, True), (True, False)])
+def test_what_a_dead_rollout_left_out_is_named(live: bool, fails: bool) -> None:
+    out = {**SERVER, "replica": 1, "in_rotation": False, "drained": True, "taken_out": True, "in_flight": 0}
+    gateway = {"problem": "", "servers": [SERVER, out]}
+    engine = dataclasses.replace(node(), at_work=live)
+    found = diagnosis.diagnose([engine, diagnosis.Node("gw", gateway=gateway)]).first
+    assert (found is not None) is fails
+    if found:
+        assert (found.layer, found.node, found.cure) == ("serve", "gw", "`deploy` finishes it, and puts it back.")
+        assert found.line == "replica 1: OUT, 0 request(s) left, taken out by a rollout that ended; run deploy"
+    serving = {"gateway": None}
+    for held, expected in ((None, False), ({"state": "expired"}, False), ({"state": "held"}, True)):
+        release = {"slice": KEPT, "known": [], "lease": held}
+        told = diagnosis.node_found("n0", release, [], serving, {"engines": False, "gateway": False})
+        assert diagnose_action.node_of("n0", told, Path("/nowhere")).at_work is expected
+
+
 def test_the_text_names_layer_line_cure_and_reference() -> None:
     found = diagnosis.diagnose(
         [node(texts={"logs/vllm-0.log": ["x", START, BAD_ARGUMENT], "kernel.txt": [XID]}, **ILL)]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.stepladder.core.plugins.module_utils import haproxy, rotation
+from ansible_collections.stepladder.core.plugins.module_utils import haproxy, rotation, serving_state
 from gateway_engine import Engine, engines
 from test_gateway_haproxy import PROGRAM, Gateway, drain, module
 from waiting import until
@@ -48,6 +48,8 @@ def test_out_and_back(gateway: Gateway, two: list[Engine]) -> None:
     assert gateway.up() == ["replica-0", "replica-1"]
     assert out(gateway, 1) == (True, [])
     assert (gateway.up(), rotation.marked(str(gateway.directory))) == (["replica-0"], {1})
+    told = serving_state.gateway(str(gateway.directory)) or {}
+    assert [server["taken_out"] for server in told["servers"]] == [False, True]
     assert {gateway.ask(body={})[1]["engine"] for _ in range(4)} == {two[0].port}
     assert out(gateway, 1) == (False, [])
     assert back(gateway, 1, check=True) == [1]

@@ -340,6 +340,21 @@ REFUSALS = [
         id="context-of-another-model",
     ),
     pytest.param(
+        {
+            "extra_arguments": ["--api-key", "first-secret", "--admin_api_key=second-secret"],
+            "extra_environment": {"VLLM_API_KEY": "third-secret", "SITE_API_KEY": "x"},
+        },
+        ["an API key of the engine's own: --api-key, --admin_api_key in deployment_extra_arguments; VLLM_API_KEY in "
+         "deployment_extra_environment. Leave it out and give keys to the gateway (gateway_api_keys_file): health is "
+         "asked without a key, so the engine would never count as healthy, and a secret given here stands in plans."],
+        id="own-api-key",
+    ),
+    pytest.param(
+        {"engine": "sglang", "extra_environment": {"SGLANG_API_KEY": "s"}},
+        ["an API key of the engine's own: SGLANG_API_KEY in deployment_extra_environment. Leave it out and give keys"],
+        id="own-api-key-in-sglangs-environment",
+    ),
+    pytest.param(
         {"extra_arguments": ["a\0b", " "], "extra_environment": {"A": "\0"}},
         ["variable deployment_extra_arguments.0: found 'a\\x00b'.", "variable deployment_extra_arguments.1: found ' '.",
          "variable deployment_extra_environment.A: found '\\x00'."],
@@ -360,6 +375,7 @@ def test_refusal_names_every_reason(wish: dict[str, Any], reasons: list[str]) ->
         plan_for(**wish)
     missing = [reason for reason in reasons if reason not in str(caught.value)]
     assert not missing, str(caught.value)
+    assert "-secret" not in str(caught.value)
 
 
 NEAREST = [

@@ -222,6 +222,23 @@ def test_diff_shows_scripts_and_hides_secrets_on_both_sides(tmp_path):
     assert release.diff_of(str(root), "p1", "p1", [old]) == []
 
 
+@pytest.mark.parametrize(
+    ("argv", "shown"),
+    [
+        (
+            ["serve", "--api-key", "one", "two", "--port", "1"],
+            ["serve", "--api-key", release.MASK, release.MASK, "--port", "1"],
+        ),
+        (["--api-key=one", "m", "-x", "y"], [f"--api-key={release.MASK}", "m", "-x", "y"]),
+        (["--hf-token", "one", "-tp", "8"], ["--hf-token", release.MASK, "-tp", "8"]),
+        (["--api-key"], ["--api-key"]),
+    ],
+)
+def test_every_value_of_a_secret_flag_is_masked(argv, shown):
+    """vLLM's --api-key takes several."""
+    assert release.mask_argv(argv) == shown
+
+
 def test_all_faults_of_the_arguments_are_told_at_once():
     bad = process(
         "a/b",

@@ -14,10 +14,13 @@ def process(name: str, port: int = 8000, gpus: str = "") -> dict[str, Any]:
     return {"name": name, "health": {"port": port}, "env": env, "stop_seconds": 150}
 
 
-def a_slice(replicas: int, *processes: dict[str, Any], url: str = "http://n:{}/v1") -> dict[str, Any]:
+def a_slice(replicas: int, *processes: dict[str, Any], url: str = "http://n:{}/v1", name: str = "n") -> dict[str, Any]:
     return {
         "deployment": {"replicas": replicas},
-        "endpoints": [{"replica": number, "node": "n", "base_url": url.format(number)} for number in range(replicas)],
+        "endpoints": [
+            {"replica": number, "node": name.format(number), "base_url": url.format(number)}
+            for number in range(replicas)
+        ],
         "node": {"processes": list(processes), "load_deadline_seconds": 600},
     }
 
@@ -46,10 +49,13 @@ def half_nodes(count: int = 2, first: int = 8000) -> dict[str, Any]:
 
 ONE = a_slice(1, process("vllm-0"))
 TWO = half_nodes()
-THREE = {f"n{number}": a_slice(3, process(f"vllm-{number}")) for number in range(3)}
+THREE = {f"n{number}": a_slice(3, process(f"vllm-{number}"), name="n{}") for number in range(3)}
+WELL: dict[str, Any] = {"release_seen": {"current": "p", "reasons": []}}
+NOT_WELL = {"release_seen": {"current": "p", "reasons": ["vllm-0 is stopped"]}}
 
 
 OUTAGE = ": nothing answers from the stop until the new start is ready, 750 s at most."
+MAYBE = ": nothing that was looked at answers from the stop until the new start is ready, 750 s at most."
 
 
 def told(found: dict[str, Any]) -> list[tuple[list[int], list[int], list[int]]]:
@@ -90,9 +96,23 @@ def each_on_its_own(*how: str) -> dict[str, Any]:
         ({"n": node(TWO, "new", "new")}, 1, True, [([0], [0], [0]), ([1], [1], [1])],
          "One after the other, while the others answer: replica 0; then replica 1."),
         # Only one of three nodes changes, the others answer.
-        ({"n1": node(THREE["n1"], "old")}, 1, False, [([1], [1], [1])],
+        ({"n1": node(THREE["n1"], "old"), "n0": WELL, "n2": WELL}, 1, False, [([1], [1], [1])],
          "One after the other, while the others answer: replica 1."),
         ({"n1": node(THREE["n1"], "gone", before={})}, 1, False, [([1], [1], [])], ""),
+        # With --limit nobody looked at the others.
+        ({"n1": node(THREE["n1"], "old")}, 1, False, [([1], [1], [1])],
+         "Replica 1 at once, because no other one was looked at" + MAYBE + " Not looked at: replicas 0, 2."),
+        ({"n1": node(THREE["n1"], "old"), "n0": WELL}, 1, False, [([1], [1], [1])],
+         "One after the other, while the others answer: replica 1. Not looked at: replica 2."),
+        ({"n1": node(THREE["n1"], "old"), "n0": NOT_WELL, "n2": WELL}, 3, False, [([1], [], [])],
+         "Replica 1 at once, because deploy_max_unavailable is 3; replicas on other nodes answer meanwhile. "
+         "Not looked at: replica 0."),
+        ({"n1": node(THREE["n1"], "old"), "n2": node(THREE["n2"], "broken")}, 1, False,
+         [([2], [2], []), ([1], [1], [1])],
+         "One after the other, while the others answer: replica 2, which does not serve; then replica 1. "
+         "Not looked at: replica 0."),
+        ({"n1": node(THREE["n1"], "old"), "n2": node(THREE["n2"], "old")}, 2, False, [([1, 2], [1, 2], [1, 2])],
+         "Replicas 1, 2 at once, because no other one was looked at" + MAYBE + " Not looked at: replica 0."),
         # A replica more, and one less.
         ({"n": node(half_nodes(3), "old", "old", "gone", before=TWO)}, 1, False,
          [([2], [2], []), ([0], [0], [0]), ([1], [1], [1])],
@@ -107,10 +127,12 @@ def each_on_its_own(*how: str) -> dict[str, Any]:
     ],
 )  # fmt: skip
 def test_waves(nodes: dict[str, Any], most: Any, again: bool, waves: list[Any], text: str) -> None:
-    found = rollout.rollout(nodes, list(nodes), most, again)
+    changing = [host for host, known in nodes.items() if "deployment_slice" in known]
+    found = rollout.rollout(nodes, changing, most, again)
     assert (told(found), found["text"]) == (waves, text)
     assert [wave["number"] for wave in found["waves"]] == [*range(len(waves))]
-    assert found["outage"] is ("nothing answers" in text)
+    assert found["outage"] is ("nothing " in text)
+    assert not (found["outage"] and found["others"])
 
 
 def test_a_wave_names_its_nodes_its_processes_and_its_endpoints() -> None:
@@ -194,3 +216,13 @@ def test_what_is_no_number_of_replicas_is_refused(value: Any) -> None:
 )
 def test_the_first_red_stops_the_rollout(hosts: dict[str, Any], number: int, goes: bool) -> None:
     assert rollout.goes_on(hosts, list(hosts), number) is goes
+
+
+def test_how_long_it_was_claims_nothing_of_what_nobody_looked_at() -> None:
+    nodes = {"n1": node(THREE["n1"], "old") | {"release_stopped_at": 100.0}}
+    found = rollout.rollout(nodes, ["n1"], 1, False)
+    nodes["n1"]["release_rollout"] = found
+    said = rollout.back_text(nodes, found["waves"][0], 142.0)
+    assert said == "Nothing that was looked at answered for 42 s at most, from the stop to the right answers."
+    nodes["n1"]["release_rollout"] = {**found, "not_seen": []}
+    assert rollout.back_text(nodes, found["waves"][0], 142.0).startswith("Nothing answered for 42 s")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -208,6 +211,7 @@ SERVER = {
 }  # fmt: skip
 BY = {"who": "ann", "origin": "ops1", "since": "2026-11-21T01:00:00Z"}
 DRAINED = {**SERVER, "replica": 1, "in_rotation": False, "drained": True, "drained_by": BY, "in_flight": 0}
+TAKEN_OUT = {**DRAINED, "drained_by": None, "taken_out": True}
 DOWN = {**SERVER, "replica": 1, "in_rotation": False, "status": "DOWN", "check": "L4CON", "agent": "down stalled"}
 
 
@@ -262,6 +266,36 @@ def test_the_gateway_stands_below_the_table(serving: dict[str, Any] | None, line
     assert document["gateways"]["gw"]["reachable"] is (serving is not None)
 
 
+def at_work(state: str) -> dict[str, Any]:
+    held = {
+        "who": "ann", "origin": "ops1", "verb": "deploy", "deployment": "step3", "plan_id": "abd", "why": "",
+        "age": 61.0, "since": "2023-11-14T22:20:00Z", "silent": 3.0, "expires_in": 117.0, "state": state, "doing": "",
+    }  # fmt: skip
+    return status.release([], {"lease": held if state else None, "frozen": None, "now": 0.0})
+
+
+@pytest.mark.parametrize(
+    ("lease", "line", "exit_status"),
+    [
+        ("held", "  replica 1: out, 0 request(s) left, taken out by the rollout that is under way", ""),
+        ("expired", "  replica 1: OUT, 0 request(s) left, taken out by a rollout that ended; run deploy", "not_ready"),
+        ("", "  replica 1: OUT, 0 request(s) left, taken out by a rollout that ended; run deploy", "not_ready"),
+    ],
+)
+def test_what_a_dead_rollout_took_out_is_a_fault(lease: str, line: str, exit_status: str) -> None:
+    """Its engine is well, and half of the capacity is away until somebody deploys."""
+    variables = {
+        "n0": {"status_rows": status.rows("n0", KEPT, [state()]), "status_release": at_work(lease)},
+        "gw": {"status_gateway": status.front({"gateway": {"problem": "", "servers": [SERVER, TAKEN_OUT]}})},
+    }
+    told = status.report(variables, ["n0"], "human", ["gw"])
+    assert line in told["text"].splitlines()
+    assert told["exit_status"] == exit_status
+    document = json.loads(status.report(variables, ["n0"], "json", ["gw"])["text"])
+    assert document["ready"] is (exit_status == "")
+    assert [server["left_out"] for server in document["gateways"]["gw"]["servers"]] == [False, exit_status != ""]
+
+
 def test_the_watchdog_tells_of_stalls_and_restarts() -> None:
     engine = {"process": "vllm-0", "state": "stalled", "detail": "no token for 120 s", "stalls": 2, "restarts": 1}
     kept = {"problem": "", "mode": "restart", "engines": [{**engine, "last_restart_ago": 61.0}]}
@@ -275,3 +309,26 @@ def test_the_watchdog_tells_of_stalls_and_restarts() -> None:
         "STALLED now: no token for 120 s",
         "Watchdog on n1: it gave no sign of life for 100 s",
     ]
+
+
+def test_status_tells_of_nodes_that_are_all_down(tmp_path: Path) -> None:
+    """Nothing listens at that port; a program still gets its document."""
+    host = {"ansible_host": "127.0.0.1", "ansible_port": 1, "ansible_connection": "ssh"}
+    inventory = tmp_path / "hosts.yml"
+    inventory.write_text(json.dumps({"all": {"children": {"engines": {"hosts": {"n0": host}}}}}))
+    command = [sys.executable, "bin/stepladder", "status", "-i", str(inventory), "-e", "deployment_name=local"]
+    done = subprocess.run(
+        [*command, "-e", "status_format=json"], cwd=Path(__file__).resolve().parents[2],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 4, done.stderr
+    document = json.loads(done.stdout)
+    assert (document["ready"], [row["phase"] for row in document["processes"]]) == (False, ["unreachable"])
+
+
+def test_what_could_not_be_looked_at_is_named() -> None:
+    told = status.report({"n0": {"status_problem": "Read what is deployed: lease.json cannot be read"}}, ["n0"])
+    assert told["text"].splitlines()[1].split(maxsplit=5)[2:] == [
+        "unknown", "-", "-", "Read what is deployed: lease.json cannot be read",
+    ]  # fmt: skip
+    assert told["exit_status"] == "not_ready"

@@ -18,9 +18,13 @@ def kept(plan_id: str, mark: str = "", outcome: str = "proven", **more: Any) -> 
     }  # fmt: skip
 
 
-def node(*releases: dict[str, Any], members: tuple[str, ...] = ("n0",)) -> dict[str, Any]:
-    slices = {each["plan_id"]: {"endpoints": [{"node": name} for name in members]} for each in releases}
-    return {"release_known": list(releases), "release_slices": slices}
+def node(*releases: dict[str, Any], members: tuple[str, ...] = ("n0",), ranks: tuple[str, ...] = ()) -> dict[str, Any]:
+    """members: where the replicas answer; ranks: the nodes of this one's replica, where it has several."""
+    kept_slice = {
+        "endpoints": [{"node": name} for name in members],
+        "node": {"ranks": [{"node": name, "address": "198.18.0.1"} for name in ranks]},
+    }
+    return {"release_known": list(releases), "release_slices": {each["plan_id"]: kept_slice for each in releases}}
 
 
 TWO = {"n0": node(kept("new", "current"), kept("old", "previous"))}
@@ -47,8 +51,58 @@ TWO = {"n0": node(kept("new", "current"), kept("old", "previous"))}
 )  # fmt: skip
 def test_choice(nodes: dict[str, Any], wanted: str, chosen: str, taking_part: list[str], leaving: list[str]) -> None:
     assert way_back.choose(nodes, list(nodes), wanted) == {
-        "plan_id": chosen, "nodes": taking_part, "leaves": leaving, "refusal": "",
+        "plan_id": chosen, "nodes": taking_part, "leaves": leaving, "left": "", "refusal": "",
     }  # fmt: skip
+
+
+BOTH = (kept("new", "current", "unknown"), kept("old", "previous"))
+PAIR = ("n0", "n1")
+# Two replicas of a node each, and two of two nodes each.
+SINGLES = {name: node(*BOTH, members=PAIR) for name in PAIR}
+DOUBLES = {
+    name: node(*BOTH, members=("n0", "n2"), ranks=ranks) for ranks in (("n0", "n1"), ("n2", "n3")) for name in ranks
+}
+EMPTY = {"n0": node(), "n1": SINGLES["n1"]}
+NO_WEIGHTS = {"n0": node(BOTH[0], kept("old", "previous", missing=["/v"]), members=PAIR), "n1": SINGLES["n1"]}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "answering", "by_hand", "left", "by_itself", "leaving"),
+    [
+        (SINGLES, PAIR, ["n0", "n1"], "", ["n0", "n1"], []),
+        (SINGLES, ("n1",), ["n1"], "Not brought back: n0 did not answer.", ["n1"], []),
+        # Whole replicas only; by itself, what runs the release that was given up is stopped.
+        (DOUBLES, ("n1", "n2", "n3"), ["n2", "n3"],
+         "Not brought back: n0 did not answer; n1, whose replica has n0.", ["n2", "n3"], ["n1"]),
+        (EMPTY, PAIR, "  n0 has no such release\n",
+         "Not brought back: n0 has no such release.", ["n1"], []),
+        (NO_WEIGHTS, PAIR, "  n0 has no /v\n", "Not brought back: n0 has no /v.", ["n1"], ["n0"]),
+        (DOUBLES, ("n1",), "  n0 did not answer\n  n2 did not answer\n", None,
+         "  n0 did not answer\n  n2 did not answer\n", []),
+    ],
+)  # fmt: skip
+def test_what_is_dead_keeps_no_healthy_replica_from_the_way_back(
+    nodes: dict[str, Any], answering: tuple[str, ...], by_hand: Any, left: str, by_itself: Any, leaving: list[str]
+) -> None:
+    mine = way_back.choose(nodes, answering, asked=list(nodes))
+    own = way_back.automatic(nodes, answering, "new", True, list(nodes))
+    for choice, expected in ((mine, by_hand), (own, by_itself)):
+        if isinstance(expected, str):
+            assert choice["refusal"].startswith(f"Release old cannot be brought back:\n{expected}")
+            assert choice["nodes"] == []
+        else:
+            assert (choice["nodes"], choice["refusal"], choice["left"]) == (expected, "", left)
+    assert own["leaves"] == leaving
+    assert mine["leaves"] == []
+
+
+def test_limit_names_whole_replicas() -> None:
+    one = way_back.choose(DOUBLES, ["n2", "n3"], asked=["n2", "n3"])
+    assert (one["nodes"], one["left"]) == (["n2", "n3"], "Not brought back: n0 was not asked.")
+    half = way_back.choose(DOUBLES, ["n1", "n2", "n3"], asked=["n1", "n2", "n3"])
+    assert half["refusal"].startswith(
+        "Release old cannot be brought back:\n  n0 was not asked, and is in a replica with n1: add it to --limit\nKnown"
+    )
 
 
 @pytest.mark.parametrize(
@@ -70,10 +124,7 @@ def test_choice(nodes: dict[str, Any], wanted: str, chosen: str, taking_part: li
         ({**TWO, "n1": node(kept("new", "current"), kept("older", "previous"))}, "",
          "The nodes do not agree on the release before (n0: old; n1: older). Name one with -e rollback_to=ID."),
         ({"n0": node(kept("new", "current"), kept("old", "previous", missing=["/v/.stepladder.json"]))}, "",
-         "Release old cannot run again without the network:\n  n0 has no /v/.stepladder.json\nKnown"),
-        ({"n0": node(kept("new", "current"), kept("old", "previous"), members=("n0", "n9"))}, "",
-         "Release old cannot run again without the network:\n"
-         "  n9 is part of it, and has no such release or was not asked\nKnown"),
+         "Release old cannot be brought back:\n  n0 has no /v/.stepladder.json\nKnown"),
     ],
 )  # fmt: skip
 def test_refusals(nodes: dict[str, Any], wanted: str, message: str) -> None:
