@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import lease
 from engine_progress import STALLED, Observer, Verdict, Watch
 
 TICK = 2.0
@@ -106,21 +107,15 @@ def local(host: str) -> str:
     return "127.0.0.1" if host in ("0.0.0.0", "", "::") else host  # noqa: S104
 
 
-def lease_holder(state_directory: str, boot_seconds: float) -> str:
+def lease_holder(state_directory: str) -> str:
     """Who is at work on the node; empty for nobody. A lease that cannot be read holds, as it does for people."""
-    folder = Path(state_directory, "lease")
     try:
-        lease = json.loads((folder / "lease.json").read_text())
-        heard = float(lease["taken"]["seconds"])
-        for file in folder.glob("renewed-*"):
-            with contextlib.suppress(OSError, ValueError, IndexError):
-                heard = max(heard, float(file.read_text().split()[1]))
-        silent = boot_seconds - heard
-        return "" if silent > float(lease["ttl"]) else f"{lease['who']} is at work on the node ({lease['verb']})"
-    except FileNotFoundError:
+        held = lease.read(state_directory)
+    except lease.LeaseError as error:
+        return str(error)
+    if held is None or held.state(lease.Clock.now()) == lease.EXPIRED:
         return ""
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        return f"{folder}/lease.json cannot be read ({error})"
+    return f"{held.who} is at work on the node ({held.verb})"
 
 
 def processes_of(deployment_path: str, process: str, proc: Path = Path("/proc")) -> list[int]:
@@ -248,7 +243,7 @@ class Watchdog:
         if not self.said.get(name, "").startswith(STALLED):
             self.histories[name].stalls += 1
         now, history = time.time(), self.histories[name]
-        held = lease_holder(self.settings["state_directory"], time.clock_gettime(time.CLOCK_BOOTTIME))
+        held = lease_holder(self.settings["state_directory"])
         reason = why_not(now, history, self.settings["mode"], held, self.against[name])
         if reason:
             self.say(name, f"{STALLED}: {verdict.detail}; not restarted: {reason}", once=f"{STALLED} not restarted")
