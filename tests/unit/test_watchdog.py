@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -227,3 +227,27 @@ def test_while_a_run_holds_the_node_nothing_is_ended(node: Node) -> None:
     assert node.engine.poll() is None
     (node.root / "lease/lease.json").unlink()
     assert node.engine.wait(20) == -signal.SIGKILL
+
+
+def test_a_disk_that_takes_nothing_keeps_no_stalled_engine(node: Node) -> None:
+    (node.directory / "stalls").write_text("a file in the way of the folder")
+    (node.directory / "state.json").mkdir()
+    (node.directory / "metrics.prom").mkdir()
+    node.watch("restart")
+    node.engine.send_signal(signal.SIGSTOP)
+    assert node.engine.wait(20) == -signal.SIGKILL
+    until(lambda: "restarted, 2 process(es) ended" in node.log(), 5)
+    assert node.log().count("state.json: cannot be written") == 1
+    assert node.log().count("metrics.prom: cannot be written") == 1
+    assert node.log().count("stalls: cannot be written: File exists") == 1
+    counted = 'stepladder_watchdog_restarts_total{deployment="d",process="vllm-0"} 1'
+    assert counted in (node.directory / "stepladder-d.prom").read_text(), "what can be written is"
+    assert not list(node.directory.glob(".*.new")), "a full disk is not filled with halves"
+
+
+def test_a_log_that_takes_nothing_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"deployment_path": str(tmp_path / "d"), "directory": str(tmp_path)}
+    with Path("/dev/full").open("wb", buffering=0) as full:
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(full, write_through=True))
+        watchdog.Watchdog(settings).say("vllm-0", "stalled")
+        monkeypatch.undo()
