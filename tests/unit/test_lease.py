@@ -6,9 +6,12 @@ import json
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ansible.errors import AnsibleConnectionFailure
+from ansible_collections.stepladder.core.plugins.action import lease as lease_action
 from ansible_collections.stepladder.core.plugins.module_utils import lease
 from ansible_collections.stepladder.core.plugins.plugin_utils import run as this_run
 
@@ -117,6 +120,64 @@ def test_a_renewal_in_the_hundredth_of_a_second_of_the_start_says_what_the_run_d
     held = lease.read(str(tmp_path))
     assert held
     assert (held.renewed.seconds, held.doing) == (renewed, "Install: engine")
+
+
+class Renewer(lease_action.ActionModule):
+    """What a run leaves behind to renew its lease, over a connection of which the test says how each call ends.
+
+    A renewal ends with an exit status, giving back with an answer, either with what the connection raises.
+    """
+
+    def __init__(self, beats: list[Any], answers: list[Any]) -> None:
+        self.beats, self.answers, self.renewals, self.given_back = beats, answers, 0, 0
+        self._mine = {"state_directory": "/s", "run": "aaaa", "ttl": "120"}
+        self._connection = SimpleNamespace(_shell=SimpleNamespace(tmpdir=None))
+
+    def _lives(self, main: int) -> bool:
+        return bool(self.beats)
+
+    def _low_level_execute_command(self, cmd: str, **_: Any) -> dict[str, Any]:
+        self.renewals += 1
+        return {"rc": ended(self.beats.pop(0))}
+
+    def _call(self, arguments: dict[str, Any], variables: dict[str, Any]) -> dict[str, Any]:
+        self.given_back += 1
+        return dict(ended(self.answers.pop(0)))
+
+    def _remove_tmp_path(self, tmp_path: Any, force: bool = False) -> None:
+        pass
+
+
+def ended(how: Any) -> Any:
+    if isinstance(how, Exception):
+        raise how
+    return how
+
+
+BROKEN = AnsibleConnectionFailure("Failed to connect to the host via ssh: exit status 255")
+GIVEN_BACK = {"released": True}
+RENEWALS = [
+    pytest.param([0, 0, 0], [GIVEN_BACK], (3, 1), 0, id="well"),
+    pytest.param([0, BROKEN, 255, 0], [GIVEN_BACK], (4, 1), 0, id="connection-fails-once"),
+    pytest.param([0, 3, 0, 0], [], (2, 0), 0, id="lost"),
+    pytest.param([0], [BROKEN, {"failed": True, "msg": "x"}, GIVEN_BACK], (1, 3), 20, id="given-back-at-last"),
+    pytest.param([0], [BROKEN] * 99, (1, 13), 120, id="given-up-when-it-has-ended-by-itself"),
+]
+
+
+@pytest.mark.parametrize(("beats", "answers", "calls", "seconds"), RENEWALS)
+def test_a_connection_that_fails_ends_no_renewal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beats: list[Any], answers: list[Any], calls: Any, seconds: float
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(lease_action.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(lease_action.time, "sleep", lambda wait: now.__setitem__(0, now[0] + wait))
+    monkeypatch.setattr(lease_action.constants, "DEFAULT_LOCAL_TMP", str(tmp_path / "tmp"))
+    renewer = Renewer([*beats], [*answers])
+    renewer._renew(1, {})
+    assert (renewer.renewals, renewer.given_back) == calls
+    assert now[0] == seconds
+    assert not (tmp_path / "tmp").exists()
 
 
 def test_a_renewal_of_a_run_that_lost_its_lease_says_nothing_about_the_next_ones(tmp_path: Path, clock: Any) -> None:
