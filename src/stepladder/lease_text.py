@@ -54,6 +54,19 @@ def refusal(variables: Mapping[str, Any], hosts: Sequence[str]) -> dict[str, str
     return {"text": "\n".join(lines), "exit_status": "frozen" if cold else "held" if held or stale else "unreachable"}
 
 
+def lost(variables: Mapping[str, Any], hosts: Sequence[str]) -> str:
+    """What a run is told that lost the lease of a node; empty where it holds all.
+
+    Args:
+        variables: of every host; `lease_held` as the role `lease` keeps it.
+        hosts: the nodes of the play.
+    """
+    found = {host: (variables[host].get("lease_held") or {}).get("lost") for host in hosts}
+    lines = [f"  {host}: {why}" for host, why in found.items() if why]
+    head = "This run lost its lease and ends here, with the nodes as they are now ('status' shows them):"
+    return "\n".join([head, *lines]) if lines else ""
+
+
 def text(variables: Mapping[str, Any], hosts: Sequence[str]) -> str:
     """A line for each node: whose lease it is."""
     lines = []

@@ -259,6 +259,20 @@ def test_a_freeze_refuses_all_until_it_is_ended(tmp_path: Path) -> None:
     assert lease.take(str(tmp_path), BOB)["taken"]
 
 
+def test_who_lost_which_lease_is_told_for_all_nodes(tmp_path: Path) -> None:
+    held, unreachable = {"lease_held": {"lost": ""}}, {"lease_held": {"unreachable": True}}
+    lease.take(str(tmp_path), MINE)
+    assert lease.holds(str(tmp_path), "aaaa") == ""
+    (tmp_path / "lease/lease.json").write_text("{}")
+    torn = {"lease_held": {"lost": lease.holds(str(tmp_path), "aaaa")}}
+    assert lease_text.lost({"a": held, "b": unreachable, "c": {}}, ["a", "b", "c"]) == ""
+    told = lease_text.lost({"a": held, "b": torn, "c": {"lease_held": {"lost": "it was broken"}}}, ["a", "b", "c"])
+    lines = told.splitlines()
+    assert lines[0] == "This run lost its lease and ends here, with the nodes as they are now ('status' shows them):"
+    assert lines[1].startswith(f"  b: {tmp_path}/lease/lease.json cannot be read")
+    assert lines[2:] == ["  c: it was broken"]
+
+
 def test_a_lease_that_cannot_be_read_is_nobodys_to_take_but_can_be_broken(tmp_path: Path) -> None:
     lease.take(str(tmp_path), MINE)
     (tmp_path / "lease/lease.json").write_text("{}")
