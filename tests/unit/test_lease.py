@@ -259,6 +259,35 @@ def test_a_freeze_refuses_all_until_it_is_ended(tmp_path: Path) -> None:
     assert lease.take(str(tmp_path), BOB)["taken"]
 
 
+def seen(state: Path) -> dict[str, Any]:
+    held = lease.read(str(state))
+    holder = held.told(lease.Clock.now()) if held else None
+    return {"lease_seen": {"holder": holder, "frozen": lease.read_freeze(str(state))}}
+
+
+def test_gateway_and_watchdog_are_left_alone_while_somebody_is_at_work_or_in_a_freeze(
+    tmp_path: Path, clock: Any
+) -> None:
+    free = {"lease_seen": {"holder": None, "frozen": None}}
+    assert lease_text.in_the_way({"n1": free, "n2": seen(tmp_path)}, ["n1", "n2"])["text"] == ""
+    lease.take(str(tmp_path), MINE)
+    told = lease_text.in_the_way({"n1": free, "n2": seen(tmp_path)}, ["n1", "n2"])
+    assert told["exit_status"] == "held"
+    assert (
+        told["text"].splitlines()[0].endswith("Gateway and watchdog were left as they are; run the same again later:")
+    )
+    assert (
+        told["text"].splitlines()[1].startswith("  n2: held by ann from ops1: deploy step3 3f9a (new weights), since ")
+    )
+    assert told["text"].splitlines()[2] == lease_text.MEND
+    clock.seconds += 121
+    assert lease_text.in_the_way({"n2": seen(tmp_path)}, ["n2"])["text"] == "", "its run is gone"
+    lease.freeze(str(tmp_path), "ann", "ops1", "trade fair")
+    told = lease_text.in_the_way({"n1": free, "n2": seen(tmp_path)}, ["n1", "n2"])
+    assert told["exit_status"] == "frozen"
+    assert "To end a freeze: bin/stepladder unfreeze -e freeze_reason=TEXT" in told["text"]
+
+
 def test_who_lost_which_lease_is_told_for_all_nodes(tmp_path: Path) -> None:
     held, unreachable = {"lease_held": {"lost": ""}}, {"lease_held": {"unreachable": True}}
     lease.take(str(tmp_path), MINE)

@@ -16,10 +16,12 @@ from typing import Any
 
 import pytest
 import yaml
+from ansible_collections.stepladder.core.plugins.module_utils import lease
 
 from stepladder.exit_status import ExitStatus
 
 ROOT = Path(__file__).resolve().parents[2]
+BUILTIN = "ansible.builtin"
 NODES = {"processes": [], "forget": [], "again": []}
 WAVE = {
     "number": 0, "replicas": [0], "drain": [0], "patient": [0], "first": "a", "endpoints": [], "at_once": False,
@@ -155,3 +157,31 @@ def test_what_a_run_does_that_loses_its_lease(
     if lost_at != "never":
         assert "This run lost its lease" in done.stdout
         assert ": the lease was broken, or was given back" in done.stdout
+
+
+OTHERS = {
+    "run": "r", "who": "ann", "origin": "ops1", "verb": "redeploy", "why": "", "deployment": "d", "plan_id": "p",
+    "ttl": 1200.0, "controller": {},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("somebody", "status"), [(False, 0), (True, ExitStatus.HELD)], ids=["nobody", "somebody"])
+def test_a_deploy_that_has_nothing_to_do_leaves_the_gateway_to_who_is_at_work(
+    project: Path, somebody: bool, status: int
+) -> None:
+    plays = yaml.safe_load((ROOT / "playbooks/deploy.yml").read_text())
+    after = next(
+        number for number, play in enumerate(plays) if "_start.yml" in play.get(f"{BUILTIN}.import_playbook", "")
+    )
+    groups = [{f"{BUILTIN}.group_by": {"key": name}} for name in ("planned_nodes", "gateway")]
+    head = {"hosts": "all", "gather_facts": False, "tasks": groups}
+    (project / "play.yml").write_text(json.dumps([head, *plays[after + 1 :]]))
+    for role in ("gateway", "watchdog"):
+        (project / f"roles/{role}/tasks").mkdir(parents=True)
+        (project / f"roles/{role}/tasks/main.yml").write_text(json.dumps([note(role)]))
+    if somebody:
+        assert lease.take(str(project / "b"), OTHERS)["taken"]
+    done = run(project, watchdog_mode="observe")
+    assert done.returncode == status, done.stdout + done.stderr
+    assert re.findall("noted: (.*)", done.stdout) == ([] if somebody else ["watchdog", "gateway"])
+    assert ("b: held by ann from ops1: redeploy d p" in done.stdout) is somebody
