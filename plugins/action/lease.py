@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import shutil
 import signal
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
 from ansible import constants
+from ansible.errors import AnsibleError
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 from ansible_collections.stepladder.core.plugins.module_utils.lease import renewal
@@ -19,6 +22,8 @@ from ansible_collections.stepladder.core.plugins.plugin_utils import run as this
 # Several renewals may be lost before a lease expires: its ttl is 120 s.
 RENEW_SECONDS = 10.0
 RENEWAL_LOST = 3
+# The module's own, where the task names none.
+TTL_SECONDS = 120.0
 
 
 class ActionModule(ActionBase):
@@ -82,15 +87,33 @@ class ActionModule(ActionBase):
     def _renew(self, main: int, variables: dict[str, Any]) -> None:
         place, mark = self._mine["state_directory"], self._mine["run"]
         while self._lives(main):
-            answer = self._low_level_execute_command(renewal(place, mark, _doing()))
-            if answer.get("rc") == RENEWAL_LOST:
-                return
-        # Given back by the end of the run already, or not, where the run failed or was killed.
+            # A connection that fails once fails one renewal: the next is due long before the lease expires.
+            with contextlib.suppress(AnsibleError):
+                answer = self._low_level_execute_command(renewal(place, mark, _doing()))
+                if answer.get("rc") == RENEWAL_LOST:
+                    return
+        self._give_back(variables)
+
+    def _give_back(self, variables: dict[str, Any]) -> None:
+        """Given back by the end of the run already, or not, where the run failed or was killed.
+
+        It is tried until the lease has expired by itself.
+        """
+        given_up = time.monotonic() + float(self._mine.get("ttl", TTL_SECONDS))
         Path(constants.DEFAULT_LOCAL_TMP).mkdir(parents=True, exist_ok=True)
-        # The one that the task had was removed at its end.
-        self._connection._shell.tmpdir = None
-        self._call({**self._mine, "state": "released", "outcome": "failed, interrupted or killed"}, variables)
-        self._remove_tmp_path(self._connection._shell.tmpdir, force=True)
+        while True:
+            # The one that the task had was removed at its end.
+            self._connection._shell.tmpdir = None
+            with contextlib.suppress(AnsibleError):
+                answer = self._call(
+                    {**self._mine, "state": "released", "outcome": "failed, interrupted or killed"}, variables
+                )
+                self._remove_tmp_path(self._connection._shell.tmpdir, force=True)
+                if "released" in answer:
+                    break
+            if time.monotonic() >= given_up:
+                break
+            time.sleep(RENEW_SECONDS)
         shutil.rmtree(constants.DEFAULT_LOCAL_TMP, ignore_errors=True)
 
     def _lives(self, main: int) -> bool:

@@ -180,6 +180,8 @@ class FilterModule:
             "image_seekers": contents.image_seekers,
             "drift_report": drift.report,
             "drift_work": drift.work,
+            "lease_in_the_way": lease_text.in_the_way,
+            "lease_lost": lease_text.lost,
             "lease_refusal": lease_text.refusal,
             "lease_text": lease_text.text,
             "network_seen": replica.seen,

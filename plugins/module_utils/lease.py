@@ -195,7 +195,10 @@ def break_it(state_directory: str, who: str, origin: str, why: str) -> dict[str,
 
 def holds(state_directory: str, run: str) -> str:
     """Why a run does not hold the node's lease; empty where it does. A lease that nobody took meanwhile is its own."""
-    held = read(state_directory)
+    try:
+        held = read(state_directory)
+    except LeaseError as error:
+        return str(error)
     if held is None:
         return "the lease was broken, or was given back"
     return (

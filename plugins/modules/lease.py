@@ -23,7 +23,8 @@ options:
   state:
     description:
       - V(taken) takes the lease or says in RV(holder) or RV(frozen) why not; it does not fail for that.
-      - V(held) fails unless this run holds it. V(released) gives it back. V(broken) takes it away from whoever has it.
+      - V(held) says in RV(lost) why this run does not hold it.
+      - V(released) gives it back. V(broken) takes it away from whoever has it.
       - V(frozen) and V(unfrozen) say whether any run may take it.
       - V(read) only looks.
     type: str
@@ -102,6 +103,11 @@ taken:
   returned: when state is taken
   type: bool
   sample: true
+lost:
+  description: Why this run does not hold the lease; empty where it does.
+  returned: when state is held, outside of check mode
+  type: str
+  sample: the lease was broken, or was given back
 stale:
   description: Whether another run was at work since the node was looked at.
   returned: when that is in the way
@@ -140,8 +146,7 @@ def act(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
             **lease.take(path, {name: given[name] for name in REQUEST}, given["supersede"], given["seen"]),
         }
     if state == "held":
-        wrong = lease.holds(path, given["run"])
-        return {"changed": False, "failed": bool(wrong), "msg": wrong}
+        return {"changed": False, "lost": lease.holds(path, given["run"])}
     if state == "released":
         return {"changed": False, "released": lease.release(path, given["run"], given["outcome"])}
     if state == "broken":

@@ -42,16 +42,53 @@ def refusal(variables: Mapping[str, Any], hosts: Sequence[str]) -> dict[str, str
     silent = [host for host, answer in told.items() if not answer.get("taken") and host not in {*cold, *held, *stale}]
     if not (cold or held or silent or stale):
         return {"text": "", "exit_status": ""}
-    lines = ["This run may not change the nodes, and changed nothing:"]
-    lines += [f"  {host}: {frozen(answer)}" for host, answer in cold.items()]
-    lines += [f"  {host}: held by {holder(answer)}" for host, answer in held.items()]
+    lines = ["This run may not change the nodes, and changed nothing:", *_reasons(cold, held)]
     lines += [f"  {host}: another run changed it since it was looked at; run the same again" for host in stale]
     lines += [f"  {host}: did not answer" for host in silent]
-    if cold:
-        lines.append("To end a freeze: bin/stepladder unfreeze -e freeze_reason=TEXT")
-    if held:
-        lines.append(MEND)
+    lines += _cures(cold, held)
     return {"text": "\n".join(lines), "exit_status": "frozen" if cold else "held" if held or stale else "unreachable"}
+
+
+def in_the_way(variables: Mapping[str, Any], hosts: Sequence[str]) -> dict[str, str]:
+    """Why gateway and watchdog are not to be touched, and the exit status for it; an empty text where they may be.
+
+    Args:
+        variables: of every host; `lease_seen` as the role `lease` keeps it, after this run's own lease was given back.
+        hosts: the nodes of the play.
+    """
+    seen = {host: variables[host]["lease_seen"] for host in hosts}
+    cold = {host: told["frozen"] for host, told in seen.items() if told["frozen"]}
+    held = {host: told["holder"] for host, told in seen.items() if (told["holder"] or {}).get("state") == "held"}
+    if not (cold or held):
+        return {"text": "", "exit_status": ""}
+    head = "Every node is as planned. Gateway and watchdog were left as they are; run the same again later:"
+    return {
+        "text": "\n".join([head, *_reasons(cold, held), *_cures(cold, held)]),
+        "exit_status": "frozen" if cold else "held",
+    }
+
+
+def _reasons(cold: Mapping[str, Any], held: Mapping[str, Any]) -> list[str]:
+    lines = [f"  {host}: {frozen(answer)}" for host, answer in cold.items()]
+    return lines + [f"  {host}: held by {holder(answer)}" for host, answer in held.items()]
+
+
+def _cures(cold: Mapping[str, Any], held: Mapping[str, Any]) -> list[str]:
+    unfreeze = "To end a freeze: bin/stepladder unfreeze -e freeze_reason=TEXT"
+    return [*([unfreeze] if cold else []), *([MEND] if held else [])]
+
+
+def lost(variables: Mapping[str, Any], hosts: Sequence[str]) -> str:
+    """What a run is told that lost the lease of a node; empty where it holds all.
+
+    Args:
+        variables: of every host; `lease_held` as the role `lease` keeps it.
+        hosts: the nodes of the play.
+    """
+    found = {host: (variables[host].get("lease_held") or {}).get("lost") for host in hosts}
+    lines = [f"  {host}: {why}" for host, why in found.items() if why]
+    head = "This run lost its lease and ends here, with the nodes as they are now ('status' shows them):"
+    return "\n".join([head, *lines]) if lines else ""
 
 
 def text(variables: Mapping[str, Any], hosts: Sequence[str]) -> str:

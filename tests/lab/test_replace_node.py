@@ -78,8 +78,8 @@ def test_a_spare_node_takes_the_place_of_a_dead_one(three: RealLab) -> None:
     assert answers(three, 20)
 
     # The inventory says so from now on; the dead node comes back, and what it still runs is stopped.
-    (three.inventory / "group_vars/engines").mkdir(parents=True, exist_ok=True)
-    (three.inventory / "group_vars/engines/replaced.yml").write_text('deployment_replaced: {"node2": "node3"}\n')
+    with (three.inventory / "group_vars/engines.yml").open("a") as variables:
+        variables.write('deployment_replaced: {"node2": "node3"}\n')
     three.run("start", "node2")
     deployed.deploy()
     assert deployed.changes() == {0}

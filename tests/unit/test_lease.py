@@ -6,9 +6,12 @@ import json
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ansible.errors import AnsibleConnectionFailure
+from ansible_collections.stepladder.core.plugins.action import lease as lease_action
 from ansible_collections.stepladder.core.plugins.module_utils import lease
 from ansible_collections.stepladder.core.plugins.plugin_utils import run as this_run
 
@@ -119,6 +122,64 @@ def test_a_renewal_in_the_hundredth_of_a_second_of_the_start_says_what_the_run_d
     assert (held.renewed.seconds, held.doing) == (renewed, "Install: engine")
 
 
+class Renewer(lease_action.ActionModule):
+    """What a run leaves behind to renew its lease, over a connection of which the test says how each call ends.
+
+    A renewal ends with an exit status, giving back with an answer, either with what the connection raises.
+    """
+
+    def __init__(self, beats: list[Any], answers: list[Any]) -> None:
+        self.beats, self.answers, self.renewals, self.given_back = beats, answers, 0, 0
+        self._mine = {"state_directory": "/s", "run": "aaaa", "ttl": "120"}
+        self._connection = SimpleNamespace(_shell=SimpleNamespace(tmpdir=None))
+
+    def _lives(self, main: int) -> bool:
+        return bool(self.beats)
+
+    def _low_level_execute_command(self, cmd: str, **_: Any) -> dict[str, Any]:
+        self.renewals += 1
+        return {"rc": ended(self.beats.pop(0))}
+
+    def _call(self, arguments: dict[str, Any], variables: dict[str, Any]) -> dict[str, Any]:
+        self.given_back += 1
+        return dict(ended(self.answers.pop(0)))
+
+    def _remove_tmp_path(self, tmp_path: Any, force: bool = False) -> None:
+        pass
+
+
+def ended(how: Any) -> Any:
+    if isinstance(how, Exception):
+        raise how
+    return how
+
+
+BROKEN = AnsibleConnectionFailure("Failed to connect to the host via ssh: exit status 255")
+GIVEN_BACK = {"released": True}
+RENEWALS = [
+    pytest.param([0, 0, 0], [GIVEN_BACK], (3, 1), 0, id="well"),
+    pytest.param([0, BROKEN, 255, 0], [GIVEN_BACK], (4, 1), 0, id="connection-fails-once"),
+    pytest.param([0, 3, 0, 0], [], (2, 0), 0, id="lost"),
+    pytest.param([0], [BROKEN, {"failed": True, "msg": "x"}, GIVEN_BACK], (1, 3), 20, id="given-back-at-last"),
+    pytest.param([0], [BROKEN] * 99, (1, 13), 120, id="given-up-when-it-has-ended-by-itself"),
+]
+
+
+@pytest.mark.parametrize(("beats", "answers", "calls", "seconds"), RENEWALS)
+def test_a_connection_that_fails_ends_no_renewal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beats: list[Any], answers: list[Any], calls: Any, seconds: float
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(lease_action.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(lease_action.time, "sleep", lambda wait: now.__setitem__(0, now[0] + wait))
+    monkeypatch.setattr(lease_action.constants, "DEFAULT_LOCAL_TMP", str(tmp_path / "tmp"))
+    renewer = Renewer([*beats], [*answers])
+    renewer._renew(1, {})
+    assert (renewer.renewals, renewer.given_back) == calls
+    assert now[0] == seconds
+    assert not (tmp_path / "tmp").exists()
+
+
 def test_a_renewal_of_a_run_that_lost_its_lease_says_nothing_about_the_next_ones(tmp_path: Path, clock: Any) -> None:
     lease.take(str(tmp_path), MINE)
     (tmp_path / "lease/renewed-bbbb").write_text("boot1 99999.0 x\n")
@@ -196,6 +257,49 @@ def test_a_freeze_refuses_all_until_it_is_ended(tmp_path: Path) -> None:
     assert lease.unfreeze(str(tmp_path), "ann", "ops1", "over")
     assert not lease.unfreeze(str(tmp_path), "ann", "ops1", "over")
     assert lease.take(str(tmp_path), BOB)["taken"]
+
+
+def seen(state: Path) -> dict[str, Any]:
+    held = lease.read(str(state))
+    holder = held.told(lease.Clock.now()) if held else None
+    return {"lease_seen": {"holder": holder, "frozen": lease.read_freeze(str(state))}}
+
+
+def test_gateway_and_watchdog_are_left_alone_while_somebody_is_at_work_or_in_a_freeze(
+    tmp_path: Path, clock: Any
+) -> None:
+    free = {"lease_seen": {"holder": None, "frozen": None}}
+    assert lease_text.in_the_way({"n1": free, "n2": seen(tmp_path)}, ["n1", "n2"])["text"] == ""
+    lease.take(str(tmp_path), MINE)
+    told = lease_text.in_the_way({"n1": free, "n2": seen(tmp_path)}, ["n1", "n2"])
+    assert told["exit_status"] == "held"
+    assert (
+        told["text"].splitlines()[0].endswith("Gateway and watchdog were left as they are; run the same again later:")
+    )
+    assert (
+        told["text"].splitlines()[1].startswith("  n2: held by ann from ops1: deploy step3 3f9a (new weights), since ")
+    )
+    assert told["text"].splitlines()[2] == lease_text.MEND
+    clock.seconds += 121
+    assert lease_text.in_the_way({"n2": seen(tmp_path)}, ["n2"])["text"] == "", "its run is gone"
+    lease.freeze(str(tmp_path), "ann", "ops1", "trade fair")
+    told = lease_text.in_the_way({"n1": free, "n2": seen(tmp_path)}, ["n1", "n2"])
+    assert told["exit_status"] == "frozen"
+    assert "To end a freeze: bin/stepladder unfreeze -e freeze_reason=TEXT" in told["text"]
+
+
+def test_who_lost_which_lease_is_told_for_all_nodes(tmp_path: Path) -> None:
+    held, unreachable = {"lease_held": {"lost": ""}}, {"lease_held": {"unreachable": True}}
+    lease.take(str(tmp_path), MINE)
+    assert lease.holds(str(tmp_path), "aaaa") == ""
+    (tmp_path / "lease/lease.json").write_text("{}")
+    torn = {"lease_held": {"lost": lease.holds(str(tmp_path), "aaaa")}}
+    assert lease_text.lost({"a": held, "b": unreachable, "c": {}}, ["a", "b", "c"]) == ""
+    told = lease_text.lost({"a": held, "b": torn, "c": {"lease_held": {"lost": "it was broken"}}}, ["a", "b", "c"])
+    lines = told.splitlines()
+    assert lines[0] == "This run lost its lease and ends here, with the nodes as they are now ('status' shows them):"
+    assert lines[1].startswith(f"  b: {tmp_path}/lease/lease.json cannot be read")
+    assert lines[2:] == ["  c: it was broken"]
 
 
 def test_a_lease_that_cannot_be_read_is_nobodys_to_take_but_can_be_broken(tmp_path: Path) -> None:

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.stepladder.core.plugins.module_utils import engine_progress
+from ansible_collections.stepladder.core.plugins.module_utils import engine_progress, lease
 from test_gateway_haproxy import free_port
 from waiting import until
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PROGRAMS = [REPOSITORY / "roles/watchdog/files/watchdog.py", REPOSITORY / "plugins/module_utils/engine_progress.py"]
+UTILITIES = REPOSITORY / "plugins/module_utils"
+PROGRAMS = [
+    REPOSITORY / "roles/watchdog/files/watchdog.py", UTILITIES / "engine_progress.py", UTILITIES / "lease.py"
+]  # fmt: skip
 
-# As on a node, where both lie in one directory.
+# As on a node, where all lie in one directory.
 sys.modules.setdefault("engine_progress", engine_progress)
+sys.modules.setdefault("lease", lease)
 _specification = importlib.util.spec_from_file_location("watchdog", PROGRAMS[0])
 assert _specification
 assert _specification.loader
@@ -82,18 +86,46 @@ def test_what_is_watched() -> None:
     assert watchdog.watched(release(8000, ranks=2, engine="sglang"))["vllm-0"]["against"] == ""
 
 
-def test_a_lease_is_respected_while_its_run_lives(tmp_path: Path) -> None:
-    assert watchdog.lease_holder(str(tmp_path), 1000.0) == ""
-    folder = tmp_path / "lease"
-    folder.mkdir()
-    content = {"who": "ann", "verb": "deploy", "ttl": 120, "taken": {"boot": "b", "seconds": 500.0}}
-    (folder / "lease.json").write_text(json.dumps(content))
-    assert watchdog.lease_holder(str(tmp_path), 600.0) == "ann is at work on the node (deploy)"
-    assert watchdog.lease_holder(str(tmp_path), 1000.0) == ""
-    (folder / "renewed-1").write_text("b 950.5 starting")
-    assert watchdog.lease_holder(str(tmp_path), 1000.0) == "ann is at work on the node (deploy)"
-    (folder / "lease.json").write_text("{")
-    assert "cannot be read" in watchdog.lease_holder(str(tmp_path), 1000.0)
+def take(state: Path, boot: str, seconds: float) -> None:
+    (state / "lease").mkdir(exist_ok=True)
+    content = {
+        "format_version": 1, "run": "1", "who": "ann", "origin": "ops1", "verb": "deploy", "why": "", "ttl": 120,
+        "deployment": "d", "plan_id": "3f9a", "since": "2026-11-20T03:15:00Z", "controller": {},
+        "taken": {"boot": boot, "seconds": seconds},
+    }  # fmt: skip
+    (state / "lease/lease.json").write_text(json.dumps(content))
+
+
+AT_WORK = "ann is at work on the node (deploy)"
+LEASES = [
+    pytest.param("now 600.0", "", AT_WORK, id="just-taken"),
+    pytest.param("now 1000.0", "", "", id="silent"),
+    pytest.param("now 1000.0", "now 950.5 starting", AT_WORK, id="renewed"),
+    # Started again, the node counts from zero: the run is heard of or not since then.
+    pytest.param("later 60.0", "", AT_WORK, id="just-booted"),
+    pytest.param("later 130.0", "now 950.5 starting", "", id="silent-since-the-boot"),
+    pytest.param("later 300.0", "later 250.0 starting", AT_WORK, id="renewed-after-the-boot"),
+    pytest.param("later 400.0", "later 250.0 starting", "", id="silent-after-the-boot"),
+]
+
+
+@pytest.mark.parametrize(("clock", "renewed", "holder"), LEASES)
+def test_a_lease_is_respected_while_its_run_lives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: str, renewed: str, holder: str
+) -> None:
+    boot, seconds = clock.split()
+    monkeypatch.setattr(lease.Clock, "now", lambda: lease.Clock(boot, float(seconds)))
+    take(tmp_path, "now", 500.0)
+    if renewed:
+        (tmp_path / "lease/renewed-1").write_text(renewed)
+    assert watchdog.lease_holder(str(tmp_path)) == holder
+
+
+def test_no_lease_holds_nothing_and_one_that_cannot_be_read_does(tmp_path: Path) -> None:
+    assert watchdog.lease_holder(str(tmp_path)) == ""
+    (tmp_path / "lease").mkdir()
+    (tmp_path / "lease/lease.json").write_text("{")
+    assert "cannot be read" in watchdog.lease_holder(str(tmp_path))
 
 
 ENGINE = """
@@ -187,13 +219,35 @@ def test_an_engine_that_is_stopped_is_ended_counted_and_told_of(node: Node) -> N
 
 
 def test_while_a_run_holds_the_node_nothing_is_ended(node: Node) -> None:
-    (node.root / "lease").mkdir()
-    boot = time.clock_gettime(time.CLOCK_BOOTTIME)
-    lease = {"who": "ann", "verb": "deploy", "ttl": 120, "taken": {"boot": "b", "seconds": boot}}
-    (node.root / "lease/lease.json").write_text(json.dumps(lease))
+    now = lease.Clock.now()
+    take(node.root, now.boot, now.seconds)
     node.watch("restart")
     node.engine.send_signal(signal.SIGSTOP)
     until(lambda: "not restarted: ann is at work on the node (deploy)" in node.log(), 20)
     assert node.engine.poll() is None
     (node.root / "lease/lease.json").unlink()
     assert node.engine.wait(20) == -signal.SIGKILL
+
+
+def test_a_disk_that_takes_nothing_keeps_no_stalled_engine(node: Node) -> None:
+    (node.directory / "stalls").write_text("a file in the way of the folder")
+    (node.directory / "state.json").mkdir()
+    (node.directory / "metrics.prom").mkdir()
+    node.watch("restart")
+    node.engine.send_signal(signal.SIGSTOP)
+    assert node.engine.wait(20) == -signal.SIGKILL
+    until(lambda: "restarted, 2 process(es) ended" in node.log(), 5)
+    assert node.log().count("state.json: cannot be written") == 1
+    assert node.log().count("metrics.prom: cannot be written") == 1
+    assert node.log().count("stalls: cannot be written: File exists") == 1
+    counted = 'stepladder_watchdog_restarts_total{deployment="d",process="vllm-0"} 1'
+    assert counted in (node.directory / "stepladder-d.prom").read_text(), "what can be written is"
+    assert not list(node.directory.glob(".*.new")), "a full disk is not filled with halves"
+
+
+def test_a_log_that_takes_nothing_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"deployment_path": str(tmp_path / "d"), "directory": str(tmp_path)}
+    with Path("/dev/full").open("wb", buffering=0) as full:
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(full, write_through=True))
+        watchdog.Watchdog(settings).say("vllm-0", "stalled")
+        monkeypatch.undo()

@@ -17,11 +17,12 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import lease
 from engine_progress import STALLED, Observer, Verdict, Watch
 
 TICK = 2.0
@@ -106,21 +107,15 @@ def local(host: str) -> str:
     return "127.0.0.1" if host in ("0.0.0.0", "", "::") else host  # noqa: S104
 
 
-def lease_holder(state_directory: str, boot_seconds: float) -> str:
+def lease_holder(state_directory: str) -> str:
     """Who is at work on the node; empty for nobody. A lease that cannot be read holds, as it does for people."""
-    folder = Path(state_directory, "lease")
     try:
-        lease = json.loads((folder / "lease.json").read_text())
-        heard = float(lease["taken"]["seconds"])
-        for file in folder.glob("renewed-*"):
-            with contextlib.suppress(OSError, ValueError, IndexError):
-                heard = max(heard, float(file.read_text().split()[1]))
-        silent = boot_seconds - heard
-        return "" if silent > float(lease["ttl"]) else f"{lease['who']} is at work on the node ({lease['verb']})"
-    except FileNotFoundError:
+        held = lease.read(state_directory)
+    except lease.LeaseError as error:
+        return str(error)
+    if held is None or held.state(lease.Clock.now()) == lease.EXPIRED:
         return ""
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        return f"{folder}/lease.json cannot be read ({error})"
+    return f"{held.who} is at work on the node ({held.verb})"
 
 
 def processes_of(deployment_path: str, process: str, proc: Path = Path("/proc")) -> list[int]:
@@ -175,11 +170,16 @@ def metrics_text(deployment: str, verdicts: Mapping[str, Verdict], histories: Ma
 
 
 def put(path: Path, text: str, mode: int = 0o600) -> None:
-    """Write a file by rename, so that nobody reads half of it."""
+    """Write a file by rename, so that nobody reads half of it, and a full disk keeps none."""
     fresh = path.with_name(f".{path.name}.new")
-    fresh.write_text(text)
-    fresh.chmod(mode)
-    fresh.replace(path)
+    try:
+        fresh.write_text(text)
+        fresh.chmod(mode)
+        fresh.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            fresh.unlink()
+        raise
 
 
 class Watchdog:
@@ -248,7 +248,7 @@ class Watchdog:
         if not self.said.get(name, "").startswith(STALLED):
             self.histories[name].stalls += 1
         now, history = time.time(), self.histories[name]
-        held = lease_holder(self.settings["state_directory"], time.clock_gettime(time.CLOCK_BOOTTIME))
+        held = lease_holder(self.settings["state_directory"])
         reason = why_not(now, history, self.settings["mode"], held, self.against[name])
         if reason:
             self.say(name, f"{STALLED}: {verdict.detail}; not restarted: {reason}", once=f"{STALLED} not restarted")
@@ -266,10 +266,11 @@ class Watchdog:
     def keep_report(self, name: str, text: str) -> None:
         """Keep what was seen, of the last few stalls."""
         folder = self.directory / "stalls"
-        folder.mkdir(exist_ok=True)
-        put(folder / f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{name}.txt", text)
-        for old in sorted(folder.glob("*.txt"))[:-KEPT_REPORTS]:
-            old.unlink()
+        with self.told_of(folder):
+            folder.mkdir(exist_ok=True)
+            put(folder / f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{name}.txt", text)
+            for old in sorted(folder.glob("*.txt"))[:-KEPT_REPORTS]:
+                old.unlink()
 
     def write(self, verdicts: Mapping[str, Verdict]) -> None:
         """Write down what is known, for status and for Prometheus."""
@@ -278,21 +279,35 @@ class Watchdog:
             for name, history in self.histories.items()
         }
         content = {"format_version": 1, "at": time.time(), "mode": self.settings["mode"], "engines": engines}
-        put(self.directory / "state.json", json.dumps(content, indent=1, sort_keys=True) + "\n")
         text = metrics_text(self.deployment, verdicts, self.histories)
-        put(self.directory / "metrics.prom", text)
+        files = [
+            (self.directory / "state.json", json.dumps(content, indent=1, sort_keys=True) + "\n", 0o600),
+            (self.directory / "metrics.prom", text, 0o600),
+        ]
         if self.settings.get("textfile_directory"):
-            try:
-                # The exporter runs as another user.
-                put(Path(self.settings["textfile_directory"], f"stepladder-{self.deployment}.prom"), text, 0o644)
-            except OSError as error:
-                self.say("textfile", f"{error.filename}: {error.strerror}")
+            # The exporter runs as another user.
+            textfile = Path(self.settings["textfile_directory"], f"stepladder-{self.deployment}.prom")
+            files.append((textfile, text, 0o644))
+        for path, written, mode in files:
+            with self.told_of(path):
+                put(path, written, mode)
         self.written = time.monotonic()
 
+    @contextlib.contextmanager
+    def told_of(self, path: Path) -> Iterator[None]:
+        """Say that a path cannot be written, and go on: a full disk is no reason to leave a stalled engine alone."""
+        try:
+            yield
+        except OSError as error:
+            self.say(str(path), f"cannot be written: {error.strerror}")
+        else:
+            self.said.pop(str(path), None)
+
     def say(self, name: str, text: str, once: str = "") -> None:
-        """Write a line to the log when something turns. once: what counts as the same."""
+        """Write a line to the log, if that takes one, when something turns. once: what counts as the same."""
         if self.said.get(name) != (once or text):
-            print(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {name}: {text}", flush=True)
+            with contextlib.suppress(OSError):
+                print(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {name}: {text}", flush=True)
         self.said[name] = once or text
 
 

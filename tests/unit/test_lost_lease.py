@@ -1,0 +1,187 @@
+"""A run that lost its lease starts, marks and replaces nothing more, on no node: the playbooks and roles themselves.
+
+Stand-ins take the place of what reaches engines; what decides, holds the lease and writes outcomes is the real thing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ansible_collections.stepladder.core.plugins.module_utils import lease
+
+from stepladder.exit_status import ExitStatus
+
+ROOT = Path(__file__).resolve().parents[2]
+BUILTIN = "ansible.builtin"
+NODES = {"processes": [], "forget": [], "again": []}
+WAVE = {
+    "number": 0, "replicas": [0], "drain": [0], "patient": [0], "first": "a", "endpoints": [], "at_once": False,
+    "nodes": {"a": NODES, "b": NODES},
+}  # fmt: skip
+SLICE = {"plan_id": "new", "deployment": {"name": "d"}, "node": {"processes": []}}
+KEPT = {"current": False, "missing": [], "written": 0, "runs": "vllm", "speed": {}}
+KNOWN = [
+    {**KEPT, "plan_id": "new", "current": True, "previous": False, "outcome": "unknown"},
+    {**KEPT, "plan_id": "old", "previous": True, "outcome": "proven"},
+]
+
+
+# Of a task file that a stand-in replaces these tasks stay.
+HOLD = {"name": "lease", "tasks_from": "hold"}
+
+
+def fact(**values: Any) -> dict[str, Any]:
+    return {"ansible.builtin.set_fact": values}
+
+
+def note(what: str) -> dict[str, Any]:
+    return {"stepladder.core.show": {"text": f"noted: {what}"}, "when": "inventory_hostname == 'a'"}
+
+
+def broken_at(moment: str, node: str = "b") -> dict[str, Any]:
+    """A colleague takes the lease of a node away at that moment."""
+    arguments = {"state_directory": "{{ stepladder_state_directory }}", "state": "broken", "why": "ann is on a plane"}
+    return {"stepladder.core.lease": arguments, "when": [f"inventory_hostname == '{node}'", f"lost_at == {moment}"]}
+
+
+STAND_INS: dict[str, list[dict[str, Any]]] = {
+    "describe": [
+        note("described"),
+        fact(release_ready=True, release_rollout={"waves": [WAVE], "text": "", "outage": False, "others": False}),
+    ],
+    "wave_drain": [note("drained"), broken_at("'drain'", "a"), fact(release_drained=0)],
+    "wave_change": [
+        note("started"),
+        broken_at("('way back' if release_given_up is defined else 'start')"),
+        fact(release_started=0, release_stopped_at=0),
+        {**fact(release_went="engine_ready: failed"), "when": ["gate == 'red'", "release_given_up is not defined"]},
+    ],
+    "ask": [],
+    "wave_back": [note("put back"), broken_at("'put back'", "a")],
+    "evidence": [note("kept"), broken_at("'evidence'")],
+    "look": [fact(release_known=KNOWN, release_slices={"new": SLICE, "old": {**SLICE, "plan_id": "old"}})],
+    "mark_failed": [note("marked")],
+    "part": [
+        fact(release_went=False, deployment_slice={**SLICE, "plan_id": "old"}),
+        {"ansible.builtin.group_by": {"key": "returning_nodes"}},
+    ],
+}
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A playbook that takes the lease of two nodes on this machine and then does what deploy does from there on."""
+    role = tmp_path / "roles/release"
+    shutil.copytree(ROOT / "roles/release", role)
+    for name, tasks in STAND_INS.items():
+        file = role / "tasks" / f"{name}.yml"
+        holds = [task for task in yaml.safe_load(file.read_text()) if "ansible.builtin.include_role" in task]
+        file.write_text(json.dumps([task for task in holds if HOLD in task.values()] + tasks))
+    plays = [
+        {
+            "hosts": "all",
+            "gather_facts": False,
+            "tasks": [
+                {"ansible.builtin.group_by": {"key": "changing_nodes"}},
+                {**fact(deployment_slice=SLICE)},
+                {"ansible.builtin.include_role": {"name": "lease"}},
+            ],
+        },
+        {"import_playbook": str(ROOT / "playbooks/_start.yml")},
+    ]
+    (tmp_path / "play.yml").write_text(json.dumps(plays))
+    common = {
+        "ansible_connection": "local", "ansible_python_interpreter": sys.executable, "deployment_name": "d",
+        "service_manager_used": "supervisor", "release_described_by": "x",
+        "release_speed_gate": "off",
+    }  # fmt: skip
+    hosts = {name: {"stepladder_state_directory": str(tmp_path / name)} for name in ("a", "b")}
+    (tmp_path / "inventory.yml").write_text(json.dumps({"all": {"hosts": hosts, "vars": common}}))
+    for name in hosts:
+        for release in ("new", "old"):
+            (tmp_path / name / "deployments/d/releases" / release).mkdir(parents=True)
+    return tmp_path
+
+
+def run(project: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "ansible", "playbook", "-i", "inventory.yml", "play.yml"]
+    environ = {
+        "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "XDG_STATE_HOME": str(project / "state"),
+        "ANSIBLE_ROLES_PATH": f"{project / 'roles'}:{ROOT / 'roles'}",
+    }  # fmt: skip
+    return subprocess.run(
+        [*command, "-e", json.dumps(variables)],
+        cwd=project, env={**os.environ, **environ}, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        timeout=300, check=False,
+    )  # fmt: skip
+
+
+def proven(project: Path) -> list[str]:
+    """The releases that a node has as proven."""
+    found = project.glob("*/deployments/d/outcomes/*.json")
+    return sorted({path.stem for path in found if json.loads(path.read_text())["outcome"] == "proven"})
+
+
+WHOLE = ["described", "drained", "started"]
+UNTIL_BACK = [*WHOLE, "kept", "marked", *WHOLE]
+nightly = pytest.mark.nightly
+CASES = [
+    pytest.param("never", "red", ExitStatus.WENT_BACK, [*UNTIL_BACK, "put back"], ["old"], id="kept", marks=nightly),
+    pytest.param("start", "red", 2, [*WHOLE, "kept"], [], id="lost-before-it-is-red"),
+    pytest.param("start", "green", 2, WHOLE, [], id="lost-while-it-loads", marks=nightly),
+    pytest.param("put back", "green", 2, [*WHOLE, "put back"], [], id="lost-before-it-is-proven", marks=nightly),
+    pytest.param("drain", "green", 2, WHOLE[:2], [], id="lost-while-it-drains", marks=nightly),
+    pytest.param("evidence", "red", 2, [*WHOLE, "kept"], [], id="lost-after-it-is-red", marks=nightly),
+    pytest.param("way back", "red", 2, UNTIL_BACK, [], id="lost-while-the-way-back-loads", marks=nightly),
+]
+
+
+@pytest.mark.parametrize(("lost_at", "gate", "status", "steps", "outcomes"), CASES)
+def test_what_a_run_does_that_loses_its_lease(
+    project: Path, lost_at: str, gate: str, status: int, steps: list[str], outcomes: list[str]
+) -> None:
+    done = run(project, lost_at=lost_at, gate=gate)
+    assert done.returncode == status, done.stdout + done.stderr
+    noted = re.findall("noted: (.*)", done.stdout)
+    assert noted == steps
+    assert proven(project) == outcomes
+    if lost_at != "never":
+        assert "This run lost its lease" in done.stdout
+        assert ": the lease was broken, or was given back" in done.stdout
+
+
+OTHERS = {
+    "run": "r", "who": "ann", "origin": "ops1", "verb": "redeploy", "why": "", "deployment": "d", "plan_id": "p",
+    "ttl": 1200.0, "controller": {},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("somebody", "status"), [(False, 0), (True, ExitStatus.HELD)], ids=["nobody", "somebody"])
+def test_a_deploy_that_has_nothing_to_do_leaves_the_gateway_to_who_is_at_work(
+    project: Path, somebody: bool, status: int
+) -> None:
+    plays = yaml.safe_load((ROOT / "playbooks/deploy.yml").read_text())
+    after = next(
+        number for number, play in enumerate(plays) if "_start.yml" in play.get(f"{BUILTIN}.import_playbook", "")
+    )
+    groups = [{f"{BUILTIN}.group_by": {"key": name}} for name in ("planned_nodes", "gateway")]
+    head = {"hosts": "all", "gather_facts": False, "tasks": groups}
+    (project / "play.yml").write_text(json.dumps([head, *plays[after + 1 :]]))
+    for role in ("gateway", "watchdog"):
+        (project / f"roles/{role}/tasks").mkdir(parents=True)
+        (project / f"roles/{role}/tasks/main.yml").write_text(json.dumps([note(role)]))
+    if somebody:
+        assert lease.take(str(project / "b"), OTHERS)["taken"]
+    done = run(project, watchdog_mode="observe")
+    assert done.returncode == status, done.stdout + done.stderr
+    assert re.findall("noted: (.*)", done.stdout) == ([] if somebody else ["watchdog", "gateway"])
+    assert ("b: held by ann from ops1: redeploy d p" in done.stdout) is somebody
