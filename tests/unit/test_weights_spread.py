@@ -195,6 +195,23 @@ def test_next_files(peers: dict, active: list, expected: list) -> None:
     assert sorted(found) == sorted(expected)
 
 
+LACKING = {
+    "nothing is here": ({}, "abcd"),
+    "what is coming or offered": ({"handles": {"a": 1}}, "bcd"),
+    "what is here, and about to be offered": ({"given": {"b"}}, "acd"),
+    "what is fetched elsewhere": ({"claims": {"c"}}, "abd"),
+    "given up, and somebody has it whole again": ({"abandoned": {"a"}}, "abcd"),
+    "given up, and nobody has more than a part": ({"abandoned": {"b", "c"}}, "ad"),
+}
+
+
+@pytest.mark.parametrize(("changes", "expected"), LACKING.values(), ids=LACKING)
+def test_lacking(changes: dict, expected: str) -> None:
+    none: dict = {"handles": {}, "given": set(), "claims": set(), "abandoned": set()}
+    swarm = SimpleNamespace(wish=wish(), **{**none, **changes})
+    assert program.lacking(swarm, {"n1": peer("a"), "n3": peer(part="b")}, now=101.0) == list(expected)
+
+
 @pytest.mark.parametrize(("size", "piece"), [(1, 65536), (64_000_000, 65536), (4 * GB, 4194304), (10**12, 16777216)])
 def test_pieces(size: int, piece: int) -> None:
     assert program.piece_bytes(size) == piece
@@ -391,6 +408,7 @@ class Cluster:
             for path, place in self.served.tree.files(MODEL).items():
                 assert (self.root(name) / path).read_bytes() == place.read_bytes(), f"{name}: {path}"
             assert (self.root(name) / ".stepladder" / "complete").exists()
+            assert not (self.root(name) / ".stepladder" / "incoming").exists()
 
 
 @pytest.fixture

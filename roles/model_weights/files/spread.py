@@ -159,6 +159,7 @@ class Swarm:
         self.claims: set[str] = set()
         self.came: dict[str, tuple[int, float]] = {}
         self.wrong: dict[str, list[bytes]] = {}
+        self.given: set[str] = set()
         self.abandoned: set[str] = set()
         self.done = False
         self.received = self.sent = 0
@@ -221,6 +222,7 @@ class Swarm:
 
     def give(self, path: str) -> None:
         """Offer a file that is at its place and proven; its pieces are hashed beside the rest."""
+        self.given.add(path)
         if path not in self.handles:
             self._hashers.submit(self._make, path)
 
@@ -287,6 +289,7 @@ class Swarm:
 
     def drop(self, path: str) -> None:
         """Stop with a file that turned out wrong, and take its torrent from nobody again."""
+        self.given.discard(path)
         torrent = self._end(path)
         if torrent:
             self.wrong.setdefault(path, []).append(torrent)
@@ -430,17 +433,23 @@ def obey(swarm: Swarm, command: Mapping[str, Any]) -> bool:
     return True
 
 
+def lacking(swarm: Swarm, peers: Mapping[str, Peer], now: float) -> list[str]:
+    """Files that may be begun with: not here, not coming, not being fetched elsewhere.
+
+    Of one whose giver died nobody is asked who has only a part of it: that part is from the same giver.
+    """
+    busy = {*swarm.handles, *swarm.given, *swarm.claims}
+    return [
+        path
+        for path in swarm.wish.sizes
+        if path not in busy and (path not in swarm.abandoned or any(holders(path, peers, now).values()))
+    ]
+
+
 def receive_more(swarm: Swarm, peers: Mapping[str, Peer]) -> None:
     """Begin with further files, and have every file that is coming ask those that it should."""
     wish, now = swarm.wish, time.monotonic()
-    missing = [
-        path
-        for path in wish.sizes
-        if path not in swarm.handles
-        and path not in swarm.claims
-        # Those that have only a part of it, too, have it from whoever is gone.
-        and (path not in swarm.abandoned or any(holders(path, peers, now).values()))
-    ]
+    missing = lacking(swarm, peers, now)
     active = sorted(swarm.coming - swarm.moving)
     fresh = next_files(wish, missing, active, peers, now)
     for path in fresh:
