@@ -116,9 +116,10 @@ def test_nothing_is_changed_on_a_frozen_node(node: Node, verb: str, options: tup
     assert (node.state / "audit/audit.jsonl").read_bytes() == before
 
 
-def test_weights_are_brought_under_a_lease(node: Node) -> None:
-    done = node.run("weights")
+@pytest.mark.parametrize(("verb", "options"), [("weights", ()), ("prepare", UNSET)])
+def test_a_lease_is_taken_and_given_back(node: Node, verb: str, options: tuple[str, ...]) -> None:
+    done = node.run(verb, *options)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert node.log() == [("begin", "weights", ""), ("end", "weights", "done")]
-    assert "changed=0 " in node.run("weights").stdout
+    assert node.log() == [("begin", verb, ""), ("end", verb, "done")]
+    assert "changed=0 " in node.run(verb, *options).stdout
     assert lease.read(str(node.state)) is None
