@@ -18,7 +18,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
@@ -72,7 +72,7 @@ from ansible_collections.stepladder.core.plugins.module_utils.weights_request im
     problems,
 )
 from ansible_collections.stepladder.core.plugins.module_utils.weights_spread import Exchange
-from ansible_collections.stepladder.core.plugins.module_utils.weights_store import remove
+from ansible_collections.stepladder.core.plugins.module_utils.weights_store import remove, tree_bytes
 
 MOST_WARNINGS = 10
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -182,16 +182,18 @@ def fetch(request: Request, current: Current, progress: Progress, outcome: Outco
     wanted = listing(request)
     sizes = {one.path: one.size for one in wanted}
     there = bytes_there(root, sizes)
-    check_space(request, sum(sizes.values()), there)
-    if not current.bad:
-        unseal(request, current.good)
     kept = {one.path: one for one in current.good}
     missing = [one for one in wanted if compare([one], kept)]
+    arrived = tidy_incoming(request, {one.path for one in missing} if request.spread else ())
+    check_space(request, sum(sizes.values()), there + arrived)
+    if not current.bad:
+        unseal(request, current.good)
     prover = Prover(request, missing)
 
     def complete() -> None:
         prover.look(wait=True)
         outcome.files = proven_files(request, wanted, {**kept, **prover.proven}, prover.bad)
+        tidy_incoming(request)
         seal(request, outcome.files, utc_now())
 
     try:
@@ -202,6 +204,11 @@ def fetch(request: Request, current: Current, progress: Progress, outcome: Outco
             prover.forget(one.path)
         missing = [one for one in missing if one.path not in prover.proven]
         transfer = Transfer((), token, sizes, progress, prover.look, until)
+        if fetch_index(request, missing, transfer):
+            prover.look(wait=True)
+            missing = [one for one in missing if one.path not in prover.proven]
+        if not any(one.path in INDEXES for one in missing):
+            refuse_left_out(request, wanted)
         if request.spread:
             exchange = Exchange(request, wanted, prover, transfer)
             exchange.run([*kept.values(), *prover.proven.values()], missing, complete)
@@ -264,6 +271,34 @@ def refuse_left_out(request: Request, wanted: Sequence[Listed]) -> None:
                 f"{len(named)} files that {name} of {request.name} names, first {lost[0]}: engines do not load it so, "
                 "the vision tower of a text-only start included. Change the patterns; what was fetched is kept."
             )
+
+
+def fetch_index(request: Request, missing: Sequence[Listed], transfer: Transfer) -> bool:
+    """Bring the model's index before the rest, so that wrong patterns cost no hours; whether it was missing.
+
+    Not out of an archive, which would have to be read once more for it.
+    """
+    index = [one for one in missing if one.path in INDEXES]
+    wanted = bool(index and (request.include or request.exclude) and request.source != "archive")
+    if wanted:
+        bring_missing(request, index, transfer)
+    return wanted
+
+
+def tidy_incoming(request: Request, wanted: Collection[str] = ()) -> int:
+    """Remove what a broken exchange left of files, but for those wanted; returns the bytes on the disk of these.
+
+    Args:
+        wanted: paths of files that the next exchange goes on with.
+    """
+    folder = request.incoming
+    for name, _ in list(files_under(folder)):
+        if name not in wanted:
+            (folder / name).unlink(missing_ok=True)
+    if not wanted:
+        shutil.rmtree(folder, ignore_errors=True)  # empty folders
+    left: int = tree_bytes(folder)
+    return left
 
 
 def pass_on(request: Request, files: Sequence[Proven], progress: Progress) -> None:
@@ -356,7 +391,9 @@ def look(
             return {**answer, "remote_code": [], "remote_code_unknown": str(error)}
         sizes = {one.path: one.size for one in wanted}
         if not code_only:
-            check_space(request, sum(sizes.values()), bytes_there(root, sizes))
+            # What a broken exchange left is gone on with, or makes room.
+            there = bytes_there(root, sizes) + tree_bytes(request.incoming)
+            check_space(request, sum(sizes.values()), there)
         kept = {one.path: one for one in current.good}
         answer["wanted"] = [{"path": one.path, "size": one.size} for one in wanted]
         answer["have"] = [one.path for one in wanted if not compare([one], kept)]
@@ -420,7 +457,7 @@ def present(request: Request, check_mode: bool) -> Outcome:
     outcome.before = {"complete": not current.missing, "bad_files": bad, "touched_files": list(current.touched)}
     outcome.after = {"complete": True, "bad_files": [], "touched_files": []}
     if outcome.changed and request.expected_bytes and current.missing:
-        there = sum(size for _, size in files_under(root))
+        there = sum(size for _, size in files_under(root)) + tree_bytes(request.incoming)
         check_space(request, request.expected_bytes, there)
     if current.touched and not current.bad and not check_mode:
         unseal(request, current.good)

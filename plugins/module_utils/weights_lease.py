@@ -81,12 +81,18 @@ def leased(path: Path, until: float, say: Callable[[str], object]) -> Iterator[N
     own = {"host": socket.gethostname(), "boot": read(BOOT_ID).strip(), "pid": os.getpid(), "token": token}
     fresh = lease.with_name(f"{lease.name}.{token}")
     ended = threading.Event()
+    lost: list[str] = []
     try:
         take(path, own, fresh, until, say)
-        renewal = threading.Thread(target=renew, args=(lease, own, fresh, ended), daemon=True)
+        renewal = threading.Thread(target=renew, args=(lease, own, fresh, ended, lost), daemon=True)
         renewal.start()
         try:
             yield
+        except WeightsError as error:
+            if lost:  # it ended this process, by a signal that says nothing of it
+                text = f"the lease on {path} {lost[0]}. What was fetched is kept: run this again to go on."
+                raise WeightsError(text, **error.facts) from error
+            raise
         finally:
             ended.set()
             renewal.join()
@@ -129,17 +135,36 @@ def take(path: Path, own: dict[str, object], fresh: Path, until: float, say: Cal
         time.sleep(POLL_SECONDS)
 
 
-def renew(lease: Path, own: dict[str, object], fresh: Path, ended: threading.Event) -> None:
-    """Give a sign of life until the end; end this process where the lease was taken away."""
-    count = 0
+def renew(lease: Path, own: dict[str, object], fresh: Path, ended: threading.Event, lost: list[str]) -> None:
+    """Give a sign of life until the end; end this process where that is not possible any more, `lost` says why.
+
+    What a file system cannot tell for a moment is no loss; that nobody saw a sign of life for so long that another
+    may take the lease over is one.
+    """
+    count, renewed = 0, time.monotonic()
     while not ended.wait(RENEW_SECONDS):
-        if holder(read(lease)).get("token") != own["token"]:
-            os.kill(os.getpid(), signal.SIGTERM)  # another one writes now: what is running here must not
+        trouble = "what is in it is no lease"
+        try:
+            text = lease.read_text(encoding="utf-8")
+            other = holder(text)
+            if other.get("token") == own["token"]:
+                count += 1
+                fresh.write_text(json.dumps({**own, "signs_of_life": count}))
+                fresh.replace(lease)
+                renewed = time.monotonic()
+                continue
+            if other.get("token"):
+                lost.append(f"was taken over by {other.get('host')} (process {other.get('pid')})")
+        except FileNotFoundError:
+            lost.append(f"was taken away: {lease} is gone")
+        except (OSError, ValueError) as error:
+            trouble = str(error)
+        # A renewal's time before others take it over.
+        if not lost and time.monotonic() - renewed >= STALE_SECONDS - RENEW_SECONDS:
+            lost.append(f"could not be renewed: {trouble}")
+        if lost:
+            os.kill(os.getpid(), signal.SIGTERM)  # another one may write now: what is running here must not
             return
-        count += 1
-        with contextlib.suppress(OSError):
-            fresh.write_text(json.dumps({**own, "signs_of_life": count}))
-            fresh.replace(lease)
 
 
 def read(path: Path) -> str:

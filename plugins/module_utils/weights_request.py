@@ -101,6 +101,11 @@ class Request:
         return self.bookkeeping / "proven.jsonl"
 
     @property
+    def incoming(self) -> Path:
+        """Where a file lies while it comes from other nodes."""
+        return self.bookkeeping / "incoming"
+
+    @property
     def lists_hashes(self) -> bool:
         """Whether the source is a hub, which is asked for its listing."""
         return self.source in DEFAULT_ENDPOINTS

@@ -184,7 +184,7 @@ class Exchange:
             "address": spread["address"],
             "port": spread["port"],
             "root": request.path,
-            "incoming": str(request.bookkeeping / "incoming"),
+            "incoming": str(request.incoming),
             "peers": spread["peers"],
             "sizes": {one.path: one.size for one in self._wanted},
             "owners": owners,

@@ -21,6 +21,7 @@ from ansible_collections.stepladder.core.plugins.module_utils import (
     weights_manifest,
     weights_progress,
     weights_request,
+    weights_store,
 )
 from ansible_collections.stepladder.core.plugins.module_utils.weights_manifest import BadFile, Current, Listed, Proven
 from ansible_collections.stepladder.core.plugins.module_utils.weights_request import Request, WeightsError
@@ -621,6 +622,33 @@ def test_too_little_space_for_what_the_hub_lists(
     assert served.fetched() == {}
 
 
+def test_what_a_broken_exchange_left_takes_no_room(
+    served: SlowHub, wanted: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = wanted.incoming / "model-1.safetensors"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(bytes(1_000_000))
+    total = sum(path.stat().st_size for path in served.tree.files(MODEL).values())
+    # A disk that the model just fits on.
+    monkeypatch.setattr(weights, "free_bytes", lambda path: total - weights_store.tree_bytes(wanted.incoming))
+    assert weights.look(wanted)["wanted"]
+    assert part.exists()
+    assert weights.tidy_incoming(wanted, {"model-1.safetensors"}) >= 1_000_000
+    weights.ensure(replace(wanted, expected_bytes=total), "present")
+    assert not wanted.incoming.exists()
+    assert contents(Path(wanted.path)) == origin(served)
+
+
+def test_an_exchange_goes_on_with_what_a_broken_one_left(wanted: Request) -> None:
+    (wanted.incoming / "sub").mkdir(parents=True)
+    for name in ("sub/a", "b", "c"):
+        (wanted.incoming / name).write_bytes(bytes(100_000))
+    assert 100_000 <= weights.tidy_incoming(wanted, {"sub/a", "d"}) < 200_000
+    assert [path.name for path in wanted.incoming.rglob("*") if path.is_file()] == ["a"]
+    assert weights.tidy_incoming(wanted) == 0
+    assert not wanted.incoming.exists()
+
+
 def test_two_at_once(served: SlowHub, wanted: Request) -> None:
     served.rest = 0.5
     first, second = start(wanted), None
@@ -682,6 +710,8 @@ def test_patterns_that_leave_out_what_the_index_names(
         said = str(error)
     assert said == message
     assert wanted.marker.exists() is not bool(message)
+    if message:
+        assert set(served.fetched()) == {"model.safetensors.index.json"}
 
 
 REFUSALS = {

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from ansible_collections.stepladder.core.plugins.module_utils import weights
@@ -194,9 +195,130 @@ def test_next_files(peers: dict, active: list, expected: list) -> None:
     assert sorted(found) == sorted(expected)
 
 
+LACKING = {
+    "nothing is here": ({}, "abcd"),
+    "what is coming or offered": ({"handles": {"a": 1}}, "bcd"),
+    "what is here, and about to be offered": ({"given": {"b"}}, "acd"),
+    "what is fetched elsewhere": ({"claims": {"c"}}, "abd"),
+    "given up, and somebody has it whole again": ({"abandoned": {"a"}}, "abcd"),
+    "given up, and nobody has more than a part": ({"abandoned": {"b", "c"}}, "ad"),
+}
+
+
+@pytest.mark.parametrize(("changes", "expected"), LACKING.values(), ids=LACKING)
+def test_lacking(changes: dict, expected: str) -> None:
+    none: dict = {"handles": {}, "given": set(), "claims": set(), "abandoned": set()}
+    swarm = SimpleNamespace(wish=wish(), **{**none, **changes})
+    assert program.lacking(swarm, {"n1": peer("a"), "n3": peer(part="b")}, now=101.0) == list(expected)
+
+
 @pytest.mark.parametrize(("size", "piece"), [(1, 65536), (64_000_000, 65536), (4 * GB, 4194304), (10**12, 16777216)])
 def test_pieces(size: int, piece: int) -> None:
     assert program.piece_bytes(size) == piece
+
+
+# ---- the program alone -----------------------------------------------------------------------------------------------
+
+# With shorter times than the program's own, in seconds.
+IMPATIENT = "import sys, spread; spread.PEER_GONE_SECONDS = 3.0; spread.STILL_SECONDS = 1.0; spread.main(sys.argv[1:])"
+PAIR = {"n1": "127.0.0.21", "n2": "127.0.0.22"}
+
+
+class Programs:
+    """Nodes that are one `spread.py` each, with the events that it said; n1 has the file `a` at the start."""
+
+    def __init__(self, folder: Path, port: int, size: int, bytes_per_second: int) -> None:
+        self.folder, self.size, self.port, self.limit = folder, size, port, bytes_per_second
+        self.content = os.urandom(size)
+        self.runs: dict[str, subprocess.Popen[str]] = {}
+        self.said: dict[str, list[dict]] = {}
+        (folder / "n1").mkdir(parents=True)
+        (folder / "n1" / "a").write_bytes(self.content)
+
+    def start(self, name: str) -> None:
+        config = self.folder / f"{name}.json"
+        wish = {
+            "run": "r", "name": name, "address": PAIR[name], "port": self.port, "root": str(self.folder / name),
+            "incoming": str(self.folder / name / "incoming"), "sizes": {"a": self.size}, "owners": {"a": "n2"},
+            "peers": {other: PAIR[other] for other in PAIR if other != name}, "givers": ["n1"],
+            "bytes_per_second": self.limit,
+        }  # fmt: skip
+        config.write_text(json.dumps(wish))
+        run = subprocess.Popen(
+            [sys.executable, "-c", IMPATIENT, str(config)],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        self.runs[name], said = run, self.said.setdefault(name, [])
+        threading.Thread(target=lambda: said.extend(json.loads(line) for line in run.stdout), daemon=True).start()
+        if name == "n1":
+            self.tell(name, do="give", path="a")
+
+    def tell(self, name: str, **command: object) -> None:
+        print(json.dumps(command), file=self.runs[name].stdin, flush=True)
+
+    def last(self, kind: str) -> dict:
+        """What n2 said last of a kind; empty where it said nothing yet."""
+        return next((one for one in reversed(self.said["n2"]) if one["event"] == kind), {})
+
+    def wait_for(self, condition: Callable[[], object], seconds: float = 30) -> None:
+        until = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < until, f"waited in vain; said last: {self.said['n2'][-3:]}"
+            time.sleep(0.02)
+
+
+@pytest.fixture
+def programs(tmp_path: Path, unused_port: int) -> Iterator[Callable[[int, int], Programs]]:
+    pytest.importorskip("libtorrent", reason="comes with requirements/test.txt")
+    made: list[Programs] = []
+
+    def make(size: int, bytes_per_second: int) -> Programs:
+        made.append(Programs(tmp_path, unused_port, size, bytes_per_second))
+        for name in PAIR:
+            made[0].start(name)
+        return made[0]
+
+    yield make
+    for run in made[0].runs.values():
+        run.kill()
+        run.wait()
+        run.stdin.close()
+
+
+def test_a_peers_limit_holds_on_a_private_network(programs: Callable) -> None:
+    pair = programs(3_000_000, 1_000_000)
+    pair.wait_for(lambda: pair.last("rates").get("coming"))
+    begun = time.monotonic()
+    pair.wait_for(lambda: pair.last("came"))
+    assert time.monotonic() - begun >= 1.5  # less the second that libtorrent lets through at once
+
+
+def test_a_file_whose_giver_dies_in_the_middle_is_fetched_elsewhere(programs: Callable) -> None:
+    pair = programs(2_000_000, 500_000)
+    pair.wait_for(lambda: pair.last("rates").get("incoming", 0) >= 400_000)
+    pair.runs["n1"].kill()
+    pair.wait_for(lambda: not pair.last("rates")["coming"], seconds=10)
+    seen = pair.last("peers")["peers"]["n1"]
+    assert not seen["alive"]
+    fellow = Fellow(seen["alive"], seen["met"], seen["done"], frozenset(seen["have"]))
+    wish = Claims("n2", {"a": "n2"}, ["n1"])
+    assert next_claims(wish, [Listed("a", 2_000_000, "")], {"n1": fellow}, pair.last("rates")["coming"]) == ["a"]
+    # It was not called wrong, and what came of it is not fetched again from a giver that comes back.
+    pair.runs["n1"].wait()
+    pair.start("n1")
+    pair.wait_for(lambda: pair.last("came"))
+    assert (pair.folder / "n2" / "a").read_bytes() == pair.content
+    pair.wait_for(lambda: pair.said["n2"][-1]["event"] == "rates")
+    assert pair.last("rates")["received"] <= 1_700_000
+
+
+def test_what_came_of_a_file_in_part_makes_room_when_it_is_fetched_elsewhere(tmp_path: Path) -> None:
+    for name in "abc":
+        (tmp_path / name).write_text("part")
+    swarm = SimpleNamespace(wish=wish(incoming=str(tmp_path)), handles={"b": "arrives"}, claims=set())
+    program.obey(swarm, {"do": "claim", "paths": ["a", "b", "d"]})
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["b", "c"]
 
 
 # ---- the whole of it -------------------------------------------------------------------------------------------------
@@ -286,6 +408,7 @@ class Cluster:
             for path, place in self.served.tree.files(MODEL).items():
                 assert (self.root(name) / path).read_bytes() == place.read_bytes(), f"{name}: {path}"
             assert (self.root(name) / ".stepladder" / "complete").exists()
+            assert not (self.root(name) / ".stepladder" / "incoming").exists()
 
 
 @pytest.fixture

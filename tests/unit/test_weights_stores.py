@@ -404,3 +404,56 @@ def test_who_lost_the_lease_ends(tmp_path: Path) -> None:
     assert run.wait(20) == -15
     run.stdout.close()
     assert json.loads(weights_lease.lease_of(path).read_text())["host"] == "node7"
+
+
+@pytest.fixture
+def quick_renewals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights_lease, "RENEW_SECONDS", 0.1)
+    monkeypatch.setattr(weights_lease, "STALE_SECONDS", 3.0)
+
+
+def unreadable(path: Path) -> str:
+    """Have a store's lease be one that every read of fails, as of a stale handle on NFS; what it said before."""
+    lease = weights_lease.lease_of(path)
+    told, loop = lease.read_text(), path.with_name("loop")
+    loop.symlink_to(lease)
+    loop.replace(lease)
+    return told
+
+
+def waits_out(path: Path, seconds: float) -> None:
+    with weights.stopped_by_signals(), weights_lease.locked(path, 1):
+        told = unreadable(path)
+        time.sleep(seconds)
+        back = path.with_name("back")
+        back.write_text(told)
+        back.replace(weights_lease.lease_of(path))
+        time.sleep(0.5)
+        assert "signs_of_life" in weights_lease.lease_of(path).read_text()
+
+
+@pytest.mark.usefixtures("quick_renewals")
+def test_a_lease_that_cannot_be_read_for_a_moment_is_not_lost(tmp_path: Path) -> None:
+    waits_out(tmp_path / "store", 0.5)
+    assert not weights_lease.lease_of(tmp_path / "store").exists()
+
+
+@pytest.mark.usefixtures("quick_renewals")
+def test_a_lease_that_cannot_be_renewed_ends_its_holder_and_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    with pytest.raises(WeightsError) as error:
+        waits_out(path, 60)
+    assert str(error.value) == (
+        f"the lease on {path} could not be renewed: [Errno 40] Too many levels of symbolic links: '{path}.lease'. "
+        "What was fetched is kept: run this again to go on."
+    )
+
+
+@pytest.mark.usefixtures("quick_renewals")
+def test_who_lost_the_lease_says_to_whom(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    with pytest.raises(WeightsError) as error, weights.stopped_by_signals(), weights_lease.locked(path, 1):
+        another_node(path)
+        time.sleep(60)
+    assert str(error.value).startswith(f"the lease on {path} was taken over by node7 (process 12). ")
+    assert weights_lease.lease_of(path).exists()

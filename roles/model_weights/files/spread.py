@@ -159,6 +159,8 @@ class Swarm:
         self.claims: set[str] = set()
         self.came: dict[str, tuple[int, float]] = {}
         self.wrong: dict[str, list[bytes]] = {}
+        self.given: set[str] = set()
+        self.abandoned: set[str] = set()
         self.done = False
         self.received = self.sent = 0
         self._hashers = ThreadPoolExecutor(HASHERS)
@@ -196,8 +198,11 @@ class Swarm:
                 | libtorrent.alert.category_t.storage_notification,
             }
         )
-        allowed = libtorrent.ip_filter()
-        everyone = ("0.0.0.0", "255.255.255.255")  # noqa: S104 - refused below, not listened on
+        allowed, limited = libtorrent.ip_filter(), libtorrent.ip_filter()
+        everyone = ("0.0.0.0", "255.255.255.255")  # noqa: S104 - ruled on here, not listened on
+        # libtorrent has peers on private networks in a class without limits; all are in the global one here.
+        limited.add_rule(*everyone, 1 << libtorrent.session.global_peer_class_id)
+        self.session.set_peer_class_filter(limited)
         allowed.add_rule(*everyone, 1)
         for address in wish.peers.values():
             allowed.add_rule(address, address, 0)
@@ -217,6 +222,7 @@ class Swarm:
 
     def give(self, path: str) -> None:
         """Offer a file that is at its place and proven; its pieces are hashed beside the rest."""
+        self.given.add(path)
         if path not in self.handles:
             self._hashers.submit(self._make, path)
 
@@ -272,24 +278,35 @@ class Swarm:
         for address in addresses:
             self.handles[path].connect_peer((address, self.wish.port))
 
-    def still(self, path: str, now: float) -> bool:
-        """Whether nothing of a file that is coming came for a while."""
+    def still(self, path: str, now: float) -> float:
+        """For how many seconds nothing of a file that is coming came."""
         done = self.handles[path].status().total_done
         before, since = self.came.get(path, (-1, now))
         if done != before:
             self.came[path] = (done, now)
-        return done == before and now - since >= STILL_SECONDS
+            return 0.0
+        return now - since
 
     def drop(self, path: str) -> None:
         """Stop with a file that turned out wrong, and take its torrent from nobody again."""
+        self.given.discard(path)
+        torrent = self._end(path)
+        if torrent:
+            self.wrong.setdefault(path, []).append(torrent)
+
+    def abandon(self, path: str) -> None:
+        """Stop with a file that nobody left has whole. What came of it is kept: whoever has it later gives the rest."""
+        self._end(path)
+        self.abandoned.add(path)
+
+    def _end(self, path: str) -> bytes | None:
         handle = self.handles.pop(path, None)
         if handle is not None:
             self.session.remove_torrent(handle)
-        if path in self.torrents:
-            self.wrong.setdefault(path, []).append(self.torrents.pop(path))
         self.came.pop(path, None)
         for group in (self.have, self.coming, self.moving):
             group.discard(path)
+        return self.torrents.pop(path, None)
 
     def step(self) -> bool:
         """Take in what libtorrent has done: finished files go to their place, and are told of there.
@@ -405,6 +422,8 @@ def obey(swarm: Swarm, command: Mapping[str, Any]) -> bool:
             swarm.give(command["path"])
         case "claim":
             swarm.claims = set(command["paths"])
+            for path in swarm.claims - swarm.handles.keys():  # room for what comes from elsewhere
+                (Path(swarm.wish.incoming) / path).unlink(missing_ok=True)
         case "drop":
             swarm.drop(command["path"])
         case "done":
@@ -414,10 +433,23 @@ def obey(swarm: Swarm, command: Mapping[str, Any]) -> bool:
     return True
 
 
+def lacking(swarm: Swarm, peers: Mapping[str, Peer], now: float) -> list[str]:
+    """Files that may be begun with: not here, not coming, not being fetched elsewhere.
+
+    Of one whose giver died nobody is asked who has only a part of it: that part is from the same giver.
+    """
+    busy = {*swarm.handles, *swarm.given, *swarm.claims}
+    return [
+        path
+        for path in swarm.wish.sizes
+        if path not in busy and (path not in swarm.abandoned or any(holders(path, peers, now).values()))
+    ]
+
+
 def receive_more(swarm: Swarm, peers: Mapping[str, Peer]) -> None:
     """Begin with further files, and have every file that is coming ask those that it should."""
     wish, now = swarm.wish, time.monotonic()
-    missing = [path for path in wish.sizes if path not in swarm.handles and path not in swarm.claims]
+    missing = lacking(swarm, peers, now)
     active = sorted(swarm.coming - swarm.moving)
     fresh = next_files(wish, missing, active, peers, now)
     for path in fresh:
@@ -428,7 +460,11 @@ def receive_more(swarm: Swarm, peers: Mapping[str, Peer]) -> None:
                 if swarm.receive(path, torrent):
                     break
     for path in sorted(swarm.coming - swarm.moving):
-        chosen = sources(path, wish, holders(path, peers, now), still=swarm.still(path, now))
+        held, still = holders(path, peers, now), swarm.still(path, now)
+        if still >= PEER_GONE_SECONDS and not any(held.values()):
+            swarm.abandon(path)
+            continue
+        chosen = sources(path, wish, held, still=still >= STILL_SECONDS)
         swarm.connect(path, [peers[name].address for name in chosen])
 
 
