@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import subprocess
 import sys
 import time
@@ -263,6 +264,15 @@ def test_no_lock_file_is_no_lock_and_a_file_of_our_own_neither(tmp_path: Path) -
     with (tmp_path / "free").open("w") as file:
         fcntl.lockf(file, fcntl.LOCK_EX)  # a process does not stand in its own way
         assert apt.lock_holder(str(tmp_path / "free")) == 0
+
+
+def test_roles_install_by_the_module_that_waits_for_locks() -> None:
+    """apt-get by itself gives up at once while unattended upgrades hold the lock, as they do after a machine's start."""
+    raw = re.compile(r"apt-get (update|install) |builtin\.(apt|package|dnf|yum):")
+    roles = Path(__file__).resolve().parents[2] / "roles"
+    files = [*roles.glob("*/tasks/*.yml"), *roles.glob("*/vars/*.yml")]
+    lines = [f"{file.relative_to(roles)}: {line}" for file in files for line in file.read_text().splitlines()]
+    assert [line for line in lines if raw.search(line) and "fail_msg:" not in line] == []
 
 
 # ---- the order of things ---------------------------------------------------------------------------------------------
