@@ -249,8 +249,8 @@ class DriverSystem(Entry):
 
     `below_branch`, `from_branch`: for these branches only. `machines`: a machine's name in addresses, by its own.
     `versioned`: whether packages are asked for in the driver's version. `companions`: by fabric, packages that have
-    versions of their own. `pin`: names that apt keeps at the driver's version, with wild cards. `hold`: what is held;
-    empty for all of the driver's version.
+    versions of their own. `kernel_modules`: by fabric, what its services need loaded. `pin`: names that apt
+    keeps at the driver's version, with wild cards. `hold`: what is held; empty for all of the driver's version.
     """
 
     platform: Literal["cuda", "rocm"]
@@ -266,6 +266,7 @@ class DriverSystem(Entry):
     kernel_packages: tuple[str, ...] = ()
     fabric_packages: dict[str, tuple[str, ...]] = {}
     companions: dict[str, tuple[str, ...]] = {}
+    kernel_modules: dict[str, tuple[str, ...]] = {}
     pin: tuple[str, ...] = ()
     hold: tuple[str, ...] = ()
     repositories: tuple[DriverRepository, ...] = Field(min_length=1)

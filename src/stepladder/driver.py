@@ -84,7 +84,7 @@ def driver_plan(wish: Mapping[str, Any], facts: Mapping[str, Any], directory: st
         directory: of the catalogue.
 
     Returns: `vendor` (cpu where there is nothing to do), `summary`, `version`, `packages`, `repositories`, `pins`,
-        `hold`, `module_streams`, `services`, `kernel_parameters`, `sysctl`, `module`, `library`, `main_package`,
+        `hold`, `module_streams`, `services`, `kernel_modules`, `kernel_parameters`, `sysctl`, `module`, `library`, `main_package`,
         `same_version` (packages that go with the library's version), and `faults`, each with `what`, `found`, `needed`
         and `mend`.
 
@@ -222,6 +222,7 @@ def _plan(wanted: Wish, gpu: Gpu, release: DriverRelease, known: DriverSystem, s
         "hold": list(known.hold) or [f"*={release.version}-*", *known.companions.get(fabric, ())],
         "module_streams": [_filled(each, words) for each in known.module_streams.get(system.distribution, ())],
         "services": [*([PERSISTENCE] if nvidia else []), *FABRIC_SERVICES.get(fabric, [])],
+        "kernel_modules": list(known.kernel_modules.get(fabric, ())),
         "kernel_parameters": list(gpu.driver.kernel_parameters),
         "sysctl": dict(gpu.driver.sysctl),
         "module": MODULES[gpu.vendor],
@@ -267,7 +268,7 @@ def _summary(gpu: Gpu, release: DriverRelease) -> str:
 
 def _nothing(vendor: str, summary: str) -> dict[str, Any]:
     lists = [
-        *("packages", "repositories", "pins", "hold", "module_streams", "services", "kernel_parameters"),
+        *("packages", "repositories", "pins", "hold", "module_streams", "services", "kernel_modules", "kernel_parameters"),
         *("same_version", "faults"),
     ]
     texts = ("version", "module", "library", "main_package")

@@ -97,6 +97,13 @@ def test_the_fabric_manager_has_the_drivers_version_wherever_there_are_switches(
             assert f"nvidia-fabricmanager={versions.pop()}" in packages, name
 
 
+def test_kernel_modules_that_the_fabric_manager_refuses_to_start_without() -> None:
+    for gpu, modules in {"b200": ["ib_umad"], "b300": ["ib_umad"], "h200": [], "gb200": []}.items():
+        facts = NOBLE | ({"architecture": "aarch64"} if gpu == "gb200" else {})
+        assert plan(facts, gpu=gpu)["kernel_modules"] == modules, gpu
+    assert plan(DEBIAN, gpu="cpu")["kernel_modules"] == []
+
+
 def test_repositories_are_the_vendors_or_the_sites() -> None:
     (vendors,) = plan(DEBIAN)["repositories"]
     assert vendors["url"] == f"{VENDOR}/debian12/x86_64/"
