@@ -110,11 +110,16 @@ def _field(name: str) -> str:
 
 
 def unit(nft: str) -> str:
-    """The service that loads the rules when the node starts, and again after the system's own has flushed all."""
+    """The service that loads the rules when the node starts, and again after the system's own has flushed all.
+
+    Its reload flushes, too (Debian's /etc/nftables.conf begins with `flush ruleset`), and PartOf= hands on no reload.
+    After= orders the two: ours is loaded last.
+    """
     return (
         f"{HEAD}[Unit]\nDescription=Stepladder's rules for peers\nAfter=nftables.service firewalld.service\n"
-        "PartOf=nftables.service\nBefore=network-online.target\n\n"
+        "PartOf=nftables.service\nReloadPropagatedFrom=nftables.service\nBefore=network-online.target\n\n"
         f"[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart={nft} -f {RULES}\n"
+        f"ExecReload={nft} -f {RULES}\n"
         f"ExecStop=-{nft} delete table inet {TABLE}\n\n[Install]\nWantedBy=multi-user.target\n"
     )
 
