@@ -84,9 +84,9 @@ def driver_plan(wish: Mapping[str, Any], facts: Mapping[str, Any], directory: st
         directory: of the catalogue.
 
     Returns: `vendor` (cpu where there is nothing to do), `summary`, `version`, `packages`, `repositories`, `pins`,
-        `hold`, `module_streams`, `services`, `kernel_modules`, `kernel_parameters`, `sysctl`, `module`, `library`, `main_package`,
-        `same_version` (packages that go with the library's version), and `faults`, each with `what`, `found`, `needed`
-        and `mend`.
+        `hold`, `module_streams`, `services`, `kernel_modules`, `kernel_parameters`, `sysctl`, `module`, `library`,
+        `main_package`, `same_version` (packages that go with the library's version), and `faults`, each with `what`,
+        `found`, `needed` and `mend`.
 
     Raises:
         CatalogueError: the catalogue is broken.
@@ -268,8 +268,8 @@ def _summary(gpu: Gpu, release: DriverRelease) -> str:
 
 def _nothing(vendor: str, summary: str) -> dict[str, Any]:
     lists = [
-        *("packages", "repositories", "pins", "hold", "module_streams", "services", "kernel_modules", "kernel_parameters"),
-        *("same_version", "faults"),
+        *("packages", "repositories", "pins", "hold", "module_streams", "services", "kernel_modules"),
+        *("kernel_parameters", "same_version", "faults"),
     ]
     texts = ("version", "module", "library", "main_package")
     return {"vendor": vendor, "summary": summary, "sysctl": {}} | {n: [] for n in lists} | dict.fromkeys(texts, "")
