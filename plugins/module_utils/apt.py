@@ -143,7 +143,8 @@ def run_limited(
                 "why it hangs (journalctl), then run again: what is half done is finished first"
             )
 
-    return watched.run(argv, environ, on_line=line, on_tick=tick, tick_s=min(2.0, seconds))
+    status, lines = watched.run(argv, environ, on_line=line, on_tick=tick, tick_s=min(2.0, seconds))
+    return status, lines
 
 
 class Apt:

@@ -248,7 +248,8 @@ class DriverSystem(Entry):
     """How a driver is installed on some systems.
 
     `below_branch`, `from_branch`: for these branches only. `machines`: a machine's name in addresses, by its own.
-    `versioned`: whether packages are asked for in the driver's version. `companions`: by fabric, packages that have
+    `package_version`: which packages are asked for, with the shell's wild cards; `package_versions`: by name those that
+    are counted otherwise. `companions`: by fabric, packages that have
     versions of their own. `kernel_modules`: by fabric, what its services need loaded. `pin`: names that apt
     keeps at the driver's version, with wild cards. `hold`: what is held; empty for all of the driver's version.
     """
@@ -261,7 +262,8 @@ class DriverSystem(Entry):
     machines: dict[str, str]
     manager: Literal["apt", "dnf"]
     module_streams: dict[str, tuple[str, ...]] = {}
-    versioned: bool = True
+    package_version: str = "{version}-*"
+    package_versions: dict[str, str] = {}
     packages: tuple[str, ...] = Field(min_length=1)
     kernel_packages: tuple[str, ...] = ()
     fabric_packages: dict[str, tuple[str, ...]] = {}

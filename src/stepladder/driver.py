@@ -85,7 +85,7 @@ def driver_plan(wish: Mapping[str, Any], facts: Mapping[str, Any], directory: st
 
     Returns: `vendor` (cpu where there is nothing to do), `summary`, `version`, `packages`, `repositories`, `pins`,
         `hold`, `module_streams`, `services`, `kernel_modules`, `kernel_parameters`, `sysctl`, `module`, `library`,
-        `main_package`, `same_version` (packages that go with the library's version), and `faults`, each with `what`,
+        `main_package`, `same_version` (packages with the versions that fit), and `faults`, each with `what`,
         `found`, `needed` and `mend`.
 
     Raises:
@@ -142,6 +142,11 @@ def _release(wanted: Wish, gpu: Gpu, catalogue: Catalogue, faults: list[Violatio
     if wanted.version and not f"{wanted.version}.".startswith(f"{branch}."):
         mend = f"Set gpu_driver_version to one of {branch}, or gpu_driver_branch to the version's own."
         faults.append(Violation("gpu_driver_version", f"{wanted.version} is not of branch {branch}", mend))
+        return None
+    if wanted.version not in ("", release.version) and release.kernel_driver:
+        found = f"{wanted.version}, and which amdgpu goes with it is not known; known is {release.version}"
+        mend = "Leave it out, or add the release with its kernel_driver to catalog/drivers.yml."
+        faults.append(Violation("gpu_driver_version", found, mend))
         return None
     return release.model_copy(update={"version": wanted.version}) if wanted.version else release
 
@@ -205,11 +210,14 @@ def _plan(wanted: Wish, gpu: Gpu, release: DriverRelease, known: DriverSystem, s
         "kernel": system.kernel,
         "kernel_version": system.kernel.removesuffix(f".{system.machine}"),
         "kernel_driver": release.kernel_driver,
+        "version_number": _number(release.version),
+        "kernel_driver_number": _number(release.kernel_driver),
     }
     fabric = gpu.driver.fabric
     parts = [*(wanted.packages or known.packages), *known.fabric_packages.get(fabric, ())]
     names = [_filled(name, words) for name in parts]
-    versioned = [f"{name}={release.version}-*" if known.versioned and "=" not in name else name for name in names]
+    patterns = {name: known.package_versions.get(name, known.package_version) for name in names}
+    versioned = [name if "=" in name else f"{name}={_filled(patterns[name], words)}" for name in names]
     beside = [*known.kernel_packages, *known.companions.get(fabric, ())]
     nvidia = gpu.vendor == "nvidia"
     return {
@@ -227,9 +235,15 @@ def _plan(wanted: Wish, gpu: Gpu, release: DriverRelease, known: DriverSystem, s
         "sysctl": dict(gpu.driver.sysctl),
         "module": MODULES[gpu.vendor],
         "library": LIBRARIES[gpu.vendor],
-        "main_package": names[0],
-        "same_version": names if known.versioned else [],
+        "main_package": names[0].partition("=")[0],
+        "same_version": versioned,
     }
+
+
+def _number(version: str) -> str:
+    """A version as AMD's packages carry it: 70204 for 7.2.4."""
+    first, *rest = version.split(".")
+    return first + "".join(part.zfill(2) for part in rest)
 
 
 def _repository(

@@ -76,7 +76,8 @@ PACKAGES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
     "MI355X on Ubuntu 24.04": (
         NOBLE,
         {"gpu": "mi355x"},
-        ["linux-headers-6.8.0-45-generic", "amdgpu-dkms", "rocm-core", "rocminfo", "rocm-smi-lib", "amd-smi-lib"],
+        ["linux-headers-6.8.0-45-generic", "amdgpu-dkms=*.30300400-*", "rocm-core=*.70204-*", "rocminfo=*.70204-*",
+         "rocm-smi-lib=*.70204-*", "amd-smi-lib=*.70204-*"],
     ),
 }  # fmt: skip
 
@@ -164,6 +165,10 @@ FAULTS: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
     "below the floor": (
         DEBIAN, {"version": "570.86.15"}, "driver", "570.86.15; vLLM 0.33.0 and its image need 580 or newer",
     ),
+    "a ROCm without a known amdgpu": (
+        NOBLE, {"gpu": "mi355x", "version": "7.2.3"}, "gpu_driver_version",
+        "7.2.3, and which amdgpu goes with it is not known; known is 7.2.4",
+    ),
     "ROCm below the floor": (
         NOBLE, {"gpu": "mi355x", "branch": "7.0"}, "ROCm", "7.0; vLLM 0.33.0 and its image need 7.2 or newer",
     ),
@@ -229,7 +234,13 @@ def test_versions_of_libraries_and_packages() -> None:
 
 V = "580.126.20"
 NVIDIA = Wanted(
-    "nvidia", V, "nvidia", "libnvidia-ml.so.1", "cuda", ["cuda", "fm"], minimum_free_bytes={"/var": 4 * 10**9}
+    "nvidia",
+    V,
+    "nvidia",
+    "libnvidia-ml.so.1",
+    "cuda",
+    [f"cuda={V}-*", f"fm={V}-*"],
+    minimum_free_bytes={"/var": 4 * 10**9},
 )
 BARE = Facts("gpu1", free_bytes={"/var": 10**10}, gpus={"nvidia": 8}, booted_at=100)
 DONE = Facts("gpu1", loaded=V, on_disk=V, library=V, packages={"cuda": f"{V}-1", "fm": f"{V}-1"}, installed_at=50,
@@ -357,8 +368,11 @@ def test_how_it_fits(facts: Facts, wanted: Wanted, faults: list[str], reboot: li
     assert preparation.reboot_reasons(facts, wanted) == reboot
 
 
-AMD = Wanted("amd", "7.2.4", "amdgpu", "", "amdgpu-dkms", kernel_parameters=["iommu=pt"])
-AMD_DONE = Facts("gpu1", loaded="6.16.13", on_disk="6.16.13", packages={"amdgpu-dkms": "1:6.16.13.30300400-2"},
+AMD_PACKAGES = ["amdgpu-dkms=*.30300400-*", "rocm-core=*.70204-*"]
+AMD = Wanted("amd", "7.2.4", "amdgpu", "", "amdgpu-dkms", AMD_PACKAGES, kernel_parameters=["iommu=pt"])
+AMD_THERE = {"amdgpu-dkms": "1:6.16.13.30300400-2341068.24.04", "rocm-core": "7.2.4.70204-93~24.04"}
+AMD_OLD = {"amdgpu-dkms": "1:6.12.12.60401-2164967.24.04", "rocm-core": "6.4.1.60401-83~24.04"}
+AMD_DONE = Facts("gpu1", packages=AMD_THERE, loaded="6.16.13", on_disk="6.16.13",
                  installed_at=50, booted_at=100, command_line=["iommu=pt"], gpus={"amd": 8})  # fmt: skip
 AMD_CASES: dict[str, tuple[Facts, list[str], list[str]]] = {
     "it fits": (AMD_DONE, [], []),
@@ -366,6 +380,11 @@ AMD_CASES: dict[str, tuple[Facts, list[str], list[str]]] = {
         having(AMD_DONE, loaded="6.8.0-45-generic", installed_at=150),
         [],
         ["amdgpu 6.16.13 is installed, in the kernel 6.8.0-45-generic runs"],
+    ),
+    "an older ROCm stayed": (
+        having(AMD_DONE, packages=AMD_OLD),
+        ["package amdgpu-dkms: 1:6.12.12.60401-2164967.24.04", "package rocm-core: 6.4.1.60401-83~24.04"],
+        [],
     ),
     "and after a restart too": (
         having(AMD_DONE, loaded="6.8.0-45-generic"),
@@ -379,6 +398,15 @@ AMD_CASES: dict[str, tuple[Facts, list[str], list[str]]] = {
 def test_how_amds_fits(facts: Facts, faults: list[str], reboot: list[str]) -> None:
     assert [f"{one.what}: {one.found}" for one in preparation.faults_after(facts, AMD)] == faults
     assert preparation.reboot_reasons(facts, AMD) == reboot
+
+
+def test_an_older_rocm_is_no_green_prepare() -> None:
+    (fault,) = preparation.faults_before(having(AMD_DONE, packages=AMD_OLD), AMD)
+    there = "amdgpu-dkms 1:6.12.12.60401-2164967.24.04, rocm-core 6.4.1.60401-83~24.04 is installed"
+    assert (fault.what, fault.found, fault.needed) == ("driver", there, "7.2.4")
+    assert [*preparation.faults_before(AMD_DONE, AMD)] == []
+    bare = having(AMD_DONE, packages={})
+    assert [*preparation.faults_before(bare, AMD)] == []
 
 
 def test_the_node_is_read_from_its_files(tmp_path: Path) -> None:
