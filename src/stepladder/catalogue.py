@@ -275,10 +275,24 @@ class DriverSystem(Entry):
     source: str
 
 
+class KernelFlavours(Entry):
+    """What the packages are called that follow a distribution's newest kernel.
+
+    `first`: the kernel that the distribution came with; the names for later ones end with `enablement`.
+    """
+
+    distributions: tuple[str, ...] = Field(min_length=1)
+    flavours: tuple[str, ...] = Field(min_length=1)
+    first: str | None = None
+    enablement: str = ""
+    source: str
+
+
 class Drivers(Entry):
-    """The drivers' releases, and what each system calls them."""
+    """The drivers' releases, what each system calls them, and the kernels that they are built for."""
 
     releases: tuple[DriverRelease, ...]
+    kernels: tuple[KernelFlavours, ...] = ()
     systems: tuple[DriverSystem, ...]
 
 

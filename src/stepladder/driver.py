@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from stepladder.catalogue import Catalogue, DriverRelease, DriverSystem, EngineRelease, Gpu
+from stepladder.catalogue import Catalogue, DriverRelease, DriverSystem, EngineRelease, Gpu, KernelFlavours
 from stepladder.errors import Violation, unknown_name
 from stepladder.setting import older
 
@@ -36,6 +36,7 @@ class System:
         release: `12.8`, `24.04`, `9.6`.
         codename: `bookworm`; empty on Red Hat's family.
         machine: `x86_64`. kernel: the running kernel's release.
+        flavour: of the packages that follow that kernel, empty for none known.
     """
 
     distribution: str
@@ -43,6 +44,7 @@ class System:
     codename: str
     machine: str
     kernel: str
+    flavour: str = ""
 
     @classmethod
     def of(cls, facts: Mapping[str, Any]) -> System:
@@ -100,6 +102,7 @@ def driver_plan(wish: Mapping[str, Any], facts: Mapping[str, Any], directory: st
     if gpu.driver is None:
         return _nothing(gpu.vendor, f"{gpu.title}: there is nothing to do for a driver")
     system = System.of(facts)
+    system = replace(system, flavour=_flavour(system, catalogue.drivers.kernels))
     faults: list[Violation] = []
     faults += _below_floor(wanted, gpu, catalogue)
     release = None if faults else _release(wanted, gpu, catalogue, faults)
@@ -197,6 +200,16 @@ def _below_floor(wanted: Wish, gpu: Gpu, catalogue: Catalogue) -> list[Violation
     return [Violation(kind, found, "Set gpu_driver_branch and gpu_driver_version, or deployment_engine_version.")]
 
 
+def _flavour(system: System, kernels: Sequence[KernelFlavours]) -> str:
+    """The flavour whose packages follow the kernel that runs: `amd64`, `generic-hwe-22.04`; empty for none known."""
+    for each in kernels:
+        fitting = [name for name in each.flavours if system.kernel.endswith(f"-{name}")]
+        if system.distribution in each.distributions and fitting:
+            later = each.first and not system.kernel.startswith(f"{each.first}.")
+            return max(fitting, key=len) + (each.enablement if later else "")
+    return ""
+
+
 def _plan(wanted: Wish, gpu: Gpu, release: DriverRelease, known: DriverSystem, system: System) -> dict[str, Any]:
     assert gpu.driver is not None  # noqa: S101 - for the type checker
     words = {
@@ -209,6 +222,7 @@ def _plan(wanted: Wish, gpu: Gpu, release: DriverRelease, known: DriverSystem, s
         "version": release.version,
         "kernel": system.kernel,
         "kernel_version": system.kernel.removesuffix(f".{system.machine}"),
+        "kernel_flavour": system.flavour,
         "kernel_driver": release.kernel_driver,
         "version_number": _number(release.version),
         "kernel_driver_number": _number(release.kernel_driver),
@@ -218,7 +232,8 @@ def _plan(wanted: Wish, gpu: Gpu, release: DriverRelease, known: DriverSystem, s
     names = [_filled(name, words) for name in parts]
     patterns = {name: known.package_versions.get(name, known.package_version) for name in names}
     versioned = [name if "=" in name else f"{name}={_filled(patterns[name], words)}" for name in names]
-    beside = [*known.kernel_packages, *known.companions.get(fabric, ())]
+    kernels = [name for name in known.kernel_packages if system.flavour or "{kernel_flavour}" not in name]
+    beside = [*kernels, *known.companions.get(fabric, ())]
     nvidia = gpu.vendor == "nvidia"
     return {
         "vendor": gpu.vendor,

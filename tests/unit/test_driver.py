@@ -45,27 +45,30 @@ PACKAGES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
     "H20 on Debian 12": (
         DEBIAN,
         {},
-        ["linux-headers-6.1.0-40-amd64", "nvidia-driver-cuda=580.126.20-*", "nvidia-kernel-open-dkms=580.126.20-*",
+        ["linux-headers-6.1.0-40-amd64", "linux-headers-amd64",
+         "nvidia-driver-cuda=580.126.20-*", "nvidia-kernel-open-dkms=580.126.20-*",
          "nvidia-persistenced=580.126.20-*", "nvidia-fabricmanager=580.126.20-*", "libnvidia-nscq=580.126.20-*"],
     ),
     "H200 on Ubuntu 22.04, names with the branch": (
         JAMMY,
         {"gpu": "h200"},
-        ["linux-headers-6.8.0-45-generic", "libnvidia-compute-580=580.126.20-*", "nvidia-dkms-580-open=580.126.20-*",
+        ["linux-headers-6.8.0-45-generic", "linux-headers-generic-hwe-22.04",
+         "libnvidia-compute-580=580.126.20-*", "nvidia-dkms-580-open=580.126.20-*",
          "nvidia-utils-580=580.126.20-*", "nvidia-compute-utils-580=580.126.20-*", "nvidia-fabricmanager=580.126.20-*",
          "libnvidia-nscq=580.126.20-*"],
     ),
     "B200 on Ubuntu 24.04, branch 595, names without": (
         NOBLE,
         {"gpu": "b200", "branch": "595"},
-        ["linux-headers-6.8.0-45-generic", "nvlsm", "nvidia-headless-open=595.45.04-*",
+        ["linux-headers-6.8.0-45-generic", "linux-headers-generic", "nvlsm", "nvidia-headless-open=595.45.04-*",
          "nvidia-persistenced=595.45.04-*", "nvidia-fabricmanager=595.45.04-*", "libnvidia-nscq=595.45.04-*",
          "libnvsdm=595.45.04-*"],
     ),
     "GB200 on Ubuntu 24.04, IMEX": (
         NOBLE | {"architecture": "aarch64"},
         {"gpu": "gb200", "packages": ["nvidia-open"]},
-        ["linux-headers-6.8.0-45-generic", "nvidia-open=580.126.20-*", "nvidia-imex=580.126.20-*"],
+        ["linux-headers-6.8.0-45-generic", "linux-headers-generic",
+         "nvidia-open=580.126.20-*", "nvidia-imex=580.126.20-*"],
     ),
     "H20 on Rocky 9": (
         ROCKY,
@@ -76,7 +79,8 @@ PACKAGES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
     "MI355X on Ubuntu 24.04": (
         NOBLE,
         {"gpu": "mi355x"},
-        ["linux-headers-6.8.0-45-generic", "amdgpu-dkms=*.30300400-*", "rocm-core=*.70204-*", "rocminfo=*.70204-*",
+        ["linux-headers-6.8.0-45-generic", "linux-headers-generic",
+         "amdgpu-dkms=*.30300400-*", "rocm-core=*.70204-*", "rocminfo=*.70204-*",
          "rocm-smi-lib=*.70204-*", "amd-smi-lib=*.70204-*"],
     ),
 }  # fmt: skip
@@ -87,6 +91,24 @@ def test_packages(facts: dict[str, Any], wish: dict[str, Any], expected: list[st
     found = plan(facts, **wish)
     assert found["faults"] == []
     assert found["packages"] == expected
+
+
+@pytest.mark.parametrize(
+    ("facts", "kernel", "expected"),
+    [
+        (DEBIAN, "6.1.0-40-cloud-amd64", ["linux-headers-cloud-amd64"]),
+        (DEBIAN, "6.12.43+deb12-amd64", ["linux-headers-amd64"]),
+        (JAMMY, "5.15.0-160-generic", ["linux-headers-generic"]),
+        (NOBLE, "6.14.0-33-generic", ["linux-headers-generic-hwe-24.04"]),
+        (NOBLE, "6.8.0-1040-nvidia", ["linux-headers-nvidia"]),
+        (NOBLE, "6.8.0-1040-azure", []),
+        (DEBIAN, "6.18.44-site", []),
+    ],
+)
+def test_headers_of_kernels_to_come_are_installed_too(facts: dict[str, Any], kernel: str, expected: list[str]) -> None:
+    """Else an upgrade of the kernel comes up without GPUs: DKMS builds for kernels whose headers are there."""
+    found = plan(facts | {"kernel": kernel})["packages"]
+    assert [name for name in found if name.startswith("linux-headers")] == [f"linux-headers-{kernel}", *expected]
 
 
 def test_the_fabric_manager_has_the_drivers_version_wherever_there_are_switches() -> None:
