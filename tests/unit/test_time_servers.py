@@ -166,4 +166,8 @@ class TestRole:
         world.run("198.18.0.1", "198.18.0.2")
         assert world.known() == ["198.18.0.1", "198.18.0.2"]
         assert not (tmp_path / "is" / "installed").exists()
+        (tmp_path / "is" / "known").write_text("")  # as after a run that was interrupted
+        world.run("198.18.0.1", "198.18.0.2")
+        assert world.known() == ["198.18.0.1", "198.18.0.2"]
+        (tmp_path / "is" / "known").write_text("198.18.0.9 198.18.0.1 198.18.0.2")  # with one of the machine's own
         assert "changed=0" in world.run("198.18.0.1", "198.18.0.2")
