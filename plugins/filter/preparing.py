@@ -63,5 +63,8 @@ class FilterModule:
             "pip_conf": lambda values: python_sources.pip_conf(_plain(values)),
             "preparation_report": _preparation_report,
             "python_source_problems": lambda values: python_sources.problems(_plain(values)),
+            "time_keeper": lambda names, states, servers, container: preparing.time_keeper(
+                _plain(names), _plain(states), _plain(servers), container
+            ),
             "uv_toml": lambda values: python_sources.uv_toml(_plain(values)),
         }

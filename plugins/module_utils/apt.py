@@ -33,6 +33,7 @@ QUIET = {
     "NEEDRESTART_SUSPEND": "1",  # Ubuntu's asks, or restarts what runs
 }
 KEEP_SETTINGS = ("-o", "Dpkg::Options::=--force-confdef", "-o", "Dpkg::Options::=--force-confold")
+STEP_SECONDS = 3600.0  # a kernel's module is built for minutes; an hour is no longer work
 FLOCK = "hhqqi"  # struct flock of 64-bit Linux (fcntl(2)): type, whence, start, length, pid
 
 
@@ -92,6 +93,58 @@ def wait_for_locks(
             )
         report(f"waiting for {holder_text(pid)}, which holds {path}")
         time.sleep(poll_s)
+
+
+def newest_descendant(pid: int, proc: Path = Path("/proc")) -> int:
+    """The process at the end of the youngest line of children; the process itself where it has none."""
+    children: dict[int, list[int]] = {}
+    for entry in proc.iterdir():
+        if entry.name.isdigit():
+            state, _, rest = preflight.read_text(entry / "stat").rpartition(")")[2].strip().partition(" ")
+            if state and state != "Z":
+                children.setdefault(int(rest.split()[0]), []).append(int(entry.name))
+    while pid in children:
+        pid = max(children[pid])
+    return pid
+
+
+def run_limited(
+    step: str,
+    argv: Sequence[str],
+    environ: Mapping[str, str],
+    report: Callable[[str], object],
+    seconds: float = STEP_SECONDS,
+) -> tuple[int, list[str]]:
+    """Run a step of a package manager to its end; `watched.run` with a limit.
+
+    Args:
+        step: what it does, for messages.
+        argv, environ: the program.
+        report: takes a line on where it stands.
+        seconds: how long at most.
+
+    Returns: exit status and the last lines.
+
+    Raises:
+        PackagesError: it was not done in time and was ended; it names what was at work.
+    """  # fmt: skip
+    last = ""
+
+    def line(text: str) -> None:
+        nonlocal last
+        last = text
+        report(f"{step}: {text}")
+
+    def tick(spent: float) -> None:
+        if spent >= seconds:
+            raise PackagesError(
+                f"Failed to {step}: not done within {seconds:.0f} s, and ended. At work was "
+                f"{holder_text(newest_descendant(os.getpid()))}; the last line: {package_sources.redacted(last)}. See "
+                "why it hangs (journalctl), then run again: what is half done is finished first"
+            )
+
+    status, lines = watched.run(argv, environ, on_line=line, on_tick=tick, tick_s=min(2.0, seconds))
+    return status, lines
 
 
 class Apt:
@@ -205,7 +258,7 @@ class Apt:
         for attempt in (1, 2, 3):
             if locked:
                 self.wait()
-            status, tail = watched.run(argv, self._environ, on_line=lambda line: self._report(f"{step}: {line}"))
+            status, tail = run_limited(step, argv, self._environ, self._report)
             if not status:
                 return
             if attempt == 3 or "could not get lock" not in "\n".join(tail).lower():

@@ -9,9 +9,11 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
-from ansible_collections.stepladder.core.plugins.module_utils import watched
+from ansible_collections.stepladder.core.plugins.module_utils import apt
 from ansible_collections.stepladder.core.plugins.module_utils.apt import PackagesError
 from ansible_collections.stepladder.core.plugins.module_utils.package_plan import Foreseen, Package, Spec
 
@@ -19,6 +21,11 @@ RPM_FORMAT = "%{NAME}\\t%{VERSION}-%{RELEASE}\\n"
 VERSIONLOCK = "python3-dnf-plugin-versionlock"
 # A lock hides every other version, so that dnf only knows of no such package; what it would do is asked without.
 PAST_LOCKS = "--disableplugin=versionlock"
+
+LOCKED = 200
+# Lists of repositories are fetched on the way to an answer.
+ASK_SECONDS = 900.0
+Answer = TypeVar("Answer")
 
 
 def parse_rpm(text: str) -> dict[str, Package]:
@@ -62,7 +69,7 @@ class Dnf:
 
     Args:
         report: takes a line on where it stands.
-        lock_seconds: how long to wait for another package manager; dnf itself waits and names the holder.
+        lock_seconds: how long to wait for another dnf.
     """
 
     def __init__(self, report: Callable[[str], object], lock_seconds: float) -> None:
@@ -139,13 +146,67 @@ class Dnf:
         return self._run(argv).stdout
 
     def _run(self, argv: list[str]) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(argv, env=self._environ, capture_output=True, text=True, check=False)
+        """Run a question of dnf's or rpm's to its end.
+
+        Raises:
+            PackagesError: it did not end, or a lock was held until the deadline.
+        """
+
+        def once() -> tuple[subprocess.CompletedProcess[str], int, str]:
+            try:
+                done = subprocess.run(
+                    at_once(argv), env=self._environ, capture_output=True, text=True, check=False, timeout=ASK_SECONDS
+                )
+            except subprocess.TimeoutExpired as error:
+                text = f"`{' '.join(argv)}` gave no answer within {ASK_SECONDS:.0f} s and was ended. Does a repository "
+                raise PackagesError(f"{text}hang (dnf -v makecache)?") from error
+            return done, done.returncode, done.stdout + done.stderr
+
+        return self._unlocked(once)
 
     def _do(self, step: str, argv: list[str]) -> None:
-        argv = ["timeout", f"{self._lock_seconds + 3600:.0f}", *argv]
-        status, tail = watched.run(argv, self._environ, on_line=lambda line: self._report(f"{step}: {line}"))
-        if status:
-            raise PackagesError(_failure(step, tail[-12:]))
+        def once() -> tuple[list[str], int, str]:
+            status, tail = apt.run_limited(step, at_once(argv), self._environ, self._report)
+            if status and not locked_by(status, "\n".join(tail)):
+                raise PackagesError(_failure(step, tail[-12:]))
+            return tail, status, "\n".join(tail)
+
+        self._unlocked(once)
+
+    def _unlocked(self, once: Callable[[], tuple[Answer, int, str]], poll_s: float = 1.0) -> Answer:
+        """What dnf answers once no other dnf has a lock: it is told to end at one, as its own wait has no end.
+
+        Args:
+            once: asks it; gives the answer, dnf's status, and what it printed.
+            poll_s: how often to ask, in seconds.
+
+        Raises:
+            PackagesError: a lock was held until the deadline; it names the holder.
+        """
+        deadline = time.monotonic() + self._lock_seconds
+        while True:
+            answer, status, text = once()
+            holder = locked_by(status, text)
+            if not holder:
+                return answer
+            if time.monotonic() >= deadline:
+                raise PackagesError(
+                    f"dnf's lock was held for {self._lock_seconds:.0f} s by {apt.holder_text(holder)}. Let it finish, "
+                    "or end it (systemctl stop dnf-automatic.timer dnf-makecache.timer), then run again"
+                )
+            self._report(f"waiting for {apt.holder_text(holder)}, which holds dnf's lock")
+            time.sleep(poll_s)
+
+
+def at_once(argv: Sequence[str]) -> list[str]:
+    """A command of dnf's that ends at a lock instead of waiting for it; one of rpm's as it is."""
+    return ["dnf", "--setopt=exit_on_lock=True", *argv[1:]] if argv[0] == "dnf" else list(argv)
+
+
+def locked_by(status: int, text: str) -> int:
+    """The process that holds the lock that dnf ended at (`dnf/cli/main.py`: status 200); 0 for none."""
+    found = re.search(r"already locked by (\d+)", text) if status == LOCKED else None
+    return int(found[1]) if found else 0
 
 
 def _failure(step: str, tail: Sequence[str]) -> str:

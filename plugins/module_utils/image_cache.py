@@ -38,6 +38,8 @@ PROXY_SETTINGS = "/etc/docker/stepladder-proxy.env"
 START_SECONDS = 20.0
 SILENT_SECONDS = 300.0
 STALLED_SECONDS = 60.0
+# A copy whose deploy was killed gives the registry's images, with the node's login, to whoever reaches it.
+LONGEST_SECONDS = 2 * 3600
 
 
 class CacheError(Exception):
@@ -73,7 +75,9 @@ def settings_text(address: str, port: int, storage: str, remote: str, login: tup
 
 
 def cache_command(program: str, config: str, authority: str) -> list[str]:
-    """How the copy is started: as a unit that is gone with the machine's next start.
+    """How the copy is started: as a unit that ends by itself, and takes its settings with it.
+
+    Peers cannot be told from strangers here: IPAddressAllow= would hold for what the copy itself asks, too.
 
     Args:
         program: the registry's.
@@ -85,6 +89,7 @@ def cache_command(program: str, config: str, authority: str) -> list[str]:
     trusted += [f"--setenv=SSL_CERT_FILE={authority}"] if authority else []
     return [
         "systemd-run", f"--unit={CACHE_UNIT}", "--collect", *trusted,
+        f"--property=RuntimeMaxSec={LONGEST_SECONDS}", f"--property=ExecStopPost=/bin/rm -f {config}",
         f"--property=EnvironmentFile=-{PROXY_SETTINGS}", program, "serve", config,
     ]  # fmt: skip
 
@@ -163,8 +168,11 @@ def start_cache(settings: str, config: Path, registry: str, address: str, port: 
     with os.fdopen(descriptor, "w") as stream:
         stream.write(settings)
     authority = Path("/etc/docker/certs.d", registry, "ca.crt")
-    run(cache_command(program, str(config), str(authority) if authority.exists() else ""))
-    wait_listening(address, port, f"journalctl -u {CACHE_UNIT}")
+    try:
+        run(cache_command(program, str(config), str(authority) if authority.exists() else ""))
+        wait_listening(address, port, f"journalctl -u {CACHE_UNIT}")
+    finally:
+        config.unlink(missing_ok=True)  # it is read once; what is in it is no longer needed
 
 
 def start_forward(target: str, port: int) -> None:

@@ -17,6 +17,8 @@ from pathlib import Path
 TABLE = "stepladder"
 RULES = "/etc/stepladder/peers.nft"
 UNIT = "/etc/systemd/system/stepladder-firewall.service"
+BESIDE = "/etc/systemd/system/nftables.service.d/stepladder.conf"
+FILES = (RULES, UNIT, BESIDE)
 HEAD = "# Written by stepladder; a rerun writes it again.\n"
 
 
@@ -110,13 +112,28 @@ def _field(name: str) -> str:
 
 
 def unit(nft: str) -> str:
-    """The service that loads the rules when the node starts, and again after the system's own has flushed all."""
+    """The service that loads the rules when the node starts, and again after the system's own has flushed all.
+
+    Its reload flushes, too (Debian's /etc/nftables.conf begins with `flush ruleset`), and PartOf= hands on no reload.
+    After= orders the two: ours is loaded last.
+    """
     return (
         f"{HEAD}[Unit]\nDescription=Stepladder's rules for peers\nAfter=nftables.service firewalld.service\n"
-        "PartOf=nftables.service\nBefore=network-online.target\n\n"
+        "PartOf=nftables.service\nReloadPropagatedFrom=nftables.service\nBefore=network-online.target\n\n"
         f"[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart={nft} -f {RULES}\n"
+        f"ExecReload={nft} -f {RULES}\n"
         f"ExecStop=-{nft} delete table inet {TABLE}\n\n[Install]\nWantedBy=multi-user.target\n"
     )
+
+
+def beside(nft: str) -> str:
+    """An addition to nftables.service: no dependency hands on its start, which flushes as its reload does."""
+    return f"{HEAD}[Service]\nExecStartPost=-{nft} -f {RULES}\n"
+
+
+def files(wanted: Wanted, nft: str) -> dict[str, str]:
+    """The files that keep the rules, by path."""
+    return {RULES: rendered(wanted), UNIT: unit(nft), BESIDE: beside(nft)}
 
 
 def loaded_counts(listing: str) -> tuple[int, int]:
@@ -140,11 +157,11 @@ def is_loaded(wanted: Wanted) -> bool:
 
 def plan(wanted: Wanted | None) -> list[str]:
     """What is to be done, in words; `wanted` none for no firewall."""
-    there = {path: _text(path) for path in (RULES, UNIT)}
+    there = {path: _text(path) for path in FILES}
     if wanted is None:
         loaded = bool(nft()) and _nft("list", "table", "inet", TABLE).returncode == 0
         return [f"remove {path}" for path, text in there.items() if text] + (["take the rules out"] if loaded else [])
-    due = {RULES: rendered(wanted), UNIT: unit(nft() or "/usr/sbin/nft")}
+    due = files(wanted, nft() or "/usr/sbin/nft")
     actions = [f"write {path}" for path, text in due.items() if there[path] != text]
     return actions + (["load the rules"] if not nft() or actions or not is_loaded(wanted) else [])
 
@@ -173,7 +190,7 @@ def apply(wanted: Wanted) -> None:
         OSError: a file cannot be written.
     """
     check(wanted)
-    for path, text in ((RULES, rendered(wanted)), (UNIT, unit(nft()))):
+    for path, text in files(wanted, nft()).items():
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text(text)
     done = _nft("-f", RULES)
@@ -188,8 +205,9 @@ def apply(wanted: Wanted) -> None:
 def remove() -> None:
     """Take the rules out, now and for the next start."""
     subprocess.run(["systemctl", "disable", "--now", Path(UNIT).name], capture_output=True, check=False)
-    for path in (RULES, UNIT):
+    for path in FILES:
         Path(path).unlink(missing_ok=True)
+    subprocess.run(["systemctl", "daemon-reload"], capture_output=True, check=False)
     if nft():
         _nft("delete", "table", "inet", TABLE)
 

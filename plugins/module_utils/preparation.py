@@ -17,6 +17,7 @@ from typing import Any
 from ansible_collections.stepladder.core.plugins.module_utils import (
     apt,
     dnf,
+    package_plan,
     package_sources,
     preflight,
 )
@@ -45,7 +46,8 @@ class Wanted:
     Args:
         vendor: `nvidia`, `amd`, or `cpu` for a node without a driver.
         version: of the driver. module: of the kernel. library: whose file's name ends with the version.
-        main_package: is there if the driver was installed by us. same_version: packages that have the driver's version.
+        main_package: is there if the driver was installed by us.
+        same_version: packages with their versions, `name=version` with wild cards.
         minimum_free_bytes: by path, as far as the driver is not installed yet.
         check_bus: whether the vendor's GPUs have to be on the PCI bus.
         allow_change: whether a driver may go from one version to another.
@@ -167,12 +169,23 @@ def _other_driver(facts: Facts, wanted: Wanted, ours: str) -> Iterator[Fault]:
             "remove it (the system's own packages, or nvidia-uninstall for a .run file), or keep it with "
             "gpu_driver_install: false",
         )  # fmt: skip
-    version = upstream(ours)
-    if wanted.same_version and ours and version != wanted.version and not wanted.allow_change:
+    others = {name: version for name, version in misfits(facts, wanted).items() if version}
+    if others and not wanted.allow_change:
+        versions = set(map(upstream, others.values()))
+        named = ", ".join(f"{name} {version}" for name, version in others.items())
         yield Fault(
-            "driver", f"{version} is installed", wanted.version,
+            "driver", f"{versions.pop() if len(versions) == 1 else named} is installed", wanted.version,
             "drain the node, then allow it once: -e gpu_driver_change_allowed=true",
         )  # fmt: skip
+
+
+def misfits(facts: Facts, wanted: Wanted) -> dict[str, str]:
+    """Packages that are not there in the version wanted, with the one that is; empty for none."""
+    specs = map(package_plan.Spec.of, wanted.same_version)
+    found = {spec: facts.packages.get(spec.name, "") for spec in specs}
+    return {
+        spec.name: version for spec, version in found.items() if not version or not spec.matches(spec.name, version)
+    }
 
 
 def reboot_reasons(facts: Facts, wanted: Wanted) -> list[str]:
@@ -205,11 +218,9 @@ def faults_after(facts: Facts, wanted: Wanted) -> Iterator[Fault]:
     """All that does not fit once the driver is installed; what a reboot mends is none."""
     if wanted.vendor == "cpu":
         return
-    for name in wanted.same_version if wanted.install else ():
-        version = facts.packages.get(name, "")
-        if upstream(version) != wanted.version:
-            mend = f"run prepare again; apt-cache policy {name} on the node tells what there is"
-            yield Fault(f"package {name}", version or "not installed", wanted.version, mend)
+    for name, version in misfits(facts, wanted).items() if wanted.install else ():
+        mend = f"run prepare again; apt-cache policy {name} on the node tells what there is"
+        yield Fault(f"package {name}", version or "not installed", wanted.version, mend)
     if wanted.library and not facts.library:
         mend = "run prepare again" if wanted.install else "install a driver, or set gpu_driver_install: true"
         yield Fault(f"library {wanted.library}", "not there", wanted.version if wanted.install else "a driver", mend)
@@ -252,7 +263,7 @@ def table(faults: Sequence[Fault], hostname: str, heading: str) -> str:
 
 def gather(wanted: Wanted, root: Path = Path("/")) -> Facts:
     """Read from the node what the faults are judged by."""
-    packages = _packages([wanted.main_package, *wanted.same_version])
+    packages = _packages([wanted.main_package, *(each.partition("=")[0] for each in wanted.same_version)])
     return Facts(
         hostname=os.uname().nodename,
         user="root" if os.geteuid() == 0 else preflight.user_name(os.geteuid()),

@@ -40,7 +40,7 @@ options:
     type: str
     default: ''
   same_version:
-    description: Packages that have the driver's version.
+    description: Packages and their versions, C(name=version) with the shell's wild cards.
     type: list
     elements: str
     default: []

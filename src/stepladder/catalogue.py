@@ -248,9 +248,10 @@ class DriverSystem(Entry):
     """How a driver is installed on some systems.
 
     `below_branch`, `from_branch`: for these branches only. `machines`: a machine's name in addresses, by its own.
-    `versioned`: whether packages are asked for in the driver's version. `companions`: by fabric, packages that have
-    versions of their own. `pin`: names that apt keeps at the driver's version, with wild cards. `hold`: what is held;
-    empty for all of the driver's version.
+    `package_version`: which packages are asked for, with the shell's wild cards; `package_versions`: by name those that
+    are counted otherwise. `companions`: by fabric, packages that have
+    versions of their own. `kernel_modules`: by fabric, what its services need loaded. `pin`: names that apt
+    keeps at the driver's version, with wild cards. `hold`: what is held; empty for all of the driver's version.
     """
 
     platform: Literal["cuda", "rocm"]
@@ -261,21 +262,37 @@ class DriverSystem(Entry):
     machines: dict[str, str]
     manager: Literal["apt", "dnf"]
     module_streams: dict[str, tuple[str, ...]] = {}
-    versioned: bool = True
+    package_version: str = "{version}-*"
+    package_versions: dict[str, str] = {}
     packages: tuple[str, ...] = Field(min_length=1)
     kernel_packages: tuple[str, ...] = ()
     fabric_packages: dict[str, tuple[str, ...]] = {}
     companions: dict[str, tuple[str, ...]] = {}
+    kernel_modules: dict[str, tuple[str, ...]] = {}
     pin: tuple[str, ...] = ()
     hold: tuple[str, ...] = ()
     repositories: tuple[DriverRepository, ...] = Field(min_length=1)
     source: str
 
 
+class KernelFlavours(Entry):
+    """What the packages are called that follow a distribution's newest kernel.
+
+    `first`: the kernel that the distribution came with; the names for later ones end with `enablement`.
+    """
+
+    distributions: tuple[str, ...] = Field(min_length=1)
+    flavours: tuple[str, ...] = Field(min_length=1)
+    first: str | None = None
+    enablement: str = ""
+    source: str
+
+
 class Drivers(Entry):
-    """The drivers' releases, and what each system calls them."""
+    """The drivers' releases, what each system calls them, and the kernels that they are built for."""
 
     releases: tuple[DriverRelease, ...]
+    kernels: tuple[KernelFlavours, ...] = ()
     systems: tuple[DriverSystem, ...]
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from stepladder.catalogue import Catalogue, DriverRelease, DriverSystem, EngineRelease, Gpu
+from stepladder.catalogue import Catalogue, DriverRelease, DriverSystem, EngineRelease, Gpu, KernelFlavours
 from stepladder.errors import Violation, unknown_name
 from stepladder.setting import older
 
@@ -36,6 +36,7 @@ class System:
         release: `12.8`, `24.04`, `9.6`.
         codename: `bookworm`; empty on Red Hat's family.
         machine: `x86_64`. kernel: the running kernel's release.
+        flavour: of the packages that follow that kernel, empty for none known.
     """
 
     distribution: str
@@ -43,6 +44,7 @@ class System:
     codename: str
     machine: str
     kernel: str
+    flavour: str = ""
 
     @classmethod
     def of(cls, facts: Mapping[str, Any]) -> System:
@@ -84,9 +86,9 @@ def driver_plan(wish: Mapping[str, Any], facts: Mapping[str, Any], directory: st
         directory: of the catalogue.
 
     Returns: `vendor` (cpu where there is nothing to do), `summary`, `version`, `packages`, `repositories`, `pins`,
-        `hold`, `module_streams`, `services`, `kernel_parameters`, `sysctl`, `module`, `library`, `main_package`,
-        `same_version` (packages that go with the library's version), and `faults`, each with `what`, `found`, `needed`
-        and `mend`.
+        `hold`, `module_streams`, `services`, `kernel_modules`, `kernel_parameters`, `sysctl`, `module`, `library`,
+        `main_package`, `same_version` (packages with the versions that fit), and `faults`, each with `what`,
+        `found`, `needed` and `mend`.
 
     Raises:
         CatalogueError: the catalogue is broken.
@@ -100,6 +102,7 @@ def driver_plan(wish: Mapping[str, Any], facts: Mapping[str, Any], directory: st
     if gpu.driver is None:
         return _nothing(gpu.vendor, f"{gpu.title}: there is nothing to do for a driver")
     system = System.of(facts)
+    system = replace(system, flavour=_flavour(system, catalogue.drivers.kernels))
     faults: list[Violation] = []
     faults += _below_floor(wanted, gpu, catalogue)
     release = None if faults else _release(wanted, gpu, catalogue, faults)
@@ -142,6 +145,11 @@ def _release(wanted: Wish, gpu: Gpu, catalogue: Catalogue, faults: list[Violatio
     if wanted.version and not f"{wanted.version}.".startswith(f"{branch}."):
         mend = f"Set gpu_driver_version to one of {branch}, or gpu_driver_branch to the version's own."
         faults.append(Violation("gpu_driver_version", f"{wanted.version} is not of branch {branch}", mend))
+        return None
+    if wanted.version not in ("", release.version) and release.kernel_driver:
+        found = f"{wanted.version}, and which amdgpu goes with it is not known; known is {release.version}"
+        mend = "Leave it out, or add the release with its kernel_driver to catalog/drivers.yml."
+        faults.append(Violation("gpu_driver_version", found, mend))
         return None
     return release.model_copy(update={"version": wanted.version}) if wanted.version else release
 
@@ -192,6 +200,16 @@ def _below_floor(wanted: Wish, gpu: Gpu, catalogue: Catalogue) -> list[Violation
     return [Violation(kind, found, "Set gpu_driver_branch and gpu_driver_version, or deployment_engine_version.")]
 
 
+def _flavour(system: System, kernels: Sequence[KernelFlavours]) -> str:
+    """The flavour whose packages follow the kernel that runs: `amd64`, `generic-hwe-22.04`; empty for none known."""
+    for each in kernels:
+        fitting = [name for name in each.flavours if system.kernel.endswith(f"-{name}")]
+        if system.distribution in each.distributions and fitting:
+            later = each.first and not system.kernel.startswith(f"{each.first}.")
+            return max(fitting, key=len) + (each.enablement if later else "")
+    return ""
+
+
 def _plan(wanted: Wish, gpu: Gpu, release: DriverRelease, known: DriverSystem, system: System) -> dict[str, Any]:
     assert gpu.driver is not None  # noqa: S101 - for the type checker
     words = {
@@ -204,13 +222,18 @@ def _plan(wanted: Wish, gpu: Gpu, release: DriverRelease, known: DriverSystem, s
         "version": release.version,
         "kernel": system.kernel,
         "kernel_version": system.kernel.removesuffix(f".{system.machine}"),
+        "kernel_flavour": system.flavour,
         "kernel_driver": release.kernel_driver,
+        "version_number": _number(release.version),
+        "kernel_driver_number": _number(release.kernel_driver),
     }
     fabric = gpu.driver.fabric
     parts = [*(wanted.packages or known.packages), *known.fabric_packages.get(fabric, ())]
     names = [_filled(name, words) for name in parts]
-    versioned = [f"{name}={release.version}-*" if known.versioned and "=" not in name else name for name in names]
-    beside = [*known.kernel_packages, *known.companions.get(fabric, ())]
+    patterns = {name: known.package_versions.get(name, known.package_version) for name in names}
+    versioned = [name if "=" in name else f"{name}={_filled(patterns[name], words)}" for name in names]
+    kernels = [name for name in known.kernel_packages if system.flavour or "{kernel_flavour}" not in name]
+    beside = [*kernels, *known.companions.get(fabric, ())]
     nvidia = gpu.vendor == "nvidia"
     return {
         "vendor": gpu.vendor,
@@ -222,13 +245,20 @@ def _plan(wanted: Wish, gpu: Gpu, release: DriverRelease, known: DriverSystem, s
         "hold": list(known.hold) or [f"*={release.version}-*", *known.companions.get(fabric, ())],
         "module_streams": [_filled(each, words) for each in known.module_streams.get(system.distribution, ())],
         "services": [*([PERSISTENCE] if nvidia else []), *FABRIC_SERVICES.get(fabric, [])],
+        "kernel_modules": list(known.kernel_modules.get(fabric, ())),
         "kernel_parameters": list(gpu.driver.kernel_parameters),
         "sysctl": dict(gpu.driver.sysctl),
         "module": MODULES[gpu.vendor],
         "library": LIBRARIES[gpu.vendor],
-        "main_package": names[0],
-        "same_version": names if known.versioned else [],
+        "main_package": names[0].partition("=")[0],
+        "same_version": versioned,
     }
+
+
+def _number(version: str) -> str:
+    """A version as AMD's packages carry it: 70204 for 7.2.4."""
+    first, *rest = version.split(".")
+    return first + "".join(part.zfill(2) for part in rest)
 
 
 def _repository(
@@ -267,8 +297,8 @@ def _summary(gpu: Gpu, release: DriverRelease) -> str:
 
 def _nothing(vendor: str, summary: str) -> dict[str, Any]:
     lists = [
-        *("packages", "repositories", "pins", "hold", "module_streams", "services", "kernel_parameters"),
-        *("same_version", "faults"),
+        *("packages", "repositories", "pins", "hold", "module_streams", "services", "kernel_modules"),
+        *("kernel_parameters", "same_version", "faults"),
     ]
     texts = ("version", "module", "library", "main_package")
     return {"vendor": vendor, "summary": summary, "sysctl": {}} | {n: [] for n in lists} | dict.fromkeys(texts, "")

@@ -57,3 +57,18 @@ def firewall_peers(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
         addresses = [str(row[key]) for key in ADDRESSES if row.get(key)] or [name]
         found |= dict.fromkeys(addresses)
     return list(found)
+
+
+def time_keeper(names: Sequence[str], states: Sequence[str], servers: Sequence[str], container: bool) -> str:
+    """What is to be set up to keep a node's time: chrony, timesyncd, or empty where all is well.
+
+    Args:
+        names: services that keep time. states: each one's state, as `systemctl is-active` prints it.
+        servers: the site's time servers.
+        container: whether the node is one; then the machine outside keeps the time.
+    """
+    active = {name for name, state in zip(names, states, strict=False) if state == "active"}
+    if container or (active and not servers):
+        return ""
+    # Others than these two are not ours to set up; chrony's package excludes them, and that is told.
+    return "timesyncd" if "systemd-timesyncd" in active and not active & {"chrony", "chronyd"} else "chrony"

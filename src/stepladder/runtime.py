@@ -29,7 +29,9 @@ def gpu_vendor(wished: str, gpu: str, catalogue: str) -> str:
     return "none" if vendor == "cpu" else vendor
 
 
-def runtime_faults(found: Mapping[str, str], floors: Mapping[str, str], vendor: str) -> list[str]:
+def runtime_faults(
+    found: Mapping[str, str], floors: Mapping[str, str], vendor: str, reboot_due: bool = False
+) -> list[str]:
     """Everything that keeps containers from being run here, a sentence each.
 
     Args:
@@ -37,6 +39,7 @@ def runtime_faults(found: Mapping[str, str], floors: Mapping[str, str], vendor: 
             (`nvidia-ctk cdi list`); empty where there is no such program or it does not answer.
         floors: oldest version of `docker` and of `toolkit`.
         vendor: whose GPUs containers are to be given.
+        reboot_due: whether a driver waits for the node's restart: no GPU can be found before that.
     """
     faults = []
     docker, toolkit = found["docker"].strip(), version_in(found["toolkit"])
@@ -55,7 +58,7 @@ def runtime_faults(found: Mapping[str, str], floors: Mapping[str, str], vendor: 
             f"The NVIDIA container toolkit is {toolkit}, which has known holes; {floors['toolkit']} or newer is needed "
             "(container_runtime_toolkit_floor)."
         )
-    if vendor == "nvidia" and toolkit and not CDI_GPU.search(found["devices"]):
+    if vendor == "nvidia" and toolkit and not reboot_due and not CDI_GPU.search(found["devices"]):
         faults.append(
             "CDI knows no GPU (nvidia-ctk cdi list). Is the driver loaded (nvidia-smi)? The toolkit's service "
             "nvidia-cdi-refresh describes the GPUs anew: systemctl restart nvidia-cdi-refresh."

@@ -56,6 +56,11 @@ def lacking() -> str:
     )
 
 
+def headers(kernel: str) -> list[str]:
+    """Names of the headers of a running kernel, and of those to come of Debian's flavours."""
+    return [f"linux-headers-{name}" for name in (kernel, "amd64", "cloud-amd64", "rt-amd64")]
+
+
 def driver_packages(version: str, kernel: str, broken: str = "") -> list[StandIn]:
     """Stand-ins for what Debian 12 gets for an H20: the names of NVIDIA's repository, at one version.
 
@@ -78,7 +83,7 @@ def driver_packages(version: str, kernel: str, broken: str = "") -> list[StandIn
         StandIn("libnvidia-nscq", same),
     ]
     if kernel:
-        made.append(StandIn(f"linux-headers-{kernel}", "1"))
+        made += [StandIn(name, "1") for name in headers(kernel)]
     slow = {"/DEBIAN/postinst": "#!/bin/sh\n[ ! -e /run/stand-in-hangs ] || sleep 600\n"}
     return [StandIn(one.name, one.version, one.depends, {**(one.files or {}), **slow}) if one.name == broken else one
             for one in made]  # fmt: skip
@@ -87,7 +92,7 @@ def driver_packages(version: str, kernel: str, broken: str = "") -> list[StandIn
 def amd_packages(kernel: str) -> dict[str, list[StandIn]]:
     """Stand-ins for what Debian 12 gets for an MI355X, by AMD's repository: ROCm 7.2.4 and amdgpu 30.30.4."""
     versions = {
-        "amdgpu": {"amdgpu-dkms": "1:6.16.13.30300400-2341068.22.04", f"linux-headers-{kernel}": "1"},
+        "amdgpu": {"amdgpu-dkms": "1:6.16.13.30300400-2341068.22.04", **dict.fromkeys(headers(kernel), "1")},
         "rocm": {
             "rocm-core": "7.2.4.70204-93~22.04",
             "rocminfo": "1.0.0.70204-93~22.04",

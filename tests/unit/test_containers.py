@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from ansible.template import Templar, trust_as_template
 
 from stepladder.catalogue import Catalogue
 from stepladder.errors import PlanRefusedError
@@ -17,6 +19,7 @@ from stepladder.request import parse_request
 from stepladder.runtime import gpu_vendor, runtime_faults, version_in
 from stepladder.units import CONTAINER_LAUNCHER, release_processes, service_units, watched_units
 
+ROOT = Path(__file__).resolve().parents[2]
 PATH = "/var/lib/stepladder/deployments/step3"
 DIGEST = f"sha256:{'a' * 64}"
 
@@ -157,6 +160,26 @@ def test_all_that_is_wrong_with_a_runtime_is_told_at_once(
     assert len(found) == len(faults), found
     for text, part in zip(found, faults, strict=True):
         assert part in text
+
+
+def test_a_driver_that_waits_for_a_restart_is_no_fault_of_containers() -> None:
+    """The first `prepare` of a bare node: no GPU is known yet, and the report says that a reboot is due."""
+    bare = {"docker": "29.1.2", "toolkit": TOOLKIT.format("1.18.2"), "devices": ""}
+    (fault,) = runtime_faults(bare, FLOORS, "nvidia", reboot_due=True)
+    assert "toolkit is 1.18.2" in fault
+
+
+@pytest.mark.parametrize(
+    ("family", "machine", "folder"),
+    [("Debian", "x86_64", "deb/amd64"), ("Debian", "aarch64", "deb/arm64"), ("RedHat", "aarch64", "rpm/$basearch")],
+)
+def test_the_toolkit_is_looked_for_by_the_machines_name(family: str, machine: str, folder: str) -> None:
+    variables = yaml.safe_load((ROOT / "roles/container_runtime/vars/main.yml").read_text())
+    facts = {"os_family": family, "architecture": machine}
+    values = {name: trust_as_template(value) if isinstance(value, str) else value for name, value in variables.items()}
+    values |= {"ansible_facts": facts}
+    url = trust_as_template(variables["__container_runtime_toolkit_repository"]["url"])
+    assert Templar(None, values).template(url) == f"https://nvidia.github.io/libnvidia-container/stable/{folder}"
 
 
 def test_whose_gpus_a_node_has() -> None:

@@ -45,27 +45,30 @@ PACKAGES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
     "H20 on Debian 12": (
         DEBIAN,
         {},
-        ["linux-headers-6.1.0-40-amd64", "nvidia-driver-cuda=580.126.20-*", "nvidia-kernel-open-dkms=580.126.20-*",
+        ["linux-headers-6.1.0-40-amd64", "linux-headers-amd64",
+         "nvidia-driver-cuda=580.126.20-*", "nvidia-kernel-open-dkms=580.126.20-*",
          "nvidia-persistenced=580.126.20-*", "nvidia-fabricmanager=580.126.20-*", "libnvidia-nscq=580.126.20-*"],
     ),
     "H200 on Ubuntu 22.04, names with the branch": (
         JAMMY,
         {"gpu": "h200"},
-        ["linux-headers-6.8.0-45-generic", "libnvidia-compute-580=580.126.20-*", "nvidia-dkms-580-open=580.126.20-*",
+        ["linux-headers-6.8.0-45-generic", "linux-headers-generic-hwe-22.04",
+         "libnvidia-compute-580=580.126.20-*", "nvidia-dkms-580-open=580.126.20-*",
          "nvidia-utils-580=580.126.20-*", "nvidia-compute-utils-580=580.126.20-*", "nvidia-fabricmanager=580.126.20-*",
          "libnvidia-nscq=580.126.20-*"],
     ),
     "B200 on Ubuntu 24.04, branch 595, names without": (
         NOBLE,
         {"gpu": "b200", "branch": "595"},
-        ["linux-headers-6.8.0-45-generic", "nvlsm", "nvidia-headless-open=595.45.04-*",
+        ["linux-headers-6.8.0-45-generic", "linux-headers-generic", "nvlsm", "nvidia-headless-open=595.45.04-*",
          "nvidia-persistenced=595.45.04-*", "nvidia-fabricmanager=595.45.04-*", "libnvidia-nscq=595.45.04-*",
          "libnvsdm=595.45.04-*"],
     ),
     "GB200 on Ubuntu 24.04, IMEX": (
         NOBLE | {"architecture": "aarch64"},
         {"gpu": "gb200", "packages": ["nvidia-open"]},
-        ["linux-headers-6.8.0-45-generic", "nvidia-open=580.126.20-*", "nvidia-imex=580.126.20-*"],
+        ["linux-headers-6.8.0-45-generic", "linux-headers-generic",
+         "nvidia-open=580.126.20-*", "nvidia-imex=580.126.20-*"],
     ),
     "H20 on Rocky 9": (
         ROCKY,
@@ -76,7 +79,9 @@ PACKAGES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
     "MI355X on Ubuntu 24.04": (
         NOBLE,
         {"gpu": "mi355x"},
-        ["linux-headers-6.8.0-45-generic", "amdgpu-dkms", "rocm-core", "rocminfo", "rocm-smi-lib", "amd-smi-lib"],
+        ["linux-headers-6.8.0-45-generic", "linux-headers-generic",
+         "amdgpu-dkms=*.30300400-*", "rocm-core=*.70204-*", "rocminfo=*.70204-*",
+         "rocm-smi-lib=*.70204-*", "amd-smi-lib=*.70204-*"],
     ),
 }  # fmt: skip
 
@@ -88,6 +93,24 @@ def test_packages(facts: dict[str, Any], wish: dict[str, Any], expected: list[st
     assert found["packages"] == expected
 
 
+@pytest.mark.parametrize(
+    ("facts", "kernel", "expected"),
+    [
+        (DEBIAN, "6.1.0-40-cloud-amd64", ["linux-headers-cloud-amd64"]),
+        (DEBIAN, "6.12.43+deb12-amd64", ["linux-headers-amd64"]),
+        (JAMMY, "5.15.0-160-generic", ["linux-headers-generic"]),
+        (NOBLE, "6.14.0-33-generic", ["linux-headers-generic-hwe-24.04"]),
+        (NOBLE, "6.8.0-1040-nvidia", ["linux-headers-nvidia"]),
+        (NOBLE, "6.8.0-1040-azure", []),
+        (DEBIAN, "6.18.44-site", []),
+    ],
+)
+def test_headers_of_kernels_to_come_are_installed_too(facts: dict[str, Any], kernel: str, expected: list[str]) -> None:
+    """Else an upgrade of the kernel comes up without GPUs: DKMS builds for kernels whose headers are there."""
+    found = plan(facts | {"kernel": kernel})["packages"]
+    assert [name for name in found if name.startswith("linux-headers")] == [f"linux-headers-{kernel}", *expected]
+
+
 def test_the_fabric_manager_has_the_drivers_version_wherever_there_are_switches() -> None:
     for name, gpu in Catalogue().gpus.items():
         if gpu.driver and gpu.driver.fabric in {"nvswitch", "nvlink5"}:
@@ -95,6 +118,13 @@ def test_the_fabric_manager_has_the_drivers_version_wherever_there_are_switches(
             versions = {spec.partition("=")[2] for spec in packages if "nvidia" in spec}
             assert len(versions) == 1, name
             assert f"nvidia-fabricmanager={versions.pop()}" in packages, name
+
+
+def test_kernel_modules_that_the_fabric_manager_refuses_to_start_without() -> None:
+    for gpu, modules in {"b200": ["ib_umad"], "b300": ["ib_umad"], "h200": [], "gb200": []}.items():
+        facts = NOBLE | ({"architecture": "aarch64"} if gpu == "gb200" else {})
+        assert plan(facts, gpu=gpu)["kernel_modules"] == modules, gpu
+    assert plan(DEBIAN, gpu="cpu")["kernel_modules"] == []
 
 
 def test_repositories_are_the_vendors_or_the_sites() -> None:
@@ -156,6 +186,10 @@ FAULTS: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
     ),
     "below the floor": (
         DEBIAN, {"version": "570.86.15"}, "driver", "570.86.15; vLLM 0.33.0 and its image need 580 or newer",
+    ),
+    "a ROCm without a known amdgpu": (
+        NOBLE, {"gpu": "mi355x", "version": "7.2.3"}, "gpu_driver_version",
+        "7.2.3, and which amdgpu goes with it is not known; known is 7.2.4",
     ),
     "ROCm below the floor": (
         NOBLE, {"gpu": "mi355x", "branch": "7.0"}, "ROCm", "7.0; vLLM 0.33.0 and its image need 7.2 or newer",
@@ -222,7 +256,13 @@ def test_versions_of_libraries_and_packages() -> None:
 
 V = "580.126.20"
 NVIDIA = Wanted(
-    "nvidia", V, "nvidia", "libnvidia-ml.so.1", "cuda", ["cuda", "fm"], minimum_free_bytes={"/var": 4 * 10**9}
+    "nvidia",
+    V,
+    "nvidia",
+    "libnvidia-ml.so.1",
+    "cuda",
+    [f"cuda={V}-*", f"fm={V}-*"],
+    minimum_free_bytes={"/var": 4 * 10**9},
 )
 BARE = Facts("gpu1", free_bytes={"/var": 10**10}, gpus={"nvidia": 8}, booted_at=100)
 DONE = Facts("gpu1", loaded=V, on_disk=V, library=V, packages={"cuda": f"{V}-1", "fm": f"{V}-1"}, installed_at=50,
@@ -350,8 +390,11 @@ def test_how_it_fits(facts: Facts, wanted: Wanted, faults: list[str], reboot: li
     assert preparation.reboot_reasons(facts, wanted) == reboot
 
 
-AMD = Wanted("amd", "7.2.4", "amdgpu", "", "amdgpu-dkms", kernel_parameters=["iommu=pt"])
-AMD_DONE = Facts("gpu1", loaded="6.16.13", on_disk="6.16.13", packages={"amdgpu-dkms": "1:6.16.13.30300400-2"},
+AMD_PACKAGES = ["amdgpu-dkms=*.30300400-*", "rocm-core=*.70204-*"]
+AMD = Wanted("amd", "7.2.4", "amdgpu", "", "amdgpu-dkms", AMD_PACKAGES, kernel_parameters=["iommu=pt"])
+AMD_THERE = {"amdgpu-dkms": "1:6.16.13.30300400-2341068.24.04", "rocm-core": "7.2.4.70204-93~24.04"}
+AMD_OLD = {"amdgpu-dkms": "1:6.12.12.60401-2164967.24.04", "rocm-core": "6.4.1.60401-83~24.04"}
+AMD_DONE = Facts("gpu1", packages=AMD_THERE, loaded="6.16.13", on_disk="6.16.13",
                  installed_at=50, booted_at=100, command_line=["iommu=pt"], gpus={"amd": 8})  # fmt: skip
 AMD_CASES: dict[str, tuple[Facts, list[str], list[str]]] = {
     "it fits": (AMD_DONE, [], []),
@@ -359,6 +402,11 @@ AMD_CASES: dict[str, tuple[Facts, list[str], list[str]]] = {
         having(AMD_DONE, loaded="6.8.0-45-generic", installed_at=150),
         [],
         ["amdgpu 6.16.13 is installed, in the kernel 6.8.0-45-generic runs"],
+    ),
+    "an older ROCm stayed": (
+        having(AMD_DONE, packages=AMD_OLD),
+        ["package amdgpu-dkms: 1:6.12.12.60401-2164967.24.04", "package rocm-core: 6.4.1.60401-83~24.04"],
+        [],
     ),
     "and after a restart too": (
         having(AMD_DONE, loaded="6.8.0-45-generic"),
@@ -372,6 +420,15 @@ AMD_CASES: dict[str, tuple[Facts, list[str], list[str]]] = {
 def test_how_amds_fits(facts: Facts, faults: list[str], reboot: list[str]) -> None:
     assert [f"{one.what}: {one.found}" for one in preparation.faults_after(facts, AMD)] == faults
     assert preparation.reboot_reasons(facts, AMD) == reboot
+
+
+def test_an_older_rocm_is_no_green_prepare() -> None:
+    (fault,) = preparation.faults_before(having(AMD_DONE, packages=AMD_OLD), AMD)
+    there = "amdgpu-dkms 1:6.12.12.60401-2164967.24.04, rocm-core 6.4.1.60401-83~24.04 is installed"
+    assert (fault.what, fault.found, fault.needed) == ("driver", there, "7.2.4")
+    assert [*preparation.faults_before(AMD_DONE, AMD)] == []
+    bare = having(AMD_DONE, packages={})
+    assert [*preparation.faults_before(bare, AMD)] == []
 
 
 def test_the_node_is_read_from_its_files(tmp_path: Path) -> None:

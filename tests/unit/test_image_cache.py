@@ -6,6 +6,8 @@ import contextlib
 import hashlib
 import http.server
 import json
+import os
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +40,31 @@ def test_credentials_stand_in_the_file_and_in_no_command() -> None:
     }  # fmt: skip
     assert "username" not in ic.settings_text("198.18.0.1", 5055, "/x", "https://reg.example", ("", ""))
     assert "secret" not in " ".join(ic.cache_command("/usr/bin/docker-registry", "/run/c.yml", ""))
+
+
+def test_a_copy_whose_deploy_was_killed_ends_and_takes_its_settings_with_it() -> None:
+    command = ic.cache_command("/usr/bin/docker-registry", "/run/c.yml", "")
+    assert "--property=RuntimeMaxSec=7200" in command
+    assert "--property=ExecStopPost=/bin/rm -f /run/c.yml" in command
+
+
+@pytest.mark.parametrize("starts", [True, False])
+def test_the_login_lies_on_disk_only_while_the_copy_starts(
+    starts: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """systemd-run is a stand-in that notes what the copy could read."""
+    seen, config = tmp_path / "seen", tmp_path / "image-cache.yml"
+    for name, text in {
+        "systemd-run": f"cp {config} {seen}; exit {0 if starts else 1}",
+        "docker-registry": "true",
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with socket.create_server(("127.0.0.1", 0)) as server, contextlib.suppress(ic.CacheError):
+        ic.start_cache("secret", config, "reg.example", "127.0.0.1", server.getsockname()[1])
+    assert seen.read_text() == "secret"
+    assert not config.exists()
 
 
 def test_an_authority_is_trusted_by_file() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import subprocess
 import sys
 import time
@@ -263,6 +264,70 @@ def test_no_lock_file_is_no_lock_and_a_file_of_our_own_neither(tmp_path: Path) -
     with (tmp_path / "free").open("w") as file:
         fcntl.lockf(file, fcntl.LOCK_EX)  # a process does not stand in its own way
         assert apt.lock_holder(str(tmp_path / "free")) == 0
+
+
+def test_what_hangs_is_ended_and_named(tmp_path: Path) -> None:
+    """A package's script that waits for an answer would hold a deploy for ever."""
+    program = tmp_path / "stuck.postinst"
+    program.write_text("#!/bin/sh\necho Setting up fm; sleep 61; true\n")
+    program.chmod(0o755)
+    started = time.monotonic()
+    with pytest.raises(apt.PackagesError) as caught:
+        apt.run_limited("install", ["/bin/sh", "-c", f"{program}; true"], dict(os.environ), lambda line: None, 1)
+    assert time.monotonic() - started < 30
+    assert re.match(
+        r"Failed to install: not done within 1 s, and ended. At work was process \d+ \(sleep 61\); the last line: "
+        "Setting up fm. ", str(caught.value),
+    )  # fmt: skip
+
+
+DNF = """\
+#!/bin/sh
+echo "$*" >> {log}
+[ "$(wc -l < {log})" -gt {held} ] && echo "nvidia-driver:580" && exit 0
+echo "metadata already locked by {pid}" >&2
+exit 200
+"""
+
+
+@pytest.mark.parametrize("ask", [True, False])
+def test_dnfs_lock_is_waited_for(ask: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """dnf's own wait has no end and says who holds it to nobody; dnf is a stand-in that is locked once."""
+    log, told = tmp_path / "log", list[str]()
+    (tmp_path / "dnf").write_text(DNF.format(log=log, held=1, pid=os.getpid()))
+    (tmp_path / "dnf").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    manager = dnf.Dnf(told.append, 30)
+    manager.held({}) if ask else manager.install([Spec.of("fm")], False)
+    asked = "-q versionlock list" if ask else "-y install fm"
+    assert log.read_text().splitlines() == [f"--setopt=exit_on_lock=True {asked}"] * 2
+    assert f"waiting for process {os.getpid()} (" in "".join(told)
+
+
+def test_who_holds_dnfs_lock_is_named_after_the_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "dnf").write_text(DNF.format(log=tmp_path / "log", held=99, pid=os.getpid()))
+    (tmp_path / "dnf").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(apt.PackagesError, match=rf"dnf's lock was held for 0 s by process {os.getpid()} \("):
+        dnf.Dnf(str, 0).install([Spec.of("fm")], False)
+
+
+def test_dnf_that_does_not_answer_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "dnf").write_text("#!/bin/sh\nexec sleep 61\n")
+    (tmp_path / "dnf").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(dnf, "ASK_SECONDS", 0.2)
+    with pytest.raises(apt.PackagesError, match="`dnf -q versionlock list` gave no answer within 0 s and was ended"):
+        dnf.Dnf(str, 0).held({})
+
+
+def test_roles_install_by_the_module_that_waits_for_locks() -> None:
+    """apt-get by itself gives up at once while unattended upgrades hold the lock, as after a machine's start."""
+    raw = re.compile(r"apt-get (update|install) |builtin\.(apt|package|dnf|yum):")
+    roles = Path(__file__).resolve().parents[2] / "roles"
+    files = [*roles.glob("*/tasks/*.yml"), *roles.glob("*/vars/*.yml")]
+    lines = [f"{file.relative_to(roles)}: {line}" for file in files for line in file.read_text().splitlines()]
+    assert [line for line in lines if raw.search(line) and "fail_msg:" not in line] == []
 
 
 # ---- the order of things ---------------------------------------------------------------------------------------------

@@ -91,6 +91,25 @@ def test_what_is_loaded_is_counted() -> None:
     assert peer_firewall.loaded_counts(RULES) == (5, 2)
 
 
+def test_a_reload_of_the_systems_own_rules_loads_ours_again() -> None:
+    """Debian's nftables.service (1.0.6-2+deb12u2) reloads by `nft -f /etc/nftables.conf`, which flushes every table."""
+    lines = peer_firewall.unit("/usr/sbin/nft").splitlines()
+    for line in (
+        "After=nftables.service firewalld.service",
+        "ReloadPropagatedFrom=nftables.service",
+        "ExecReload=/usr/sbin/nft -f /etc/stepladder/peers.nft",
+    ):
+        assert line in lines
+
+
+def test_a_start_of_the_systems_own_rules_loads_ours_again() -> None:
+    """Seen in a lab: `systemctl enable --now nftables` left its own table alone."""
+    kept = peer_firewall.files(GOOD, "/usr/sbin/nft")
+    assert tuple(kept) == peer_firewall.FILES
+    text = kept["/etc/systemd/system/nftables.service.d/stepladder.conf"]
+    assert text.splitlines()[1:] == ["[Service]", "ExecStartPost=-/usr/sbin/nft -f /etc/stepladder/peers.nft"]
+
+
 def test_peers_are_all_addresses_that_the_inventory_tells() -> None:
     rows = {
         "a": {"deployment_address": "198.18.5.1", "ansible_host": "198.18.0.1", "lab_storage_address": None},
