@@ -309,7 +309,7 @@ def test_a_branch_that_moved_is_refused_until_its_code_is_accepted(served: SlowH
     seen = weights.look(offline(wanted), current_release=current)
     assert stores.code_changes(seen["remote_code"], seen["remote_code_before"]) == []
     # The store is removed to follow the branch.
-    old = (Path(wanted.path) / "modeling_step.py").read_text("latin-1").encode("latin-1")
+    old = (Path(wanted.path) / "modeling_step.py").read_bytes()
     served.tree.files(MODEL)["modeling_step.py"].write_bytes(b"x = 2")
     subprocess.run(["rm", "-rf", wanted.path], check=True)
     assert weights.look(offline(wanted), True, current)["remote_code_unknown"].startswith(
