@@ -78,8 +78,8 @@ def test_a_spare_node_takes_the_place_of_a_dead_one(three: RealLab) -> None:
     assert answers(three, 20)
 
     # The inventory says so from now on; the dead node comes back, and what it still runs is stopped.
-    with (three.inventory / "group_vars/engines.yml").open("a") as variables:
-        variables.write('deployment_replaced: {"node2": "node3"}\n')
+    everywhere = {"children": GATEWAY, "vars": {"deployment_replaced": {"node2": "node3"}}}
+    (three.inventory / "gateway.yml").write_text(json.dumps({"all": everywhere}))
     three.run("start", "node2")
     deployed.deploy()
     assert deployed.changes() == {0}
