@@ -35,6 +35,9 @@ OWN_VARIABLES = {
     "--nnodes": "deployment_topology",
     "--node-rank": "deployment_topology",
     "--distributed-executor-backend": "deployment_topology",
+    # Engines are asked over plain HTTP, inside; TLS is the gateway's.
+    "--ssl-certfile": "gateway_certificate_file",
+    "--ssl-keyfile": "gateway_private_key_file",
 }
 # vLLM reads underscores in flags as dashes, SGLang's parser takes dashes alone.
 KEY_FLAGS = {"--api-key", "--admin-api-key"}

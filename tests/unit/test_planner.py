@@ -355,6 +355,12 @@ REFUSALS = [
         id="own-api-key-in-sglangs-environment",
     ),
     pytest.param(
+        {"extra_arguments": ["--ssl-certfile=/c", "--port=1"]},
+        ["deployment_extra_arguments: --ssl-certfile=/c (set gateway_certificate_file instead, so that the plan "
+         "reckons with it); --port=1 (set deployment_port instead"],
+        id="what-a-variable-stands-for",
+    ),
+    pytest.param(
         {"extra_arguments": ["a\0b", " "], "extra_environment": {"A": "\0"}},
         ["variable deployment_extra_arguments.0: found 'a\\x00b'.", "variable deployment_extra_arguments.1: found ' '.",
          "variable deployment_extra_environment.A: found '\\x00'."],
