@@ -116,6 +116,7 @@ def test_cut_between_two_nodes_and_heal(lab: RealLab) -> None:
     assert lab.run("heal").stdout == "nothing to heal\n"
 
 
+@pytest.mark.nightly
 def test_cut_with_the_controller_outlives_a_reboot(lab: RealLab) -> None:
     lab.run("cut", "node2", "--all")
     refused = lab.ssh("node2", "true", check=False)

@@ -51,6 +51,7 @@ def test_two_nodes_serve_over_ray_and_a_rerun_changes_nothing(ray: Deployed) -> 
     assert ray.status() == {("node1", "ray-0"): "ready", ("node1", "vllm-0"): "ready", ("node2", "ray-0"): "ready"}
 
 
+@pytest.mark.nightly
 def test_the_network_is_chosen_by_asking_the_peers_and_can_be_declared(ray: Deployed) -> None:
     """The nodes' own names lead to 127.0.1.1, their interfaces differ, and two networks join them."""
     nodes = ray.lab.nodes

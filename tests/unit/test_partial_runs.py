@@ -38,6 +38,7 @@ def test_a_part_of_a_deploy_is_refused(option: str, value: str, message: str, tm
     assert not state.exists()
 
 
+@pytest.mark.nightly
 def test_a_whole_one_is_not(tmp_path: Path) -> None:
     done = deploy(tmp_path / "state", "--check")
     assert done.returncode == 0, done.stdout[-2000:]

@@ -139,6 +139,7 @@ class World:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="packages need root, here a stand-in's too")
 class TestRole:
+    @pytest.mark.nightly
     def test_debian_reads_them_from_its_first_start_and_every_change_of_them(self, tmp_path: Path) -> None:
         world = World(tmp_path, "debian")
         assert "install chrony 4.3" in world.run("198.18.0.1")

@@ -495,6 +495,7 @@ def test_a_source_that_dies_is_replaced_by_the_hub(cluster: Cluster) -> None:
     assert cluster.egress() == before
 
 
+@pytest.mark.nightly
 def test_a_wrong_byte_that_a_peer_does_not_know_of_is_fetched_from_the_hub(cluster: Cluster) -> None:
     cluster.begin_complete("n1")
     flip(cluster.root("n1") / "model-3.safetensors", keep_mtime=True)
