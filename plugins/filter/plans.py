@@ -114,10 +114,13 @@ def _replacement(
         return {"replaced": {}, "refused": str(error)}
 
 
-def _leaving(variables: Mapping[str, Any], hosts: list[str], host: str, replicas: int) -> list[int]:
+def _leaving(
+    variables: Mapping[str, Any], hosts: list[str], changing: list[str], host: str, replicas: int
+) -> list[int]:
     """`rollout.leaving` on plain data."""
-    kept = {name: {"release_slice": _plain(variables[name].get("release_slice"))} for name in hosts}
-    return rollout.leaving(kept, hosts, host, replicas)
+    names = ("release_slice", "deployment_slice")
+    kept = {name: {key: _plain(variables[name].get(key)) for key in names} for name in {*hosts, *changing}}
+    return rollout.leaving(kept, hosts, changing, host, replicas)
 
 
 class FilterModule:

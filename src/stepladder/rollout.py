@@ -121,24 +121,31 @@ def _found_well(variables: Mapping[str, Any], host: str) -> bool:
     return seen.get("reasons") == []
 
 
-def leaving(variables: Mapping[str, Any], hosts: Sequence[str], host: str, replicas: int) -> list[int]:
+def leaving(
+    variables: Mapping[str, Any], hosts: Sequence[str], changing: Sequence[str], host: str, replicas: int
+) -> list[int]:
     """Numbers of the replicas whose requests are waited for before a node stops what it has no part in any more.
 
-    Those that end, and those that go on with other nodes, but where no replica is left to answer meanwhile.
+    Those that end, and those that move to other nodes now, but where no replica is left to answer meanwhile. One that
+    answers elsewhere already has nothing to do with what a node that was lost still runs.
 
     Args:
-        variables: of every host; `release_slice` is what is current there, empty where nothing is.
+        variables: of every host; `release_slice` is what is current there, empty where nothing is, and
+            `deployment_slice` what is wanted.
         hosts: the nodes without a part in the plan.
+        changing: the nodes with one that change.
         host: the one that asks.
         replicas: how many the deployment will have.
     """
-    numbers = {
-        name: {replica_of(process["name"]) for process in variables[name]["release_slice"]["node"]["processes"]}
-        for name in hosts
-        if variables[name].get("release_slice")
-    }
-    untouched = {*range(replicas)} - {number for each in numbers.values() for number in each}
-    return sorted(number for number in numbers.get(host, ()) if untouched or number >= replicas)
+    current = {name: _numbers(variables[name].get("release_slice")) for name in hosts}
+    moving = {number for name in changing for number in _numbers(variables[name].get("deployment_slice"))}
+    untouched = {*range(replicas)} - {number for numbers in current.values() for number in numbers}
+    return sorted(number for number in current[host] if number >= replicas or (untouched and number in moving))
+
+
+def _numbers(kept: Mapping[str, Any] | None) -> set[int]:
+    """Of the replicas that a slice has processes of."""
+    return {replica_of(process["name"]) for process in (kept or {}).get("node", {}).get("processes", ())}
 
 
 def _number(value: Any) -> int:

@@ -81,7 +81,9 @@ def test_a_spare_node_takes_the_place_of_a_dead_one(three: RealLab) -> None:
     everywhere = {"children": GATEWAY, "vars": {"deployment_replaced": {"node2": "node3"}}}
     (three.inventory / "gateway.yml").write_text(json.dumps({"all": everywhere}))
     three.run("start", "node2")
-    deployed.deploy()
+    printed = three.play("deploy", *deployed.arguments).stdout
+    assert "node2: runs release" in printed
+    assert "had taken out" not in printed, "the replica that took the place was drained"
     assert deployed.changes() == {0}
     assert deployed.status() == taken
     assert "transformers-1" not in three.ssh("node2", "systemctl list-units --all 'lab-*'").stdout

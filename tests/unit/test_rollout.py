@@ -172,25 +172,30 @@ def test_the_way_back_begins_with_what_did_not_come_through_the_gate() -> None:
 
 
 @pytest.mark.parametrize(
-    ("current", "replicas", "wanted"),
+    ("current", "moving", "replicas", "wanted"),
     [
         # Replicas 1 and 2 end.
-        ({"a": half_nodes(3)}, 1, {"a": [1, 2]}),
-        # Replica 1 goes on elsewhere, and replica 0 answers meanwhile.
-        ({"a": a_slice(2, process("vllm-1"))}, 2, {"a": [1]}),
+        ({"a": half_nodes(3)}, [], 1, {"a": [1, 2]}),
+        # Replica 1 moves, and replica 0 answers meanwhile.
+        ({"a": a_slice(2, process("vllm-1"))}, ["vllm-1"], 2, {"a": [1]}),
         # One of its two nodes does.
-        ({"a": a_slice(2, process("vllm-1")), "b": {}}, 2, {"a": [1], "b": []}),
+        ({"a": a_slice(2, process("vllm-1")), "b": {}}, ["vllm-1"], 2, {"a": [1], "b": []}),
+        # It moved before, when this node did not answer.
+        ({"a": a_slice(2, process("vllm-1"))}, [], 2, {"a": []}),
+        ({"a": a_slice(2, process("vllm-1"))}, ["vllm-0"], 2, {"a": []}),
         # Nothing answers meanwhile: nobody would be helped by waiting.
-        ({"a": a_slice(1, process("vllm-0"))}, 1, {"a": []}),
-        ({"a": a_slice(2, process("vllm-0")), "b": a_slice(2, process("vllm-1"))}, 2, {"a": [], "b": []}),
-        ({"a": a_slice(2, process("vllm-0")), "b": a_slice(2, process("vllm-1"))}, 1, {"a": [], "b": [1]}),
+        ({"a": a_slice(1, process("vllm-0"))}, ["vllm-0"], 1, {"a": []}),
+        ({"a": a_slice(2, process("vllm-0")), "b": a_slice(2, process("vllm-1"))}, ["vllm-0", "vllm-1"], 2,
+         {"a": [], "b": []}),
+        ({"a": a_slice(2, process("vllm-0")), "b": a_slice(2, process("vllm-1"))}, ["vllm-0"], 1, {"a": [], "b": [1]}),
     ],
-)
+)  # fmt: skip
 def test_whose_requests_are_waited_for_where_a_node_loses_its_part(
-    current: dict[str, Any], replicas: int, wanted: dict[str, list[int]]
+    current: dict[str, Any], moving: list[str], replicas: int, wanted: dict[str, list[int]]
 ) -> None:
     variables = {host: {"release_slice": kept} for host, kept in current.items()}
-    assert {host: rollout.leaving(variables, [*current], host, replicas) for host in current} == wanted
+    variables["new"] = {"deployment_slice": a_slice(replicas, *(process(name) for name in moving))}
+    assert {host: rollout.leaving(variables, [*current], ["new"], host, replicas) for host in current} == wanted
 
 
 def test_no_wave_where_a_node_is_not_ready() -> None:
