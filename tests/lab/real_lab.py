@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from stepladder.lab import engine, machine
 from stepladder.lab.places import places
@@ -88,3 +94,24 @@ def why_not() -> str:
     where = places(os.environ, Path.home())
     lacks, _ = machine.look(where, machine.read_packages(sys.executable), engine.find(where) is not None)
     return "; ".join(lacks)
+
+
+@contextmanager
+def own_lab(*options: str) -> Iterator[RealLab]:
+    """A lab of its own, removed at the end; where the machine lacks something the test is skipped.
+
+    Args:
+        options: of `lab up`.
+    """
+    if reason := why_not():
+        pytest.skip(f"no lab on this machine: it lacks {reason}")
+    state = Path(tempfile.mkdtemp(prefix="sl-lab-", dir="/var/tmp"))
+    name = "t" + state.name.removeprefix("sl-lab-").lower().replace("_", "-")
+    lab = RealLab(name, state, state / "inventory", environ={"XDG_STATE_HOME": str(state)})
+    try:
+        lab.first_up = lab.run("up", *options, "--inventory", str(lab.inventory)).stdout
+        yield lab
+    finally:
+        done = lab.run("down", check=False)
+        assert done.returncode == 0, f"the lab in {state} was not removed:\n{done.stdout}{done.stderr}"
+        shutil.rmtree(state, ignore_errors=True)

@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 import signed_repository
-from real_lab import REPOSITORY, RealLab, why_not
+from real_lab import REPOSITORY, RealLab, own_lab
 from signed_repository import StandIn
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
@@ -191,20 +191,11 @@ def test_a_driver_below_the_engines_floor_is_refused(lab: RealLab, mirror: Mirro
 @pytest.fixture(scope="module")
 def island(mirror: Mirror) -> Iterator[RealLab]:
     """Two nodes that reach each other and this machine, and nothing else."""
-    if reason := why_not():
-        pytest.skip(f"no lab on this machine: it lacks {reason}")
-    state = Path(tempfile.mkdtemp(prefix="sl-isle-", dir="/var/tmp"))
-    lab = RealLab("isle", state, state / "inventory", environ={"XDG_STATE_HOME": str(state)})
-    try:
-        lab.run("up", "--nodes", "2", "--inventory", str(lab.inventory))
+    with own_lab("--nodes", "2") as lab:
         carry_in(lab, mirror)
         for node in ("node1", "node2"):
             lab.ssh(node, "ip route del default; rm -rf /etc/pip.conf /var/lib/apt/lists/*_*; : >/etc/environment")
         yield lab
-    finally:
-        done = lab.run("down", check=False)
-        assert done.returncode == 0, f"the lab in {state} was not removed:\n{done.stdout}{done.stderr}"
-        shutil.rmtree(state, ignore_errors=True)
 
 
 def carry_in(lab: RealLab, mirror: Mirror) -> None:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from deployed import PASSED, Deployed
-from real_lab import NOTED, RealLab, why_not
+from real_lab import NOTED, RealLab, own_lab
 
 pytestmark = [pytest.mark.lab, pytest.mark.nightly, pytest.mark.timeout(900)]
 
@@ -24,20 +21,11 @@ GATEWAY = {"gateway": {"hosts": {"node1": None}}}
 @pytest.fixture
 def three() -> Iterator[RealLab]:
     """A lab of three nodes of its own, the first of them with the gateway."""
-    if reason := why_not():
-        pytest.skip(f"no lab on this machine: it lacks {reason}")
-    state = Path(tempfile.mkdtemp(prefix="sl-lab-", dir="/var/tmp"))
-    lab = RealLab("spare", state, state / "inventory", environ={"XDG_STATE_HOME": str(state)})
-    try:
-        lab.run("up", "--nodes", "3", "--inventory", str(lab.inventory))
+    with own_lab("--nodes", "3") as lab:
         (lab.inventory / "gateway.yml").write_text(json.dumps({"all": {"children": GATEWAY}}))
-        (state / "keys").write_text(f"test {KEY}\n")
-        (state / "keys").chmod(0o400)
+        (lab.state / "keys").write_text(f"test {KEY}\n")
+        (lab.state / "keys").chmod(0o400)
         yield lab
-    finally:
-        done = lab.run("down", check=False)
-        assert done.returncode == 0, f"the lab in {state} was not removed:\n{done.stdout}{done.stderr}"
-        shutil.rmtree(state, ignore_errors=True)
 
 
 def answers(lab: RealLab, seconds: float) -> bool:
