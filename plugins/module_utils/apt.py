@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -229,7 +230,8 @@ class Apt:
         """
         if not specs:
             return Foreseen({})
-        argv = ["apt-get", "-s", *install_arguments(specs, allow_change), *(scratch_options(into) if into else [])]
+        options = scratch_options(into) if into else []
+        argv = ["apt-get", "-s", *install_arguments(self._exact(specs, options), allow_change), *options]
         done = subprocess.run(argv, env=self._environ, capture_output=True, text=True, check=False)
         if done.returncode:
             raise PackagesError(_failure("install", (done.stdout + done.stderr).splitlines()[-12:]))
@@ -241,7 +243,21 @@ class Apt:
         Raises:
             PackagesError: that failed.
         """
-        self._do("install", ["apt-get", *install_arguments(specs, allow_change), *KEEP_SETTINGS])
+        self._do("install", ["apt-get", *install_arguments(self._exact(specs), allow_change), *KEEP_SETTINGS])
+
+    def _exact(self, specs: Sequence[Spec], options: Sequence[str] = ()) -> list[Spec]:
+        """The same with the newest version that fits, where apt-get does not understand the wild cards.
+
+        One that no repository has stays as it is, for apt-get to name.
+        """
+        named = [spec.name for spec in specs if not apt_understands(spec.version)]
+        known = parse_madison(self._ask(["apt-cache", *options, "madison", *named])) if named else []
+        return [
+            next((Spec(*each) for each in known if each[0] == spec.name and spec.matches(*each)), spec)
+            if spec.name in named
+            else spec
+            for spec in specs
+        ]
 
     def hold(self, names: Sequence[str]) -> None:
         """Keep packages as they are until they are let go: `apt-get upgrade` and unattended upgrades leave them out.
@@ -263,6 +279,17 @@ class Apt:
                 return
             if attempt == 3 or "could not get lock" not in "\n".join(tail).lower():
                 raise PackagesError(_failure(step, tail[-12:]))
+
+
+def apt_understands(version: str) -> bool:
+    """Whether apt-get takes a version: it knows one wild card, a star at the end (`apt-pkg/versionmatch.cc`)."""
+    return not re.search(r"[*?\[]", version.removesuffix("*"))
+
+
+def parse_madison(text: str) -> list[tuple[str, str]]:
+    """Packages with the versions that repositories have, newest first, of `apt-cache madison`."""
+    rows = [[field.strip() for field in line.split("|")] for line in text.splitlines()]
+    return [(row[0], row[1]) for row in rows if len(row) > 1]
 
 
 def install_arguments(specs: Sequence[Spec], allow_change: bool) -> list[str]:

@@ -494,3 +494,28 @@ def test_dnf_transaction_table() -> None:
 def test_root_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert "need root, and this is user 1000: set ansible_become: true" in system_packages.not_root()
+
+
+@pytest.mark.parametrize(
+    ("version", "understood"),
+    [("*", True), ("580.159.03-*", True), ("1.2-3", True), ("*.70204-*", False), ("1.?-2", False), ("[12].0*", False)],
+)
+def test_which_wild_cards_apt_knows(version: str, understood: bool) -> None:
+    assert apt.apt_understands(version) is understood
+
+
+def test_a_version_that_apt_does_not_understand_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As apt-cache madison of Debian 12 prints it, newest first; what no repository has stays, for apt to name."""
+    answer = (
+        " rocm-core | 7.3.0.70300-1 | https://mirror ./ Packages\n"
+        " rocm-core | 7.2.4.70204-93~22.04 | https://mirror ./ Packages\n"
+        "amdgpu-dkms | 1:6.16.13.30300400-2341068.22.04 | https://mirror ./ Packages\n"
+    )
+    asked: list[list[str]] = []
+    manager = apt.Apt(lambda line: None, 1)
+    monkeypatch.setattr(manager, "_ask", lambda argv: asked.append(argv) or answer)
+    specs = [Spec.of(text) for text in ("rocm-core=*.70204-*", "amdgpu-dkms=*.30300400-*", "gone=*.1-*", "a=1-*", "b")]
+    assert [str(spec) for spec in manager._exact(specs, ["-o", "x=y"])] == [
+        "rocm-core=7.2.4.70204-93~22.04", "amdgpu-dkms=1:6.16.13.30300400-2341068.22.04", "gone=*.1-*", "a=1-*", "b",
+    ]  # fmt: skip
+    assert asked == [["apt-cache", "-o", "x=y", "madison", "rocm-core", "amdgpu-dkms", "gone"]]
