@@ -131,9 +131,10 @@ def test_cut_with_the_controller_outlives_a_reboot(lab: RealLab) -> None:
 
 def test_kill_and_start(lab: RealLab) -> None:
     lab.ssh("node2", "echo kept >/var/lib/kept; echo kept >/root/kept; sync")
+    address = lab.address("node2")
     lab.run("kill", "node2")
     assert lab.nodes["node2"]["state"] == "off"
-    assert not lab.hears("node1", "198.18.0.12")
+    assert not lab.hears("node1", address)
     again = lab.run("kill", "node2", check=False)
     assert (again.returncode, again.stderr) == (1, "stepladder lab: node2 is off already\n")
     lab.run("start", "node2")
