@@ -4,6 +4,7 @@
     python3 tests/bench/rolling.py                 # a changed setting, replica by replica
     python3 tests/bench/rolling.py never-ready     # a release that does not start: the way back
     python3 tests/bench/rolling.py wrong           # a release that starts and answers wrongly
+    python3 tests/bench/rolling.py slow            # one that answers rightly and slowly
     python3 tests/bench/rolling.py --replicas 1    # the same with an outage, as long as it is
 
 Clients ask without a pause, half of them for streams, before, during and after, until `--requests` are done; greedy
@@ -29,10 +30,15 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PORT, HUB_PORT, GATEWAY_PORT, METRICS_PORT, AGENT_PORT = 19100, 19190, 19180, 19181, 19182
 MODEL, KEY = "tiny-step3p5", "b" * 40
 WISHES = {
-    "rolling": ["--disable-log-stats"],
-    "never-ready": ["--no-such-flag"],
+    "rolling": {"deployment_extra_arguments": ["--disable-log-stats"]},
+    "never-ready": {"deployment_extra_arguments": ["--no-such-flag"]},
     # Every answer is another one than the model's.
-    "wrong": ["--chat-template", "wrong {}"],
+    "wrong": {"deployment_extra_arguments": ["--chat-template", "wrong {}"]},
+    # Right answers, one request at a time and sixteen tokens of a prompt a step.
+    "slow": {
+        "deployment_extra_arguments": ["--max-num-seqs", "1", "--max-num-batched-tokens", "16"],
+        "deploy_speed_gate": "refuse",
+    },
 }
 WENT_BACK = 20
 STATUS = 'haproxy_server_status{proxy="engines"'
@@ -191,7 +197,7 @@ def measure(deployment: Deployment, case: str, replicas: int, requests: int, cli
     load, watch = Clients(clients), Watch(replicas)
     time.sleep(3)
     start = time.monotonic()
-    status, lines = deployment.run("deploy", "-e", json.dumps({"deployment_extra_arguments": WISHES[case]}))
+    status, lines = deployment.run("deploy", "-e", json.dumps(WISHES[case]))
     end = time.monotonic()
     while load.requests < requests and time.monotonic() < end + 300:
         time.sleep(0.5)
