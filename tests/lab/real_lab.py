@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.stepladder.core.plugins.plugin_utils.run import controller, is_gone
 
 from stepladder.lab import engine, machine
 from stepladder.lab.places import places
@@ -22,6 +23,7 @@ from stepladder.lab.places import places
 # What tests found out beside passing, such as the time that a recovery took; shown at the end of the run.
 NOTED: list[str] = []
 REPOSITORY = Path(__file__).resolve().parents[2]
+PLACE, PREFIX, OWNER = Path("/var/tmp"), "sl-lab-", "owner.json"
 
 
 @dataclass
@@ -105,13 +107,31 @@ def own_lab(*options: str) -> Iterator[RealLab]:
     """
     if reason := why_not():
         pytest.skip(f"no lab on this machine: it lacks {reason}")
-    state = Path(tempfile.mkdtemp(prefix="sl-lab-", dir="/var/tmp"))
-    name = "t" + state.name.removeprefix("sl-lab-").lower().replace("_", "-")
-    lab = RealLab(name, state, state / "inventory", environ={"XDG_STATE_HOME": str(state)})
+    for state in PLACE.glob(f"{PREFIX}*"):
+        _remove_orphan(state)
+    state = Path(tempfile.mkdtemp(prefix=PREFIX, dir=PLACE))
+    (state / OWNER).write_text(json.dumps(controller(os.getpid())))
+    lab = _in(state)
     try:
         lab.first_up = lab.run("up", *options, "--inventory", str(lab.inventory)).stdout
         yield lab
     finally:
-        done = lab.run("down", check=False)
-        assert done.returncode == 0, f"the lab in {state} was not removed:\n{done.stdout}{done.stderr}"
-        shutil.rmtree(state, ignore_errors=True)
+        _remove(lab)
+
+
+def _in(state: Path) -> RealLab:
+    name = "t" + state.name.removeprefix(PREFIX).lower().replace("_", "-")
+    return RealLab(name, state, state / "inventory", environ={"XDG_STATE_HOME": str(state)})
+
+
+def _remove(lab: RealLab) -> None:
+    done = lab.run("down", check=False)
+    assert done.returncode == 0, f"the lab in {lab.state} was not removed:\n{done.stdout}{done.stderr}"
+    shutil.rmtree(lab.state, ignore_errors=True)
+
+
+def _remove_orphan(state: Path) -> None:
+    """Remove a lab whose tests were killed: it takes memory and a subnet for as long as the machine is up."""
+    owner = state / OWNER
+    if owner.exists() and is_gone(json.loads(owner.read_text())):
+        _remove(_in(state))
