@@ -203,4 +203,5 @@ class FilterModule:
             "replica_fault": replica.fault_of,
             "status_report": _status_report,
             "unlike": replica.unlike,
+            "watched_nodes": units.watched_nodes,
         }

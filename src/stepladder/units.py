@@ -210,6 +210,16 @@ def gives_tokens(node: Mapping[str, Any]) -> bool:
     return any(process["health"].get("model") for process in node["processes"])
 
 
+def watched_nodes(variables: Mapping[str, Any], hosts: Sequence[str]) -> list[str]:
+    """Those of some nodes that the inventory wants a watchdog on.
+
+    Args:
+        variables: of every host.
+        hosts: the nodes.
+    """
+    return [host for host in hosts if variables[host].get("watchdog_mode", "off") != "off"]
+
+
 def standalone_slice(name: str, process: Mapping[str, Any], tools_path: str, fingerprint: str) -> dict[str, Any]:
     """A slice for a helper that runs outside the plan, so that the verbs for deployments work on it too.
 
