@@ -18,13 +18,26 @@ MOST_LINES = 12
 ADDRESSES = ("deployment_address", "ansible_host", "lab_storage_address")
 
 
-def report(rows: Mapping[str, Mapping[str, Any]], failed: Sequence[str], check: bool = False) -> str:
+def in_containers(slices: Mapping[str, Mapping[str, Any]], install: str, image: str) -> bool:
+    """Whether the engine runs in containers, so that every node wants Docker, a spare one too.
+
+    Args:
+        slices: of the plan, by node; none where there is no plan, and then the inventory's wish counts.
+        install: `deployment_install`, empty or auto where it does not say. image: `deployment_image`.
+    """
+    for one in slices.values():
+        return bool(one["deployment"]["install"] == "container")
+    return install == "container" or (install in ("", "auto") and bool(image))
+
+
+def report(rows: Mapping[str, Mapping[str, Any]], failed: Sequence[str], check: bool = False, refused: str = "") -> str:
     """A line for each node, and below it what was changed.
 
     Args:
         rows: by node, of `FACTS` those that its roles have set.
         failed: nodes that a fault stopped; what it was stands above.
         check: whether it was only looked at.
+        refused: why there is no plan, where one was wanted.
     """
     lines = []
     for name, row in rows.items():
@@ -43,6 +56,8 @@ def report(rows: Mapping[str, Mapping[str, Any]], failed: Sequence[str], check: 
         lines += [f"    {change}" for change in changes[:MOST_LINES]]
         if len(changes) > MOST_LINES:
             lines.append(f"    and {len(changes) - MOST_LINES} more; -v shows all")
+    if refused:
+        lines.append(f"Prepared without a plan; whether Docker is wanted, deployment_install alone said. {refused}")
     return "\n".join(lines)
 
 
