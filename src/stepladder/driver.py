@@ -65,6 +65,7 @@ class Wish:
         gpu: the GPU type. branch, version: other than the catalogue's; a version of a branch that it knows.
         mirrors: by the repository's name `url`, `key_url`, `key`, `fingerprints`, `suites`, each instead of its own.
         packages: instead of the catalogue's own.
+        install: whether it is installed; else only the one that is there is looked at.
         engine, engine_version: whose floor the driver has to reach; empty for none, and for the newest.
     """
 
@@ -73,6 +74,7 @@ class Wish:
     version: str = ""
     mirrors: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     packages: Sequence[str] = ()
+    install: bool = True
     engine: str = ""
     engine_version: str = ""
 
@@ -85,10 +87,11 @@ def driver_plan(wish: Mapping[str, Any], facts: Mapping[str, Any], directory: st
         facts: of the node's system, as `System.of` reads them.
         directory: of the catalogue.
 
-    Returns: `vendor` (cpu where there is nothing to do), `summary`, `version`, `packages`, `repositories`, `pins`,
-        `hold`, `module_streams`, `services`, `kernel_modules`, `kernel_parameters`, `sysctl`, `module`, `library`,
-        `main_package`, `same_version` (packages with the versions that fit), and `faults`, each with `what`,
-        `found`, `needed` and `mend`.
+    Returns: `vendor` (cpu where there is nothing to do), `title`, `summary`, `version`, `packages`, `repositories`,
+        `pins`, `hold`, `module_streams`, `services`, `kernel_modules`, `kernel_parameters`, `sysctl`, `module`,
+        `library`, `main_package`, `same_version` (packages with the versions that fit), `minimum` and `minimum_of`
+        (oldest driver and whose need it is, where the node's own is only looked at), and `faults`, each with
+        `what`, `found`, `needed` and `mend`.
 
     Raises:
         CatalogueError: the catalogue is broken.
@@ -101,6 +104,8 @@ def driver_plan(wish: Mapping[str, Any], facts: Mapping[str, Any], directory: st
         return _nothing("unknown", "unknown GPU type") | {"faults": [_fault(violation)]}
     if gpu.driver is None:
         return _nothing(gpu.vendor, f"{gpu.title}: there is nothing to do for a driver")
+    if not wanted.install:
+        return _as_found(wanted, gpu, catalogue)
     system = System.of(facts)
     system = replace(system, flavour=_flavour(system, catalogue.drivers.kernels))
     faults: list[Violation] = []
@@ -183,21 +188,38 @@ def _system(
     return fitting[0]
 
 
-def _below_floor(wanted: Wish, gpu: Gpu, catalogue: Catalogue) -> list[Violation]:
-    """The driver is older than what the engine's release needs, or its image."""
+def _floor(wanted: Wish, gpu: Gpu, catalogue: Catalogue) -> tuple[str, str]:
+    """The oldest driver that the engine's release runs on, and that release by name; both empty for none."""
     engine = catalogue.engines.get(wanted.engine)
-    version = wanted.version or wanted.branch or (gpu.driver.branch if gpu.driver else "")
-    if not engine:
-        return []
-    releases = [each for each in engine.releases if each.platform == gpu.platform]
+    releases = [each for each in engine.releases if each.platform == gpu.platform] if engine else []
     wished: EngineRelease | None = next((r for r in releases if r.version == wanted.engine_version), None)
     chosen = wished or (releases[0] if releases else None)
-    floor = chosen.minimum_driver if chosen else None
-    if not chosen or not floor or not older(version, floor):
+    if not engine or not chosen or not chosen.minimum_driver:
+        return "", ""
+    return chosen.minimum_driver, f"{engine.title} {chosen.version}"
+
+
+def _below_floor(wanted: Wish, gpu: Gpu, catalogue: Catalogue) -> list[Violation]:
+    """The driver to be installed is older than what the engine's release needs, or its image."""
+    version = wanted.version or wanted.branch or (gpu.driver.branch if gpu.driver else "")
+    floor, release = _floor(wanted, gpu, catalogue)
+    if not floor or not older(version, floor):
         return []
     kind = "driver" if gpu.vendor == "nvidia" else "ROCm"
-    found = f"{version}; {engine.title} {chosen.version} and its image need {floor} or newer"
+    found = f"{version}; {release} and its image need {floor} or newer"
     return [Violation(kind, found, "Set gpu_driver_branch and gpu_driver_version, or deployment_engine_version.")]
+
+
+def _as_found(wanted: Wish, gpu: Gpu, catalogue: Catalogue) -> dict[str, Any]:
+    """The plan where the driver is not ours to install: nothing is set, what is there is held against the floor."""
+    floor, release = _floor(wanted, gpu, catalogue)
+    return _nothing(gpu.vendor, f"{gpu.title}: the driver that is there") | {
+        "title": gpu.title,
+        "module": MODULES[gpu.vendor],
+        "library": LIBRARIES[gpu.vendor],
+        "minimum": floor,
+        "minimum_of": release,
+    }
 
 
 def _flavour(system: System, kernels: Sequence[KernelFlavours]) -> str:
@@ -237,6 +259,7 @@ def _plan(wanted: Wish, gpu: Gpu, release: DriverRelease, known: DriverSystem, s
     nvidia = gpu.vendor == "nvidia"
     return {
         "vendor": gpu.vendor,
+        "title": gpu.title,
         "summary": _summary(gpu, release),
         "version": release.version,
         "packages": [_filled(name, words) for name in beside] + versioned,
@@ -252,6 +275,8 @@ def _plan(wanted: Wish, gpu: Gpu, release: DriverRelease, known: DriverSystem, s
         "library": LIBRARIES[gpu.vendor],
         "main_package": names[0].partition("=")[0],
         "same_version": versioned,
+        "minimum": "",
+        "minimum_of": "",
     }
 
 
@@ -300,7 +325,7 @@ def _nothing(vendor: str, summary: str) -> dict[str, Any]:
         *("packages", "repositories", "pins", "hold", "module_streams", "services", "kernel_modules"),
         *("kernel_parameters", "same_version", "faults"),
     ]
-    texts = ("version", "module", "library", "main_package")
+    texts = ("title", "version", "module", "library", "main_package", "minimum", "minimum_of")
     return {"vendor": vendor, "summary": summary, "sysctl": {}} | {n: [] for n in lists} | dict.fromkeys(texts, "")
 
 

@@ -12,7 +12,7 @@ CHANGES = {
     "container_runtime_changes": "containers",
     "python_mirror_changes": "python",
 }
-FACTS = (*CHANGES, "gpu_driver_plan", "gpu_driver_reboot", "gpu_driver_unmet", "host_unmet")
+FACTS = (*CHANGES, "gpu_driver_plan", "gpu_driver_loaded", "gpu_driver_reboot", "gpu_driver_unmet", "host_unmet")
 MOST_LINES = 12
 # Where the inventory says at which addresses a node is.
 ADDRESSES = ("deployment_address", "ansible_host", "lab_storage_address")
@@ -48,7 +48,7 @@ def report(rows: Mapping[str, Mapping[str, Any]], failed: Sequence[str], check: 
         count = number if changes else "nothing to change" if check else "nothing changed"
         due = "a reboot is due" if reboot else "no reboot is due"
         lines.append(f"{name}: {state}; {count}; {due}")
-        summary = (row.get("gpu_driver_plan") or {}).get("summary")
+        summary = _driver(row)
         lines += [f"    {summary}"] if summary else []
         lines += [f"    reboot: {reason}" for reason in reboot]
         unmet = [*(row.get("host_unmet") or []), *(row.get("gpu_driver_unmet") or [])]
@@ -59,6 +59,14 @@ def report(rows: Mapping[str, Mapping[str, Any]], failed: Sequence[str], check: 
     if refused:
         lines.append(f"Prepared without a plan; whether Docker is wanted, deployment_install alone said. {refused}")
     return "\n".join(lines)
+
+
+def _driver(row: Mapping[str, Any]) -> str:
+    """What driver a node gets; one that is only looked at (its plan has no version) by the version that runs."""
+    plan, loaded = row.get("gpu_driver_plan") or {}, row.get("gpu_driver_loaded")
+    if loaded and plan["title"] and not plan["version"]:
+        return f"{plan['title']}: driver {loaded} as found"
+    return str(plan.get("summary") or "")
 
 
 def firewall_peers(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
