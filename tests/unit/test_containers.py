@@ -16,7 +16,7 @@ from stepladder.errors import PlanRefusedError
 from stepladder.plan import Plan
 from stepladder.planner import make_plan
 from stepladder.request import parse_request
-from stepladder.runtime import gpu_vendor, runtime_faults, version_in
+from stepladder.runtime import floors, gpu_vendor, runtime_faults, version_in
 from stepladder.units import CONTAINER_LAUNCHER, release_processes, service_units, watched_units
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -145,7 +145,8 @@ DEVICES = "INFO[0000] Found 2 CDI devices\nnvidia.com/gpu=0\nnvidia.com/gpu=all\
     [
         ("29.1.2\n", TOOLKIT.format("1.19.1"), DEVICES, "nvidia", []),
         ("20.10.24+dfsg1", "", "", "none", []),
-        ("20.10.24+dfsg1", "", "", "amd", []),
+        ("20.10.24+dfsg1", "", "/dev/dri /dev/kfd", "amd", []),
+        ("20.10.24+dfsg1", "", "/dev/dri", "amd", ["There is no /dev/kfd, by which containers are given AMD's GPUs"]),
         ("", "", "", "none", ["Docker does not answer"]),
         ("24.0.9", TOOLKIT.format("1.18.2"), "", "nvidia",
          ["Docker is 24.0.9, and devices by CDI need 25.0", "toolkit is 1.18.2, which has known holes; 1.19.1",
@@ -167,6 +168,13 @@ def test_a_driver_that_waits_for_a_restart_is_no_fault_of_containers() -> None:
     bare = {"docker": "29.1.2", "toolkit": TOOLKIT.format("1.18.2"), "devices": ""}
     (fault,) = runtime_faults(bare, FLOORS, "nvidia", reboot_due=True)
     assert "toolkit is 1.18.2" in fault
+    assert runtime_faults(bare, FLOORS, "amd", reboot_due=True) == []
+
+
+def test_the_floors_are_the_catalogues_or_the_inventorys() -> None:
+    known = Catalogue().containers
+    assert floors() == {"docker": known.docker, "toolkit": known.toolkit}
+    assert floors("26.0", "") == {"docker": "26.0", "toolkit": known.toolkit}
 
 
 @pytest.mark.parametrize(
