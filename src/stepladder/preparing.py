@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -70,16 +71,24 @@ def _driver(row: Mapping[str, Any]) -> str:
 
 
 def firewall_peers(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The addresses of all nodes that the inventory tells; a node that it only names is told by its name.
+    """The addresses of all nodes that the inventory tells; a node that it only names is told by its name, and refused.
 
     Args:
         rows: by node its `ADDRESSES`.
     """
     found: dict[str, None] = {}
     for name, row in rows.items():
-        addresses = [str(row[key]) for key in ADDRESSES if row.get(key)] or [name]
-        found |= dict.fromkeys(addresses)
+        told = [str(row[key]) for key in ADDRESSES if row.get(key)] or [name]
+        found |= dict.fromkeys([each for each in told if _is_address(each)] or told)
     return list(found)
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def time_keeper(names: Sequence[str], states: Sequence[str], servers: Sequence[str], container: bool) -> str:
