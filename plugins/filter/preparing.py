@@ -7,7 +7,7 @@ from typing import Any
 
 from ansible.errors import AnsibleFilterError
 
-from stepladder import driver, preparing, python_sources
+from stepladder import driver, mirrors, preparing, python_sources
 from stepladder.errors import StepladderError
 
 
@@ -69,6 +69,7 @@ class FilterModule:
             "driver_plan": _driver_plan,
             "firewall_peers": _firewall_peers,
             "in_containers": _in_containers,
+            "mirrored": lambda known, mirror: mirrors.mirrored(_plain(known), _plain(mirror)),
             "mixed_types": _mixed_types,
             "pip_conf": lambda values: python_sources.pip_conf(_plain(values)),
             "preparation_report": _preparation_report,

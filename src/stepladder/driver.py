@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from stepladder.catalogue import Catalogue, DriverRelease, DriverSystem, EngineRelease, Gpu, KernelFlavours
 from stepladder.errors import Violation, unknown_name
+from stepladder.mirrors import filled, mirrored
 from stepladder.setting import older
 
 RED_HAT = {"RedHat", "CentOS", "Rocky", "AlmaLinux", "OracleLinux"}
@@ -251,9 +251,9 @@ def _plan(wanted: Wish, gpu: Gpu, release: DriverRelease, known: DriverSystem, s
     }
     fabric = gpu.driver.fabric
     parts = [*(wanted.packages or known.packages), *known.fabric_packages.get(fabric, ())]
-    names = [_filled(name, words) for name in parts]
+    names = [filled(name, words) for name in parts]
     patterns = {name: known.package_versions.get(name, known.package_version) for name in names}
-    versioned = [name if "=" in name else f"{name}={_filled(patterns[name], words)}" for name in names]
+    versioned = [name if "=" in name else f"{name}={filled(patterns[name], words)}" for name in names]
     kernels = [name for name in known.kernel_packages if system.flavour or "{kernel_flavour}" not in name]
     beside = [*kernels, *known.companions.get(fabric, ())]
     nvidia = gpu.vendor == "nvidia"
@@ -262,11 +262,13 @@ def _plan(wanted: Wish, gpu: Gpu, release: DriverRelease, known: DriverSystem, s
         "title": gpu.title,
         "summary": _summary(gpu, release),
         "version": release.version,
-        "packages": [_filled(name, words) for name in beside] + versioned,
-        "repositories": [_repository(each.model_dump(), wanted.mirrors, words) for each in known.repositories],
+        "packages": [filled(name, words) for name in beside] + versioned,
+        "repositories": [
+            mirrored(each.model_dump(), wanted.mirrors.get(each.name, {}), words) for each in known.repositories
+        ],
         "pins": [{"packages": list(known.pin), "version": f"{release.version}-*"}] if known.pin else [],
         "hold": list(known.hold) or [f"*={release.version}-*", *known.companions.get(fabric, ())],
-        "module_streams": [_filled(each, words) for each in known.module_streams.get(system.distribution, ())],
+        "module_streams": [filled(each, words) for each in known.module_streams.get(system.distribution, ())],
         "services": [*([PERSISTENCE] if nvidia else []), *FABRIC_SERVICES.get(fabric, [])],
         "kernel_modules": list(known.kernel_modules.get(fabric, ())),
         "kernel_parameters": list(gpu.driver.kernel_parameters),
@@ -284,27 +286,6 @@ def _number(version: str) -> str:
     """A version as AMD's packages carry it: 70204 for 7.2.4."""
     first, *rest = version.split(".")
     return first + "".join(part.zfill(2) for part in rest)
-
-
-def _repository(
-    known: dict[str, Any], mirrors: Mapping[str, Mapping[str, Any]], words: Mapping[str, str]
-) -> dict[str, Any]:
-    """A repository with the site's mirror in place of the vendor's."""
-    mirror = {name: value for name, value in mirrors.get(known["name"], {}).items() if value not in (None, "")}
-    merged = known | mirror
-    if "key" in mirror:
-        merged.pop("key_url")
-    filled = {
-        name: _filled(value, words) if name in {"url", "key_url"} else [_filled(v, words) for v in value]
-        if name in {"suites", "components"} else value
-        for name, value in merged.items()
-    }  # fmt: skip
-    return {name: value for name, value in filled.items() if value not in (None, "")}
-
-
-def _filled(text: str, words: Mapping[str, str]) -> str:
-    """A text with what stands in braces filled in; an unknown word stays, and shows."""
-    return re.sub(r"\{(\w+)\}", lambda found: words.get(found[1], found[0]), text)
 
 
 def _summary(gpu: Gpu, release: DriverRelease) -> str:

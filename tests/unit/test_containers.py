@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import yaml
 from ansible.template import Templar, trust_as_template
+from ansible_collections.stepladder.core.plugins.module_utils import package_sources
 
 from stepladder.catalogue import Catalogue
 from stepladder.errors import PlanRefusedError
+from stepladder.mirrors import mirrored
 from stepladder.plan import Plan
 from stepladder.planner import make_plan
 from stepladder.request import parse_request
@@ -188,6 +190,21 @@ def test_the_toolkit_is_looked_for_by_the_machines_name(family: str, machine: st
     values |= {"ansible_facts": facts}
     url = trust_as_template(variables["__container_runtime_toolkit_repository"]["url"])
     assert Templar(None, values).template(url) == f"https://nvidia.github.io/libnvidia-container/stable/{folder}"
+
+
+def test_a_mirror_may_bring_its_key_along() -> None:
+    """The vendors' repositories of the role, as the module that installs from them takes them."""
+    variables = yaml.safe_load((ROOT / "roles/container_runtime/vars/main.yml").read_text())
+    for name in ("docker", "toolkit"):
+        known = variables[f"__container_runtime_{name}_repository"] | {"url": "https://vendor.example/x"}
+        mirror = {"url": "http://198.18.0.5/x", "key": "-----BEGIN", "fingerprints": ["AB" * 20]}
+        (repository,) = package_sources.parsed([mirrored(known, mirror)])
+        assert (repository.url, repository.key, repository.key_url) == ("http://198.18.0.5/x", "-----BEGIN", "")
+        assert package_sources.problems(repository) == []
+        assert f"__container_runtime_{name}_repository | stepladder.core.mirrored(" in str(variables)
+    both = package_sources.parsed([mirrored({"name": "a", "key_url": "http://a/1"}, {"key": "k", "key_url": "http://b/2"})
+                                   | {"url": "http://a/", "fingerprints": ["A"]}])[0]  # fmt: skip
+    assert package_sources.problems(both) == ["repository a: give its key or the key's address (key_url), one of both"]
 
 
 def test_whose_gpus_a_node_has() -> None:
