@@ -57,6 +57,12 @@ def report(rows: Mapping[str, Mapping[str, Any]], failed: Sequence[str], check: 
         lines += [f"    {change}" for change in changes[:MOST_LINES]]
         if len(changes) > MOST_LINES:
             lines.append(f"    and {len(changes) - MOST_LINES} more; -v shows all")
+    waiting = [name for name, row in rows.items() if row.get("gpu_driver_reboot") and name not in failed]
+    if waiting and not check:
+        lines.append(
+            f"Not asked yet whether they are fit: {', '.join(waiting)}. Restart them (gpu_driver_reboot_allowed), then "
+            "run prepare again."
+        )
     if refused:
         lines.append(f"Prepared without a plan; whether Docker is wanted, deployment_install alone said. {refused}")
     return "\n".join(lines)

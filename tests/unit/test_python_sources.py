@@ -113,13 +113,14 @@ def test_the_report_tells_changes_reboots_and_failures() -> None:
         "    reboot: driver 580 is installed, in the kernel none runs",
     ]
     assert lines[3] == "    driver: install p0 1"
-    assert lines[15:] == [
+    assert lines[15:-1] == [
         "    and 2 more; -v shows all",
         "b: prepared; nothing changed; no reboot is due",
         "    not possible here: swap: 2 GB are in use",
         "c: not prepared, see above; 1 change; no reboot is due",
         "    host: write /x",
     ]
+    assert lines[-1].startswith("Not asked yet whether they are fit: a. Restart them")
 
 
 def test_a_driver_that_was_not_installed_is_told_as_found() -> None:
