@@ -143,8 +143,8 @@ def apt_priority_file(
 ) -> dict[str, bytes]:
     """The file that has apt ask a repository before others, or after them; none without a priority.
 
-    A pin by host would raise all that the site's mirror serves. So it is by Origin and Label of the repository's Release
-    file (apt_preferences(5)); by host only where it has neither, or another host's has the same.
+    A pin by host would raise all that the site's mirror serves. So it is by Origin and Label of its own Release file
+    (apt_preferences(5)); by host only where it has neither, or another host's has the same.
 
     Args:
         repository: which.
