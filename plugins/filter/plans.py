@@ -156,6 +156,7 @@ class FilterModule:
             "speed_verdict": gate.verdict,
             "speeds": gate.speeds,
             "runtime_faults": runtime.runtime_faults,
+            "runtime_floors": runtime.floors,
             "in_place": _in_place,
             "replacement": _replacement,
             "rollout_leaving": _leaving,
