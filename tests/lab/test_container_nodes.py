@@ -23,9 +23,12 @@ from stepladder.lab.places import places
 
 pytestmark = [pytest.mark.lab, pytest.mark.nightly, pytest.mark.timeout(2400)]
 
+# What a lab's node may not set: settings of the kernel, the machine's swap, a higher limit of pinned memory.
+OF_A_LAB = {"host_strict": False, "host_swap_off": False, "container_runtime_pin_memory": False}
+
 
 class Site:
-    """Two nodes with Docker, a registry with images of engines, and a hub: all that a deploy needs."""
+    """Two nodes, a registry with images of engines, and a hub: all that `prepare` and a deploy need."""
 
     def __init__(self, lab: RealLab, registry: Registry, hub: str) -> None:
         self.lab, self.registry, self.hub = lab, registry, hub
@@ -33,6 +36,8 @@ class Site:
         assert found is not None
         self.docker = found.command()
         self.images: dict[str, str] = {}
+        self.foreseen: dict[str, int] = {}
+        self.prepared: dict[str, int] = {}
 
     def image(self, name: str) -> str:
         """An engine's image in the registry, made when first asked for."""
@@ -57,6 +62,11 @@ class Site:
             "deployment_model": "tiny-step3p5",
             "deployment_context_length": 1024,
             "deployment_weights_endpoint": self.hub,
+            "container_runtime_docker": "distribution",
+            "container_runtime_gpus": "none",
+            "container_runtime_authorities": {self.registry.host: self.registry.authority.read_text()},
+            "container_runtime_mirrors": [f"https://{self.registry.host}"],
+            **OF_A_LAB,
             **deployment,
         }
         (self.lab.inventory / "group_vars").mkdir(exist_ok=True)
@@ -81,13 +91,15 @@ def site() -> Iterator[Site]:
         hub = subprocess.Popen([*served, "--port", str(port)], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         wait_open(gateway, port)
         with Registry(state / "registry", gateway) as registry:
-            for node in ("node1", "node2"):
-                certificate = registry.authority.read_text()
-                folder = f"/etc/docker/certs.d/{registry.host}"
-                lab.ssh(node, f"mkdir -p {folder} && printf %s '{certificate}' > {folder}/ca.crt")
-                settings = json.loads(lab.ssh(node, "cat /etc/docker/daemon.json").stdout) | {"live-restore": True}
-                lab.ssh(node, f"echo '{json.dumps(settings)}' > /etc/docker/daemon.json && systemctl reload docker")
-            yield Site(lab, registry, f"http://{gateway}:{port}")
+            found = Site(lab, registry, f"http://{gateway}:{port}")
+            # node2 gets Docker from the role; what node1's daemon has for the lab has to stay as it is.
+            lab.ssh("node2", "apt-get remove -y -q docker.io")
+            found.settle(
+                deployment_engine="transformers", deployment_replicas=2, deployment_image=f"{registry.host}/later:1"
+            )
+            foreseen = lab.play("prepare", "--check", "--diff")
+            found.foreseen, found.prepared = changed(foreseen.stdout), changed(lab.play("prepare").stdout)
+            yield found
     finally:
         if hub:
             hub.terminate()
@@ -102,6 +114,23 @@ def changed(output: str) -> dict[str, int]:
     recap = output[output.index("PLAY RECAP") :]
     lines = [line.split() for line in recap.splitlines() if "changed=" in line]
     return {line[0]: int(next(word for word in line if word.startswith("changed="))[8:]) for line in lines}
+
+
+def test_prepare_sets_docker_up(site: Site) -> None:
+    """By the role container_runtime: installed where it is missing, the authority, the mirror, live-restore."""
+    lab = site.lab
+    assert all(count > 0 for count in (*site.foreseen.values(), *site.prepared.values()))
+    seen = "docker info --format '{{.LiveRestoreEnabled}} {{.RegistryConfig.Mirrors}}'"
+    for node in ("node1", "node2"):
+        assert lab.ssh(node, seen).stdout.split() == ["true", f"[https://{site.registry.host}/]"]
+        settings = json.loads(lab.ssh(node, "cat /etc/docker/daemon.json").stdout)
+        assert settings["bip"].startswith("198.19."), "what others set in daemon.json stays"
+        # An image that is not there: the registry is reached and trusted.
+        unknown = lab.ssh(node, f"docker pull {site.registry.host}/none:1", check=False)
+        assert "manifest unknown" in unknown.stdout + unknown.stderr
+        assert lab.ssh(node, "systemctl is-enabled docker").stdout.strip() == "enabled"
+    assert changed(lab.play("prepare").stdout) == {"node1": 0, "node2": 0}
+    assert changed(lab.play("prepare", "--check", "--diff").stdout) == {"node1": 0, "node2": 0}
 
 
 def test_a_deploy_and_its_end(site: Site) -> None:
