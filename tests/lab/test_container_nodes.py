@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -192,3 +193,47 @@ def test_vllm_serves_from_an_image(site: Site) -> None:
     assert done.stdout.count("exact") >= 2
     assert set(changed(lab.play("deploy").stdout).values()) == {0}
     lab.play("remove", "-e", "confirm_approved=true")
+
+
+IMAGE = """
+- hosts: engines
+  gather_facts: false
+  any_errors_fatal: true
+  roles:
+    - role: deployment
+    - role: service
+      vars: {service_tools: /nonexistent}
+    - role: engine_image
+"""
+
+
+def test_without_a_way_out_each_node_pulls_from_the_sites_registry(site: Site) -> None:
+    """Nothing but this machine is reached; without apt's lists the program that spreads an image cannot be had."""
+    lab, image = site.lab, site.image("transformers")
+    site.settle(deployment_engine="transformers", deployment_replicas=2, deployment_image=image)
+    ways = {node: lab.ssh(node, "ip route show default").stdout.strip() for node in ("node1", "node2")}
+    play = lab.state / "image.yml"
+    play.write_text(IMAGE)
+    try:
+        for node in ways:
+            lab.ssh(node, "docker images --quiet | xargs -r docker rmi --force; apt-get purge -y -q docker-registry; "
+                          "apt-get clean; rm -rf /var/lib/apt/lists/*_*; ip route del default")  # fmt: skip
+        before = site.registry.sent()
+        settings = {
+            "engine_image_catalogue": str(REPOSITORY / "catalog"),
+            "stepladder_state_directory": "/var/lib/stepladder",
+        }
+        done = subprocess.run(
+            [REPOSITORY / ".venv/bin/ansible-playbook", play, "-i", lab.inventory, "-e", json.dumps(settings)],
+            cwd=REPOSITORY, env={**os.environ, **lab.environ}, stdin=subprocess.DEVNULL, capture_output=True,
+            text=True, timeout=600, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout[-3000:]
+        assert done.stdout.count(f"every node pulls {image} for itself") == 1, done.stdout[-3000:]
+        size = sum(layer["size"] for layer in json.loads(run_manifest(site, image))["layers"])
+        assert 2 * size <= site.registry.sent() - before < 2.2 * size
+        for node in ways:
+            assert lab.ssh(node, f"docker image inspect {image}").returncode == 0
+    finally:
+        for node, way in ways.items():
+            lab.ssh(node, f"ip route add {way}; docker images --quiet | xargs -r docker rmi --force", check=False)
