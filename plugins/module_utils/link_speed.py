@@ -35,7 +35,7 @@ def line_gbit(address: str, system: Path = Path("/sys")) -> float | None:
     while not (folder / "bonding").is_dir():
         below = [one.name.partition("_")[2] for one in folder.glob("lower_*")]
         if len(below) != 1:
-            return found["gbit"]
+            return None if found["gbit"] is None else float(found["gbit"])
         folder = folder.parent / below[0]
     members = (folder / "bonding" / "slaves").read_text().split()
     speeds = [peer_network.speed_of(folder.parent / one / "speed") for one in members]
