@@ -79,6 +79,10 @@ def three() -> Iterator[RealLab]:
         play = lab.state / "torch.json"
         play.write_text(TORCH)
         settings = {
+            "deployment_hosts": sorted(lab.nodes),
+            "deployment_name": "torch",
+            "deployment_model": "tiny-step3p5",
+            "deployment_gpu": "cpu",
             "deployment_engine": "transformers",
             "deployment_replicas": 3,
             "stepladder_state_directory": "/var/lib/stepladder",

@@ -220,6 +220,8 @@ def test_without_a_way_out_each_node_pulls_from_the_sites_registry(site: Site) -
                           "apt-get clean; rm -rf /var/lib/apt/lists/*_*; ip route del default")  # fmt: skip
         before = site.registry.sent()
         settings = {
+            "deployment_hosts": sorted(ways),
+            "deployment_gpu": "cpu",
             "engine_image_catalogue": str(REPOSITORY / "catalog"),
             "stepladder_state_directory": "/var/lib/stepladder",
         }
