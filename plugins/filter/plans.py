@@ -177,6 +177,7 @@ class FilterModule:
         plain = {name: _on_plain_data(function) for name, function in named.items()}
         # These read single variables of many hosts; copying all of every host's would cost minutes.
         return plain | {
+            "acceptance_immeasurable": acceptance.immeasurable,
             "acceptance_rounds": acceptance.rounds_of,
             "all_reduce_backend": all_reduce.backend_of,
             "all_reduce_left": all_reduce.is_left,
