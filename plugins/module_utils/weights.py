@@ -72,7 +72,7 @@ from ansible_collections.stepladder.core.plugins.module_utils.weights_request im
     problems,
 )
 from ansible_collections.stepladder.core.plugins.module_utils.weights_spread import Exchange
-from ansible_collections.stepladder.core.plugins.module_utils.weights_store import remove, tree_bytes
+from ansible_collections.stepladder.core.plugins.module_utils.weights_store import remove, tree_bytes, users_of
 
 MOST_WARNINGS = 10
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -480,10 +480,14 @@ def present(request: Request, check_mode: bool) -> Outcome:
     return outcome
 
 
-def ensure_absent(request: Request, check_mode: bool = False) -> Outcome:
-    """Remove the directory, bookkeeping last, so that an interrupted removal can go on.
+def ensure_absent(request: Request, check_mode: bool = False, leaving: str = "") -> Outcome:
+    """Remove the directory, bookkeeping last, so that an interrupted removal can go on; one that is used stays.
 
-    Raises WeightsError when the directory is not one that this module made.
+    Args:
+        leaving: in check mode, the deployment that would be removed before.
+
+    Raises:
+        WeightsError: the directory is not one that this module made.
     """
     root = Path(request.path)
     outcome = Outcome(before={"exists": os.path.lexists(root)}, after={"exists": False})
@@ -494,11 +498,17 @@ def ensure_absent(request: Request, check_mode: bool = False) -> Outcome:
             f"{root} is {'a link' if root.is_symlink() else 'no directory that this module filled'} "
             f"({request.bookkeeping} is what marks one). Look at it, and remove it by hand if it may go."
         )
+    users = users_of(root, leaving if check_mode else "")
+    if users:
+        outcome.after = outcome.before
+        outcome.warnings = [f"{root} stays: {', '.join(users)} uses it. 'weights-prune' removes it once nothing does."]
+        return outcome
     outcome.changed, outcome.actions = True, [f"remove {root}"]
     if check_mode:
         return outcome
     with locked(root, request.lock_timeout):
-        remove(root)
+        if root.exists():  # another node that shares it may have removed it meanwhile
+            remove(root)
     return outcome
 
 
@@ -523,10 +533,14 @@ def stopped_by_signals() -> Iterator[None]:
             signal.signal(sign, old)
 
 
-def ensure(request: Request, state: str, check_mode: bool = False) -> dict[str, Any]:
+def ensure(request: Request, state: str, check_mode: bool = False, leaving: str = "") -> dict[str, Any]:
     """Check the parameters, do what is asked, and return the module's result.
 
-    Raises WeightsError with all wrong parameters at once, or with what stood in the way.
+    Args:
+        leaving: as `ensure_absent` takes it.
+
+    Raises:
+        WeightsError: with all wrong parameters at once, or with what stood in the way.
     """
     found = problems(request)
     if found:
@@ -534,7 +548,10 @@ def ensure(request: Request, state: str, check_mode: bool = False) -> dict[str, 
     started = time.monotonic()
     try:
         with stopped_by_signals():
-            outcome = (ensure_present if state == "present" else ensure_absent)(request, check_mode)
+            if state == "present":
+                outcome = ensure_present(request, check_mode)
+            else:
+                outcome = ensure_absent(request, check_mode, leaving)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
