@@ -461,7 +461,8 @@ def present(request: Request, check_mode: bool) -> Outcome:
         check_space(request, request.expected_bytes, there)
     if current.touched and not current.bad and not check_mode:
         unseal(request, current.good)
-        seal(request, current.good, utc_now())
+        # The same content as before: what was started from it stays as it is.
+        seal(request, current.good, current.created or utc_now())
     elif outcome.changed and not check_mode:
         try:
             fetch(request, current, progress, outcome)

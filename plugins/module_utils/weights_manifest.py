@@ -29,6 +29,7 @@ GIT_BLOB = (
 )
 LARGEST_GIT_BLOB = 64 * 1024 * 1024
 INCOMPLETE = "no complete manifest"
+MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,12 @@ class BadFile:
 class Current:
     """What is on disk: `missing` says why the directory is not complete ('' when it is).
 
-    `good` are then the files that an unfinished run has proven and that nobody touched since.
+    `good` are then the files that an unfinished run has proven and that nobody touched since. `created` is when a
+    complete one was fetched or mended last.
     """
 
     missing: str = ""
+    created: str = ""
     good: tuple[Proven, ...] = ()
     bad: tuple[BadFile, ...] = ()
     touched: tuple[str, ...] = ()
@@ -91,6 +94,14 @@ def parse_manifest(text: str) -> dict[str, Any] | None:
     except (ValueError, KeyError, TypeError):
         return None
     return dict(data)
+
+
+def content_of(text: str) -> str:
+    """What a manifest proves, and when that was fetched or mended; empty where it is none."""
+    manifest = parse_manifest(text)
+    if manifest is None:
+        return ""
+    return "\n".join([str(manifest.get("created")), *(f"{one.sha256}  {one.path}" for one in manifest["files"])])
 
 
 def unusable(manifest: dict[str, Any] | None, request: Request) -> str:
@@ -378,7 +389,7 @@ def code_file_of(path: Path) -> Path:
 
 def known_code(path: Path) -> list[dict[str, str]] | None:
     """The Python files that a store was completed with last; None where that is not known."""
-    manifest = parse_manifest(read_or_empty(path / BOOKKEEPING / "manifest.json"))
+    manifest = parse_manifest(read_or_empty(path / BOOKKEEPING / MANIFEST))
     if manifest:
         return code_of(manifest["files"])
     try:
@@ -448,6 +459,7 @@ def inspect(request: Request, progress: Progress) -> Current:
         else:
             good.append(now or one)
     return Current(
+        created=str(manifest.get("created") or ""),
         good=tuple(good),
         bad=tuple(bad),
         touched=tuple(sorted(one.path for one in set(good) - set(entries))),

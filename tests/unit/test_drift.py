@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.stepladder.core.plugins.module_utils import node_state, release
+from ansible_collections.stepladder.core.plugins.module_utils import node_state, release, weights
+from ansible_collections.stepladder.core.plugins.module_utils.weights_request import Request
 
 from stepladder import contents, drift
 from stepladder.errors import CatalogueError
@@ -130,6 +132,26 @@ def test_remade_weights_and_environments_are_another_command(node: dict[str, Any
     manifest = Path(node["state_directory"], "weights/.stepladder/manifest.json")
     processes = [{**node["processes"][0], "started_from": [str(manifest)]}]
     assert reasons(node, processes=processes) == ["release: files differ from what they are made of: vllm-0/run"]
+
+
+def test_touched_weights_are_the_same_command_and_mended_ones_another(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "config.json").write_text("{}")
+    (source / "SHA256SUMS").write_text(f"{node_state.digest(str(source / 'config.json'))}  config.json\n")
+    path = tmp_path / "models" / "o--m" / "r"
+    wish = Request("o/m", str(path), "r", source="directory", source_path=str(source))
+    weights.ensure(wish, "present")
+    command = {"argv": ["/bin/true"], "started_from": [str(path / ".stepladder/manifest.json")]}
+    before = release.fingerprint(command)
+    (path / "config.json").touch()
+    assert weights.ensure(wish, "present")["changed"]
+    assert release.fingerprint(command) == before
+    time.sleep(1.1)  # the manifest tells seconds
+    (path / "config.json").chmod(0o600)
+    (path / "config.json").write_text("[]")
+    assert weights.ensure(wish, "present")["changed"]
+    assert release.fingerprint(command) != before
 
 
 def process(**changes: Any) -> dict[str, Any]:
