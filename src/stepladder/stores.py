@@ -17,6 +17,7 @@ HASH_DIGITS = 16
 NO_CODE = "none"
 LINE = 110
 FRESH_SECONDS = 60
+CLOCKS_DIFFER_SECONDS = 5
 
 
 class CodeError(StepladderError):
@@ -91,9 +92,16 @@ def progress_text(host: str, stores: Sequence[Mapping[str, Any]], now: datetime 
         if one["complete"] and (age is None or age > FRESH_SECONDS):
             continue
         text = told.get("text") or "nothing told yet"
-        since = "" if age is None else f" ({age:.0f} s ago)" if age <= FRESH_SECONDS else f" (last told {told['at']})"
-        lines.append(f"{host}: weights {one['path']}: {text}{since}")
+        lines.append(f"{host}: weights {one['path']}: {text}{_since(age, told)}")
     return "\n".join(lines)
+
+
+def _since(age: float | None, told: Mapping[str, Any]) -> str:
+    if age is None:
+        return ""
+    if age < -CLOCKS_DIFFER_SECONDS:
+        return f" (told {told['at']} by the node's clock, which is {-age:.0f} s ahead of the one here)"
+    return f" ({max(age, 0):.0f} s ago)" if age <= FRESH_SECONDS else f" (last told {told['at']})"
 
 
 def begun_text(nodes: Sequence[str], deadline: float) -> str:

@@ -34,7 +34,8 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         "path": "a.bin", "size": 4, "mtime_ns": stat.st_mtime_ns, "inode": stat.st_ino,
         "sha256": node_state.digest(str(weights / "a.bin")),
     }  # fmt: skip
-    manifest = json.dumps({"format_version": 2, "files": [proven]})
+    head = {"format_version": 2, "model_id": "o/m", "revision": "r", "include": [], "exclude": []}
+    manifest = json.dumps({**head, "files": [proven]})
     (weights / ".stepladder/manifest.json").write_text(manifest)
     marker = {"format_version": 1, "manifest_sha256": hashlib.sha256(manifest.encode()).hexdigest()}
     (weights / ".stepladder/complete").write_text(json.dumps(marker))
@@ -51,7 +52,7 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         "state_directory": str(tmp_path), "deployment": "d", "slice": kept, "launchers": {}, "manager": "supervisor",
         "processes": [{"name": "vllm-0", "argv": ["/bin/true"], "env": {"A": 1}}], "described_by": "m1",
         "units": [{"name": "vllm-0", "unit": "d-vllm-0"}], "supervisorctl": [], "keep": 3,
-        "full_check_below_bytes": 100, "ask_timeout": 1.0,
+        "weights": {"include": [], "exclude": [], "verify": "cheap", "full_check_below_bytes": 100}, "ask_timeout": 1.0,
     }  # fmt: skip
     unit = tmp_path / "supervisor/conf.d/d.conf"
     unit.parent.mkdir(parents=True)
@@ -125,7 +126,24 @@ def test_other_wishes_are_named(node: dict[str, Any]) -> None:
     ]
     # Of a large model only size, time stamp and inode are compared.
     flip_and_hide(Path(node["state_directory"], "weights/a.bin"))
-    assert reasons(node, full_check_below_bytes=3) == []
+    assert reasons(node, weights={**node["weights"], "full_check_below_bytes": 3}) == []
+
+
+@pytest.mark.parametrize(
+    ("wish", "weights", "expected"),
+    [
+        ({"revision": "v2"}, {}, "the manifest is for revision 'r' instead of 'v2'"),
+        ({"model_id": "o/n"}, {}, "the manifest is for model_id 'o/m' instead of 'o/n'"),
+        ({}, {"exclude": ["*.bin, *.pth"]}, "the manifest is for exclude [] instead of ['*.bin', '*.pth']"),
+        ({}, {"verify": "full"}, "a full check is asked for"),
+    ],
+)
+def test_weights_that_are_wanted_otherwise_are_named(
+    node: dict[str, Any], wish: dict[str, str], weights: dict[str, Any], expected: str
+) -> None:
+    node["slice"]["node"]["weights"].update(wish)
+    told = node_state.weights_reasons(node["slice"]["node"]["weights"], {**node["weights"], **weights})
+    assert told == [f"weights {node['state_directory']}/weights: {expected}"]
 
 
 def test_remade_weights_and_environments_are_another_command(node: dict[str, Any]) -> None:

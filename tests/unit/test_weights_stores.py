@@ -239,6 +239,17 @@ PROGRESS = {
         {**TOLD, "at": "2026-11-21T02:00:00Z"},
         "n1: weights /m: downloaded 1.0 of 2.0 GB (50.0 %) (last told 2026-11-21T02:00:00Z)",
     ),
+    "the node's clock is ahead": (
+        False,
+        {**TOLD, "at": "2026-11-21T03:02:30Z"},
+        "n1: weights /m: downloaded 1.0 of 2.0 GB (50.0 %) "
+        "(told 2026-11-21T03:02:30Z by the node's clock, which is 120 s ahead of the one here)",
+    ),
+    "hardly": (
+        False,
+        {**TOLD, "at": "2026-11-21T03:00:32Z"},
+        "n1: weights /m: downloaded 1.0 of 2.0 GB (50.0 %) (0 s ago)",
+    ),
     "begun": (False, {}, "n1: weights /m: nothing told yet"),
     "complete": (True, TOLD, ""),
     "passing on": (
