@@ -241,7 +241,7 @@ def proven_files(
             f"{len(bad)} of {len(wanted)} files of {request.name} in {request.path} are not what the source lists:\n"
             + "\n".join(f"  {one.path}: {one.reason}: expected {one.expected}, found {one.found}" for one in bad)
             + "\nRun this again: a wrong file is fetched anew. If it stays, the revision moved meanwhile "
-            "(pin a commit), or something between this node and the source changes the data.",
+            "(pin a commit as deployment_revision), or something between this node and the source changes the data.",
             bad_files=[asdict(one) for one in bad],
         )
     refuse_left_out(request, wanted)

@@ -142,7 +142,6 @@ import os
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.stepladder.core.plugins.module_utils import node_state, release
 
-
 WEIGHTS_SPEC = {
     "include": {"type": "list", "elements": "str", "default": []},
     "exclude": {"type": "list", "elements": "str", "default": []},
