@@ -9,6 +9,7 @@ from typing import Any
 
 from ansible.errors import AnsibleFilterError
 from ansible.module_utils.parsing.convert_bool import boolean
+from ansible_collections.stepladder.core.plugins.module_utils.weights_request import split_patterns
 
 from stepladder import spread, stores
 from stepladder.errors import StepladderError
@@ -41,6 +42,18 @@ def exchange(variables: Mapping[str, Any], hosts: Sequence[str], host: str, key:
     """
     looked = {name: _plain(variables[name][key]) for name in hosts if variables[name].get(key)}
     return spread.exchanges(looked, int(port)).get(host, {})
+
+
+def giver(wish: Mapping[str, Any], address: str) -> dict[str, Any]:
+    """What the exchange needs to know of a node that has everything.
+
+    Args:
+        wish: which weights, as the modules take it.
+        address: of the node.
+    """
+    known = {key: str(wish[key]) for key in ("model_id", "revision")}
+    patterns = {key: [*split_patterns(_plain(wish[key]))] for key in ("include", "exclude")}
+    return {**known, **patterns, "address": str(address), "complete": True}
 
 
 def exchange_part(found: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
@@ -108,6 +121,7 @@ class FilterModule:
             "weights_code_plan": code_plan,
             "weights_exchange": exchange,
             "weights_exchange_part": exchange_part,
+            "weights_giver": giver,
             "weights_progress_text": progress_text,
             "weights_prune_text": prune_text,
             "weights_removable": removable,

@@ -193,6 +193,7 @@ def look(given: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any]
         "manager": manager,
         "states": [],
         "reasons": [],
+        "weights_complete": False,
         "current": release.current_release(path),
         "members": members(path),
         "last_run": lease.last_run(place),
@@ -208,7 +209,9 @@ def look(given: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any]
     reasons = release_reasons(path, wanted, given["keep"])
     reasons += environment_reasons(kept["node"])
     if kept["node"].get("weights"):
-        reasons += weights_reasons(kept["node"]["weights"], given["weights"])
+        told = weights_reasons(kept["node"]["weights"], given["weights"])
+        answer["weights_complete"] = not told
+        reasons += told
     if not reasons:
         reasons += description_reasons(described, recorded, given["described_by"])
         reasons += superfluous_units(name, described) if manager == "systemd" else []

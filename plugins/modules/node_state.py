@@ -108,6 +108,11 @@ reasons:
   type: list
   elements: str
   sample: ["vllm-0: stopped, not running"]
+weights_complete:
+  description: Whether the weights are there as wanted.
+  returned: always
+  type: bool
+  sample: true
 current:
   description: The release that is current, null where there is none.
   returned: always

@@ -75,6 +75,7 @@ def reasons(given: dict[str, Any], **more: Any) -> list[str]:
 def test_a_node_as_wanted_has_no_reasons_and_names_its_members(node: dict[str, Any]) -> None:
     answer = node_state.look(node, {})
     assert (answer["reasons"], answer["current"], answer["members"]) == ([], "p1", ["n0", "n1"])
+    assert answer["weights_complete"]
     assert node_state.look({**node, "slice": {}}, {})["current"] == "p1"
 
 
@@ -115,6 +116,7 @@ RUN = "deployments/d/releases/p1/vllm-0/run"
 def test_what_was_changed_is_named(node: dict[str, Any], change: Any, expected: list[str]) -> None:
     change(Path(node["state_directory"]))
     assert reasons(node) == expected
+    assert node_state.look(node, {})["weights_complete"] == (not expected[0].startswith("weights"))
 
 
 def test_other_wishes_are_named(node: dict[str, Any]) -> None:
@@ -243,7 +245,30 @@ def test_work(
     nodes: dict[str, Any], planned: str, force: bool, changing: list[str], dropped: list[str], lines: list[str]
 ) -> None:
     found = drift.work(nodes, list(planned), list(nodes), force)
-    assert found == {"changing": changing, "dropped": dropped, "lines": lines}
+    assert found == {"changing": changing, "giving": [], "dropped": dropped, "lines": lines}
+
+
+WHOLE, LACKS = seen(weights_complete=True), seen("weights: no complete manifest", weights_complete=False)
+GIVERS = {
+    "nobody changes": ({"a": WHOLE, "b": WHOLE}, []),
+    "who changes lacks nothing": ({"a": WHOLE, "b": seen("stopped", weights_complete=True)}, []),
+    "one is added": ({"a": WHOLE, "b": WHOLE, "c": LACKS}, ["a", "b"]),
+    "all are new": ({"a": LACKS, "b": LACKS}, []),
+    "a large fleet": ({**dict.fromkeys("abcdef", WHOLE), "g": LACKS}, ["a", "b", "c", "d"]),
+    "one that changes has them": (
+        {**dict.fromkeys("abcdef", WHOLE), "g": LACKS, "h": seen("stopped", weights_complete=True)}, ["a", "b", "c"],
+    ),
+    "a rank changes with the one that lacks them": (
+        {"a": WHOLE, "b": seen(ranks=("b", "c"), weights_complete=True),
+         "c": seen("weights", ranks=("b", "c"), weights_complete=False)}, ["a"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("nodes", "giving"), GIVERS.values(), ids=GIVERS)
+def test_who_gives_weights_to_nodes_that_lack_them(nodes: dict[str, Any], giving: list[str]) -> None:
+    found = drift.work(nodes, [*nodes], [*nodes])
+    assert (found["giving"], set(found["giving"]) & set(found["changing"])) == (giving, set())
 
 
 def test_report() -> None:
