@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ GIT_BLOB = (
 LARGEST_GIT_BLOB = 64 * 1024 * 1024
 INCOMPLETE = "no complete manifest"
 MANIFEST = "manifest.json"
+OTHER = "the manifest is for "
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def unusable(manifest: dict[str, Any] | None, request: Request) -> str:
         for key, value in wanted.items()
         if manifest.get(key) != value
     ]
-    return f"the manifest is for {', '.join(other)}" if other else ""
+    return f"{OTHER}{', '.join(other)}" if other else ""
 
 
 def render_manifest(request: Request, files: Sequence[Proven], created: str) -> str:
@@ -331,6 +332,15 @@ class Prover:
         self.hash_seconds += time.monotonic() - started
         self.hashed_bytes += found.size
         return found
+
+    def expect(self, path: str, sha256: str) -> None:
+        """Hold a file for which the source has no hash against that of what was read from it."""
+        if not self._wanted[path].sha256:
+            self._wanted[path] = replace(self._wanted[path], sha256=sha256)
+
+    def expected(self, one: Listed) -> Listed:
+        """A file as it is held against: with a hash where the source has none and it was read by this run."""
+        return self._wanted.get(one.path, one)
 
     def forget(self, path: str) -> None:
         """A wrong file was taken away: what comes in its place is looked at again."""

@@ -52,8 +52,8 @@ def find_stores(state_directory: str, *, with_users: bool = True) -> list[Store]
     if with_users:
         for path, user in release_users(root):
             users.setdefault(path, []).append(user)
-        for path in paths:
-            users[str(path)] += noted_users(path, root)
+        for one in paths:
+            users[str(one)] += noted_users(one, root)
         for path, user in process_users(users):
             users[path].append(user)
     return [look(path, users[str(path)]) for path in paths]

@@ -288,6 +288,32 @@ def test_the_table_of_all_nodes() -> None:
     assert (both.phase, both.done, both.total, both.rate, both.left) == ("1 of 2 have it", 50, 100, 10, 5.0)
 
 
+def test_other_patterns_are_refused_while_something_uses_the_store(tmp_path: Path) -> None:
+    path = fill(tmp_path, "x--y", "v1")
+    source = str(tmp_path / "carried" / "v1")
+    wish = Request("x/y", str(path), "v1", source="directory", source_path=source, exclude=("*.py",))
+    assert weights.ensure(wish, "present", check_mode=True)["changed"]
+    deploy(tmp_path, "step", path)
+    for call in (
+        lambda: weights.look(wish),
+        lambda: weights.ensure(wish, "present", check_mode=True),
+        lambda: weights.ensure(wish, "present"),
+    ):
+        with pytest.raises(WeightsError) as error:
+            call()
+        assert str(error.value) == (
+            f"{path} is complete with other patterns (the manifest is for exclude [] instead of ['*.py']), and "
+            "deployment step (runs) uses it: files would come and go under it. Give model_weights_include and "
+            "model_weights_exclude as they were; or a commit or a tag as deployment_revision, whose store lies beside "
+            "this one; or remove what uses it first."
+        )
+    assert (path / ".stepladder/complete").exists()
+    # One of another revision under this name is wrong for who uses it, and is mended.
+    weights.ensure(Request("x/y", str(path), "v2", source="directory", source_path=source), "present")
+    subprocess.run(["rm", "-rf", str(tmp_path / "deployments")], check=True)
+    assert weights.ensure(wish, "present")["files"] == 1
+
+
 # ---- the model's own code --------------------------------------------------------------------------------------------
 
 
