@@ -76,10 +76,16 @@ options:
     type: dict
     default: {}
   state:
-    description: Whether the weights are there or not. V(absent) removes only a directory that this module filled.
+    description:
+      - Whether the weights are there or not. V(absent) removes only a directory that this module filled, and leaves one
+        that is used with a warning that says by whom.
     type: str
     choices: [present, absent]
     default: present
+  leaving:
+    description: Deployment that is about to be removed; with O(state=absent) in check mode it does not count as a user.
+    type: str
+    default: ''
 attributes:
   check_mode:
     description: Reads and hashes as needed, asks no hub, writes nothing.
@@ -218,13 +224,14 @@ def main() -> None:
             "bytes_per_second": {"type": "int", "default": 0},
             "spread": {"type": "dict", "default": {}},
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+            "leaving": {"type": "str", "default": ""},
         },
         supports_check_mode=True,
     )
-    state = module.params.pop("state")
+    state, leaving = module.params.pop("state"), module.params.pop("leaving")
     request = Request.of(module.params)
     try:
-        result = ensure(request, state, module.check_mode)
+        result = ensure(request, state, module.check_mode, leaving)
     except WeightsError as error:
         module.fail_json(msg=str(error), **error.facts)
     except OSError as error:

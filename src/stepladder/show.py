@@ -15,6 +15,7 @@ from stepladder.plan import Candidate, Gateway, MemoryTable, NodePlan, Note, Pla
 from stepladder.units import longest_stop
 
 WIDTH = 110
+BRANCHES = ("master", "main")  # of a revision that nobody chose
 
 
 def human(plan: Plan) -> str:
@@ -119,7 +120,7 @@ def _head_rows(plan: Plan) -> list[tuple[str, str]]:
     chosen = plan.deployment
     return [
         ("deployment", chosen.name),
-        ("model", f"{chosen.model_title} ({chosen.variant}), {plan.nodes[0].weights.model_id}"),
+        ("model", f"{chosen.model_title} ({chosen.variant}), {plan.nodes[0].weights.model_id}{_at_revision(plan)}"),
         ("engine", f"{chosen.engine} {chosen.engine_version} ({chosen.platform}, {chosen.install})"),
         ("layout", f"{chosen.topology}, {chosen.parallel}, {chosen.replicas} replica(s)"),
         ("features", ", ".join(chosen.features) or "none"),
@@ -273,6 +274,11 @@ def _argument_lines(argv: tuple[str, ...]) -> list[str]:
         else:
             lines.append(shlex.quote(word))
     return lines
+
+
+def _at_revision(plan: Plan) -> str:
+    revision = plan.nodes[0].weights.revision
+    return "" if revision in BRANCHES else f"@{revision}"
 
 
 def removal(variables: Mapping[str, Any], hosts: Sequence[str], with_weights: bool, with_environments: bool) -> str:

@@ -374,6 +374,19 @@ def test_fresh_then_unchanged_with_the_hub_down(served: SlowHub, wanted: Request
         assert (again["files"], again["extra_files"]) == (5, ["notes.txt"])
 
 
+def test_a_pinned_revision_is_fetched_beside_another(served: SlowHub, wanted: Request, tmp_path: Path) -> None:
+    weights.ensure(wanted, "present")
+    pinned = tmp_path / "hub" / f"{MODEL}@v2"
+    pinned.mkdir()
+    (pinned / "config.json").write_bytes(b"second")
+    chosen = replace(wanted, revision="v2", path=str(Path(wanted.path).with_name("v2")))
+    assert weights.ensure(chosen, "present")["files"] == 1
+    assert contents(Path(chosen.path)) == {"config.json": b"second"}
+    assert contents(Path(wanted.path)) == origin(served)
+    with pytest.raises(WeightsError, match=f"the hub answered 404 for {MODEL}@v3"):
+        weights.ensure(replace(wanted, revision="v3", path=str(Path(wanted.path).with_name("v3"))), "present")
+
+
 def test_a_touched_file_is_hashed_once(served: SlowHub, wanted: Request) -> None:
     weights.ensure(wanted, "present")
     (Path(wanted.path) / "config.json").touch()
@@ -591,8 +604,8 @@ def test_what_the_client_took_for_right_is_held_against_the_listing(
     assert str(error.value) == (
         f"1 of 5 files of {MODEL}@master in {wanted.path} are not what the source lists:\n"
         f"  config.json: sha256: expected {'0' * 64}, found {found}\n"
-        "Run this again: a wrong file is fetched anew. If it stays, the revision moved meanwhile (pin a commit), or "
-        "something between this node and the source changes the data."
+        "Run this again: a wrong file is fetched anew. If it stays, the revision moved meanwhile (pin a commit as "
+        "deployment_revision), or something between this node and the source changes the data."
     )
     assert not wanted.marker.exists()
     assert weights.ensure(wanted, "present")["changed"] is True
