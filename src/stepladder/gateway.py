@@ -260,7 +260,8 @@ def _engines(gateway: Gateway) -> list[str]:
         *balance,
         # Whether it takes requests; whether tokens come is the agent's matter, which knows busy from hung.
         f"option httpchk GET {gateway.check_path}",
-        "http-check expect status 200",
+        # While replicas change from an engine to another the path is unknown to some of them, which take requests.
+        "http-check expect rstatus ^(200|404)$",
         f"default-server check inter 2s fastinter 500ms fall 3 rise 2 weight {INITIAL_WEIGHT} {agent}",
         *servers,
     ]
