@@ -70,19 +70,107 @@ def test_a_replica_that_moved_stays_out_until_the_gateway_knows_the_place(gatewa
     assert (gateway.up(), rotation.marked(str(gateway.directory))) == (["replica-0", "replica-1"], set())
 
 
-def test_requests_are_waited_for_and_those_that_do_not_end_keep_the_replica_in_rotation(
-    gateway: Gateway, two: list[Engine]
-) -> None:
-    two[1].hung.set()
+def hang(gateway: Gateway, engine: Engine) -> list[threading.Thread]:
+    """Have requests in flight at an engine that do not end until it is let go."""
+    engine.hung.set()
     asked: list[threading.Thread] = []
 
     def one_hangs() -> bool:
         asked.append(threading.Thread(target=gateway.ask, kwargs={"body": {}}))
         asked[-1].start()
         time.sleep(0.1)
-        return two[1].running > 0
+        return engine.running > 0
 
     until(one_hangs, 10)
+    return asked
+
+
+def let_go(engine: Engine, asked: list[threading.Thread]) -> None:
+    engine.hung.clear()
+    for thread in asked:
+        thread.join()
+
+
+class Job(threading.Thread):
+    """What a run's job on the gateway's host does; `said` is how it ended."""
+
+    def __init__(self, gateway: Gateway, *replicas: int, **more: Any) -> None:
+        super().__init__()
+        self.gateway, self.replicas, self.more, self.said = gateway, replicas, more, ""
+        self.start()
+
+    def run(self) -> None:
+        try:
+            out(self.gateway, *self.replicas, **self.more)
+            self.said = "out"
+        except haproxy.GatewayError as error:
+            self.said = str(error)
+
+
+def test_a_job_that_outlives_its_run_takes_nothing_back_from_the_run_after_it(
+    gateway: Gateway, two: list[Engine]
+) -> None:
+    directory = str(gateway.directory)
+    asked = hang(gateway, two[1])
+    left_behind = Job(gateway, 1, seconds=2.0, run="killed")
+    until(lambda: rotation.marks(directory) == {1: "killed"}, 5)
+    rerun = Job(gateway, 1, seconds=20.0, run="rerun")
+    until(lambda: rotation.marks(directory) == {1: "rerun"}, 5)
+    left_behind.join()
+    assert left_behind.said.startswith("Replica 1 was not stopped: while its requests were waited for, somebody else")
+    assert (gateway.up(), rotation.marks(directory)) == (["replica-0"], {1: "rerun"})
+    let_go(two[1], asked)
+    rerun.join()
+    assert (rerun.said, gateway.up(), rotation.marks(directory)) == ("out", ["replica-0"], {1: "rerun"})
+    # The one that lives has the replica proven, whoever took it out.
+    rotation.mark(directory, {1: "killed"})
+    assert back(gateway, 1) == [1]
+
+
+def test_what_gets_requests_again_is_drained_again_unless_a_person_wants_it_so(
+    gateway: Gateway, two: list[Engine]
+) -> None:
+    directory = str(gateway.directory)
+    asked = hang(gateway, two[1])
+    job = Job(gateway, 1, seconds=20.0, run="mine")
+    until(lambda: gateway.up() == ["replica-0"], 5)
+    gateway.master.change(f"set server {haproxy.BACKEND}/replica-1 state ready")
+    let_go(two[1], asked)
+    job.join()
+    assert (job.said, gateway.up()) == ("out", ["replica-0"])
+    back(gateway, 1)
+
+    asked = hang(gateway, two[1])
+    job = Job(gateway, 1, seconds=20.0, run="mine")
+    until(lambda: gateway.up() == ["replica-0"], 5)
+    drain(gateway, 1, "ready", deadline=10)
+    let_go(two[1], asked)
+    job.join()
+    assert job.said == (
+        "Replica 1 was not stopped: while its requests were waited for, somebody else put it back or took it over "
+        "('status' shows it)."
+    )
+    assert (gateway.up(), rotation.marks(directory)) == (["replica-0", "replica-1"], {})
+
+
+def test_whether_it_gets_requests_again_is_told_as_it_is(gateway: Gateway, two: list[Engine]) -> None:
+    asked = hang(gateway, two[1])
+    # Taken out by a run of before.
+    out(gateway, 1, patient=(), run="killed")
+    with pytest.raises(haproxy.GatewayError, match="was not stopped, and gets requests again"):
+        out(gateway, 1, seconds=0.2, run="rerun")
+    until(lambda: gateway.up() == ["replica-0", "replica-1"], 5)
+    drain(gateway, 1, deadline=0)
+    with pytest.raises(haproxy.GatewayError, match="was not stopped, and stays out of rotation as it was before"):
+        out(gateway, 1, seconds=0.2)
+    assert gateway.up() == ["replica-0"]
+    let_go(two[1], asked)
+
+
+def test_requests_are_waited_for_and_those_that_do_not_end_keep_the_replica_in_rotation(
+    gateway: Gateway, two: list[Engine]
+) -> None:
+    asked = hang(gateway, two[1])
     with pytest.raises(haproxy.GatewayError) as error:
         out(gateway, 1, seconds=0.2)
     assert str(error.value).startswith(
@@ -99,9 +187,7 @@ def test_requests_are_waited_for_and_those_that_do_not_end_keep_the_replica_in_r
     assert back(gateway, 1) == [1]
     # Nobody waits for those of an engine that gives no tokens.
     assert out(gateway, 1, patient=()) == (True, [])
-    two[1].hung.clear()
-    for thread in asked:
-        thread.join()
+    let_go(two[1], asked)
 
 
 def test_the_last_one_is_not_taken_out(gateway: Gateway, two: list[Engine]) -> None:
@@ -171,6 +257,13 @@ def test_a_gateway_that_is_not_there_or_does_not_know_a_replica_is_said(gateway:
         "the gateway for two does not run (The gateway's"
     )
     gateway.start()
+
+
+def test_marks_of_before_name_no_run_and_are_read(tmp_path: Path) -> None:
+    (tmp_path / rotation.MARKS).write_text('{"format_version": 1, "replicas": [0, 2]}')
+    assert rotation.marks(str(tmp_path)) == {0: "", 2: ""}
+    rotation.forget(str(tmp_path), 0)
+    assert (tmp_path / rotation.MARKS).read_text() == '{"format_version": 2, "replicas": {"2": ""}}'
 
 
 def test_marks_that_cannot_be_read_are_none(tmp_path: Path) -> None:
