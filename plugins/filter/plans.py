@@ -194,6 +194,7 @@ class FilterModule:
             "image_seekers": contents.image_seekers,
             "drift_report": drift.report,
             "drift_work": drift.work,
+            "lease_at_work": lease_text.at_work,
             "lease_in_the_way": lease_text.in_the_way,
             "lease_lost": lease_text.lost,
             "lease_refusal": lease_text.refusal,

@@ -68,6 +68,19 @@ def in_the_way(variables: Mapping[str, Any], hosts: Sequence[str]) -> dict[str, 
     }
 
 
+def at_work(variables: Mapping[str, Any], hosts: Sequence[str], deployment: str) -> str:
+    """Whose run changes a deployment just now; empty where none does, as far as the nodes answered.
+
+    Args:
+        variables: of every host; `lease_seen` as the role `lease` keeps it.
+        hosts: the nodes that were asked.
+        deployment: its name.
+    """
+    held = [(variables[host].get("lease_seen") or {}).get("holder") or {} for host in hosts]
+    live = [lease for lease in held if lease.get("state") == "held" and lease["deployment"] == deployment]
+    return holder(live[0]) if live else ""
+
+
 def _reasons(cold: Mapping[str, Any], held: Mapping[str, Any]) -> list[str]:
     lines = [f"  {host}: {frozen(answer)}" for host, answer in cold.items()]
     return lines + [f"  {host}: held by {holder(answer)}" for host, answer in held.items()]

@@ -222,6 +222,25 @@ def test_what_a_person_drained_stays_a_persons(gateway: Gateway) -> None:
     assert back(gateway, 1) == []
 
 
+def test_what_a_living_rollout_took_out_is_not_a_persons_to_put_back(gateway: Gateway) -> None:
+    out(gateway, 1, run="ann's")
+    at_work = {"deadline": 10, "at_work": "ann from ops1: deploy two"}
+    for check in (True, False):
+        assert drain(gateway, 1, "ready", check=check, **at_work)["msg"] == (
+            "Replica 1 was not put back: a rollout took it out, to stop its engine, and is still at work (ann from "
+            "ops1: deploy two). It puts it back itself once it answers as promised. Wait for it, or add "
+            "-e gateway_allow_rollout=true."
+        )
+    assert (gateway.up(), rotation.marks(str(gateway.directory))) == (["replica-0"], {1: "ann's"})
+    assert drain(gateway, 1, "ready", allow_rollout=True, **at_work)["changed"]
+    assert (gateway.up(), rotation.marks(str(gateway.directory))) == (["replica-0", "replica-1"], {})
+    # The run is gone; and what a person drained is a person's at any time.
+    out(gateway, 1, run="ann's")
+    assert drain(gateway, 1, "ready", deadline=10)["changed"]
+    drain(gateway, 1, deadline=5)
+    assert drain(gateway, 1, "ready", **at_work)["changed"]
+
+
 def test_a_rollout_that_ended_in_the_middle_is_put_right_by_the_next_deploy(gateway: Gateway) -> None:
     out(gateway, 1)
     gateway.stop(9)
