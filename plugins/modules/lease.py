@@ -103,6 +103,11 @@ taken:
   returned: when state is taken
   type: bool
   sample: true
+not_asked:
+  description: Whether the node was left alone, because the lease of one before it was not to be had.
+  returned: when that is so
+  type: bool
+  sample: true
 lost:
   description: Why this run does not hold the lease; empty where it does.
   returned: when state is held, outside of check mode

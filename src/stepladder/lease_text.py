@@ -39,7 +39,8 @@ def refusal(variables: Mapping[str, Any], hosts: Sequence[str]) -> dict[str, str
     cold = {host: answer["frozen"] for host, answer in told.items() if answer.get("frozen") and not answer.get("taken")}
     held = {host: answer["holder"] for host, answer in told.items() if answer.get("holder") and not answer.get("taken")}
     stale = [host for host, answer in told.items() if answer.get("stale")]
-    silent = [host for host, answer in told.items() if not answer.get("taken") and host not in {*cold, *held, *stale}]
+    asked = [host for host, answer in told.items() if not (answer.get("taken") or answer.get("not_asked"))]
+    silent = [host for host in asked if host not in {*cold, *held, *stale}]
     if not (cold or held or silent or stale):
         return {"text": "", "exit_status": ""}
     lines = ["This run may not change the nodes, and changed nothing:", *_reasons(cold, held)]

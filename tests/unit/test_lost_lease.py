@@ -165,6 +165,27 @@ OTHERS = {
 }  # fmt: skip
 
 
+def test_a_run_that_is_refused_asks_no_node_after_that(project: Path) -> None:
+    """The third of four in sorted order is held; the inventory has them in another."""
+    names = ["d", "c", "b", "a"]
+    inventory = json.loads((project / "inventory.yml").read_text())
+    inventory["all"]["hosts"] = {name: {"stepladder_state_directory": str(project / name)} for name in names}
+    (project / "inventory.yml").write_text(json.dumps(inventory))
+    plays = json.loads((project / "play.yml").read_text())
+    plays[0]["tasks"] = plays[0]["tasks"][:2]
+    plays[1] = {"import_playbook": str(ROOT / "playbooks/_lease.yml")}
+    (project / "play.yml").write_text(json.dumps(plays))
+    assert lease.take(str(project / "c"), OTHERS)["taken"]
+    done = run(project)
+    assert done.returncode == ExitStatus.HELD, done.stdout + done.stderr
+    assert "c: held by ann from ops1: redeploy d p" in done.stdout
+    assert "did not answer" not in done.stdout
+    asked = {name: (project / name / "lease/last").exists() for name in sorted(names)}
+    assert asked == {"a": True, "b": True, "c": True, "d": False}
+    assert [lease.read(str(project / name)) is None for name in "abd"] == [True] * 3
+    assert not (project / "d/audit").exists()
+
+
 @pytest.mark.parametrize(("somebody", "status"), [(False, 0), (True, ExitStatus.HELD)], ids=["nobody", "somebody"])
 def test_a_deploy_that_has_nothing_to_do_leaves_the_gateway_to_who_is_at_work(
     project: Path, somebody: bool, status: int
