@@ -205,6 +205,7 @@ class FilterModule:
             "release_choice": way_back.choose,
             "release_ending": way_back.ending,
             "release_failures": way_back.failures,
+            "release_is_undrained": way_back.is_undrained,
             "prune_text": leftovers.prune_text,
             "rollout": _rollout,
             "rollout_foretold": _foretold,

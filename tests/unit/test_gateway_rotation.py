@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +17,8 @@ from ansible_collections.stepladder.core.plugins.module_utils import haproxy, ro
 from gateway_engine import Engine, engines
 from test_gateway_haproxy import PROGRAM, Gateway, drain, module
 from waiting import until
+
+ROOT = Path(__file__).resolve().parents[2]
 
 pytestmark = [
     pytest.mark.skipif(PROGRAM is None, reason="haproxy is not installed: apt-get install -y haproxy"),
@@ -265,6 +271,48 @@ def test_the_module_drains_once_and_says_what_is_not_there(gateway: Gateway, tmp
     assert elsewhere["said"] == ["there is no gateway for two yet: nothing to drain"]
     drain(gateway, 0, deadline=5)
     assert "Replica 1 was not drained, no other replica" in module("gateway_rotation", given)["msg"]
+
+
+@pytest.mark.timeout(150)
+def test_what_one_gateway_cannot_take_out_is_back_at_all_of_them(
+    gateway: Gateway, two: list[Engine], tmp_path: Path
+) -> None:
+    """The role itself, with two gateways in front of the same replicas; behind one a request does not end."""
+    places = {"gw0": tmp_path / "0/gateway/two", "gw1": tmp_path / "1/gateway/two"}
+    made = [Gateway(place, two) for place in places.values()]
+    hosts: dict[str, Any] = {"node": {}}
+    for (name, place), one in zip(places.items(), made, strict=True):
+        place.mkdir(parents=True)
+        one.start()
+        hosts[name] = {"stepladder_state_directory": str(place.parents[1])}
+    try:
+        asked = hang(made[1], two[1])
+        common = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable, "deployment_name": "two"}
+        (tmp_path / "inventory.yml").write_text(json.dumps({"all": {"hosts": hosts, "vars": common}}))
+        given = {
+            "gateway_rotation": "out", "gateway_replicas": [1], "gateway_patient": [1], "gateway_drain_seconds": 2,
+            "gateway_hosts": [*places],
+        }  # fmt: skip
+        rotate = {"name": "gateway", "tasks_from": "rotate"}
+        play = {
+            "hosts": "node", "gather_facts": False,
+            "tasks": [{"ansible.builtin.include_role": rotate, "vars": given}],
+        }  # fmt: skip
+        (tmp_path / "play.yml").write_text(json.dumps([play]))
+        done = subprocess.run(
+            [sys.executable, "-m", "ansible", "playbook", "-i", "inventory.yml", "play.yml"], cwd=tmp_path,
+            env={**os.environ, "ANSIBLE_CONFIG": f"{ROOT}/ansible.cfg", "ANSIBLE_ROLES_PATH": f"{ROOT}/roles"},
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert done.returncode == 2, done.stdout + done.stderr
+        assert "Replica 1 still has" in done.stdout
+        for one in made:
+            until(lambda one=one: one.up() == ["replica-0", "replica-1"], 5)
+            assert rotation.marks(str(one.directory)) == {}
+        let_go(two[1], asked)
+    finally:
+        for one in made:
+            one.stop()
 
 
 def test_a_gateway_that_is_not_there_or_does_not_know_a_replica_is_said(gateway: Gateway, tmp_path: Path) -> None:

@@ -165,6 +165,32 @@ OTHERS = {
 }  # fmt: skip
 
 
+def test_what_cannot_be_drained_ends_the_rollout_and_says_nothing_against_the_release(project: Path) -> None:
+    """Replica 0 is through, replica 1 has a request that does not end."""
+    tasks = project / "roles/release/tasks"
+    second = {**WAVE, "number": 1, "replicas": [1], "drain": [1], "patient": [1]}
+    waves = {"waves": [WAVE, second], "text": "", "outage": False, "others": True, "not_seen": []}
+    (tasks / "describe.yml").write_text(
+        json.dumps([note("described"), fact(release_ready=True, release_rollout=waves)])
+    )
+    shutil.copy(ROOT / "roles/release/tasks/wave_drain.yml", tasks)
+    (project / "roles/gateway/tasks").mkdir(parents=True)
+    in_flight = "Replica 1 still has 3 request(s) in flight after 600 s."
+    stays = {f"{BUILTIN}.fail": {"msg": in_flight}, "when": "gateway_replicas == [1]"}
+    (project / "roles/gateway/tasks/rotate.yml").write_text(json.dumps([note("rotated"), stays]))
+    done = run(project, lost_at="never", gate="green")
+    assert done.returncode == ExitStatus.NOT_DRAINED, done.stdout + done.stderr
+    assert re.findall("noted: (.*)", done.stdout) == ["described", "rotated", "started", "put back", "rotated"]
+    assert proven(project) == []
+    assert not [*project.glob("*/deployments/d/outcomes/*.json")]
+    assert "Release new goes no further: replica 1 could not be taken out of rotation:" in done.stdout
+    assert in_flight in done.stdout
+    assert "Replica 0 has it and answers as promised." in done.stdout
+    assert [lease.read(str(project / name)) for name in "ab"] == [None, None]
+    ends = [json.loads(line) for line in (project / "a/audit/audit.jsonl").read_text().splitlines()]
+    assert ends[-1]["outcome"] == "not_drained"
+
+
 def test_a_run_that_is_refused_asks_no_node_after_that(project: Path) -> None:
     """The third of four in sorted order is held; the inventory has them in another."""
     names = ["d", "c", "b", "a"]
