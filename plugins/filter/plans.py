@@ -150,6 +150,7 @@ class FilterModule:
             "diagnose_peers": diagnosis.peers,
             "difference_text": difference.node_text,
             "gateway_agent_settings": gateway.agent_settings,
+            "gateway_drain_warning": gateway.drain_warning,
             "gateway_configuration": gateway.configuration,
             "gateway_slice": gateway.gateway_slice,
             "lease_broken_text": lease_text.broken,
