@@ -280,6 +280,8 @@ def test_gateway_and_watchdog_are_left_alone_while_somebody_is_at_work_or_in_a_f
         told["text"].splitlines()[1].startswith("  n2: held by ann from ops1: deploy step3 3f9a (new weights), since ")
     )
     assert told["text"].splitlines()[2] == lease_text.MEND
+    own = {"lease_seen": {**seen(tmp_path)["lease_seen"], "mine": True}}
+    assert lease_text.in_the_way({"n1": free, "n2": own}, ["n1", "n2"])["text"] == ""
     clock.seconds += 121
     assert lease_text.in_the_way({"n2": seen(tmp_path)}, ["n2"])["text"] == "", "its run is gone"
     lease.freeze(str(tmp_path), "ann", "ops1", "trade fair")

@@ -212,6 +212,28 @@ def test_a_run_that_is_refused_asks_no_node_after_that(project: Path) -> None:
     assert not (project / "d/audit").exists()
 
 
+def test_a_deploy_keeps_its_lease_until_the_gateway_is_as_planned(project: Path) -> None:
+    """What deploy does from the start on; the gateway's stand-in looks whose the nodes are."""
+    plays = yaml.safe_load((ROOT / "playbooks/deploy.yml").read_text())
+    start = next(number for number, play in enumerate(plays) if "_start.yml" in json.dumps(play))
+    plays[start][f"{BUILTIN}.import_playbook"] = str(ROOT / "playbooks/_start.yml")
+    head = json.loads((project / "play.yml").read_text())[0]
+    head["tasks"] += [{f"{BUILTIN}.group_by": {"key": name}} for name in ("planned_nodes", "gateway")]
+    # The last one shows how to use it.
+    (project / "play.yml").write_text(json.dumps([head, *plays[start:-1]]))
+    (project / "roles/gateway/tasks").mkdir(parents=True)
+    look = {"stepladder.core.lease": {"state_directory": "{{ stepladder_state_directory }}", "state": "read"}}
+    said = note("{{ 'mine' if whose.mine else 'free' }}")
+    (project / "roles/gateway/tasks/main.yml").write_text(json.dumps([{**look, "register": "whose"}, said]))
+    done = run(project, lost_at="never", gate="green", watchdog_mode="off")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.findall("noted: (.*)", done.stdout) == [*WHOLE, "put back", "mine"]
+    for name in "ab":
+        assert lease.read(str(project / name)) is None
+        ends = [json.loads(line) for line in (project / name / "audit/audit.jsonl").read_text().splitlines()]
+        assert [(line["event"], line.get("outcome")) for line in ends] == [("begin", None), ("end", "done")]
+
+
 @pytest.mark.parametrize(("somebody", "status"), [(False, 0), (True, ExitStatus.HELD)], ids=["nobody", "somebody"])
 def test_a_deploy_that_has_nothing_to_do_leaves_the_gateway_to_who_is_at_work(
     project: Path, somebody: bool, status: int
