@@ -158,6 +158,7 @@ class FilterModule:
             "runtime_faults": runtime.runtime_faults,
             "in_place": _in_place,
             "replacement": _replacement,
+            "rollout_doing": rollout.doing,
             "rollout_leaving": _leaving,
             "service_units": units.service_units,
             "standalone_slice": units.standalone_slice,
