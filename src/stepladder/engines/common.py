@@ -49,6 +49,13 @@ class Replica:
             return None
         return health.model_copy(update={"host": self.head.address, "model": None})
 
+    def listens_on(self, rank: int) -> str:
+        """Where a rank listens that has a server of its own: not on the head's address, which other nodes have not."""
+        node, head = self.nodes[rank], self.head
+        if self.bind_address == head.address:
+            return node.address
+        return (node.client_address or node.address) if self.bind_address == head.client_address else self.bind_address
+
     @property
     def client_host(self) -> str:
         """Where clients reach the head."""
