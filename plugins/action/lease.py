@@ -46,8 +46,11 @@ class ActionModule(ActionBase):
         taking = self._mine["state"] == "taken" and not self._task.check_mode
         if taking and not answer.get("taken") and this_run.is_gone(holder.get("controller") or {}):
             answer = self._call({**self._mine, "supersede": holder["run"]}, variables)
+        begins = self._mine["state"] == "logged" and not self._mine.get("outcome") and not self._task.check_mode
         if taking and answer.get("taken"):
             self._keep(main, variables)
+            begins = True
+        if begins:
             answer["stepladder"] = {
                 "audit": {name: self._mine.get(name, "") for name in ("verb", "why", "deployment", "plan_id")}
             }

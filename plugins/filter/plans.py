@@ -183,6 +183,7 @@ class FilterModule:
             "all_reduce_part": all_reduce.part_of,
             "image_seekers": contents.image_seekers,
             "drift_report": drift.report,
+            "gate_told": gate.told_of_all,
             "drift_work": drift.work,
             "lease_in_the_way": lease_text.in_the_way,
             "lease_lost": lease_text.lost,

@@ -11,6 +11,8 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +159,30 @@ def test_what_a_run_does_that_loses_its_lease(
     if lost_at != "never":
         assert "This run lost its lease" in done.stdout
         assert ": the lease was broken, or was given back" in done.stdout
+
+
+@pytest.mark.nightly
+def test_a_chat_is_told_of_a_green_gate(project: Path) -> None:
+    told: list[dict[str, Any]] = []
+
+    class Chat(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            told.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+    with HTTPServer(("127.0.0.1", 0), Chat) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        (project / "hook").write_text(f"http://127.0.0.1:{server.server_port}/")
+        (project / "hook").chmod(0o400)
+        done = run(project, lost_at="never", gate="green", notify_url_file=str(project / "hook"))
+        server.shutdown()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [(each["event"], each["nodes"]) for each in told] == [
+        ("start", ["a", "b"]),
+        ("green", ["a", "b"]),
+        ("end", ["a", "b"]),
+    ]
 
 
 @pytest.mark.nightly
