@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from stepladder.layout import Weighed, choose_layout
 from stepladder.memory import MIB
 from stepladder.plan import (
     FORMAT_VERSION,
+    ID_DIGITS,
     Candidate,
     Chosen,
     Endpoint,
@@ -325,10 +327,21 @@ def _place(
                 deployment=deployment.name,
                 deployment_path=f"{request.state_directory}/deployments/{deployment.name}",
                 programs_path=f"{request.state_directory}/programs/{deployment.name}",
-                cache_path=f"{request.state_directory}/cache",
+                cache_path=f"{request.state_directory}/cache/engines/{_cache_name(setting, supplies)}",
             )
         )
     return replicas
+
+
+def _cache_name(setting: Setting, supplies: Supplies) -> str:
+    """Compiled kernels are of one build of an engine and one GPU; engines tell arguments apart below that."""
+    if supplies.venv:
+        build = supplies.venv.path.rpartition("/")[2]
+    else:
+        _, _, digest = setting.image.partition("@sha256:")
+        digest = digest or hashlib.sha256(setting.image.encode()).hexdigest()
+        build = f"{setting.engine.name}-{setting.release.version}-image-{digest[:ID_DIGITS]}"
+    return f"{build}-{setting.gpu.name}"
 
 
 def _bind_address(request: PlanRequest, head: Node, loopback_only: bool) -> str:

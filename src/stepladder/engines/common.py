@@ -188,6 +188,22 @@ def _names(env: Mapping[str, str]) -> list[str]:
     return [word for name in sorted({*env, *MARKS}) for word in ("--env", name)]
 
 
+def cache_environment(setting: Setting, replica: Replica) -> dict[str, str]:
+    """Where what an engine compiles is kept, with the engine's build and the GPU, whose kernels it is.
+
+    Left alone it lies below the home directory, in a container in the container, gone with it. Inductor's and Triton's
+    own names; FlashInfer appends .cache/flashinfer (flashinfer/jit/env.py, SGLang 0.5.23 environ.py). vLLM puts
+    Inductor's into a folder of its own for each configuration, below VLLM_CACHE_ROOT (0.33.0, compiler_interface.py).
+    """
+    environment = {
+        "HF_HOME": f"{replica.cache_path}/huggingface",
+        "TORCHINDUCTOR_CACHE_DIR": f"{replica.cache_path}/inductor",
+        "TRITON_CACHE_DIR": f"{replica.cache_path}/triton",
+    }
+    on_nvidia = setting.gpu.vendor == "nvidia"
+    return environment | ({"FLASHINFER_WORKSPACE_BASE": f"{replica.cache_path}/flashinfer"} if on_nvidia else {})
+
+
 def network_environment(node: Node, several_nodes: bool) -> dict[str, str]:
     """Which interface the ranks meet over; '=' asks NCCL for the exact name instead of a prefix."""
     if not several_nodes or not node.interface:

@@ -11,6 +11,7 @@ from stepladder.engines.common import (
     STOP_HEAD,
     Rendered,
     Replica,
+    cache_environment,
     interface_notes,
     launched,
     network_environment,
@@ -132,7 +133,7 @@ def _static_fraction(setting: Setting) -> float:
 def _environment(setting: Setting, replica: Replica, rank: int) -> dict[str, str]:
     node, several = replica.nodes[rank], len(replica.nodes) > 1
     environment = {
-        "HF_HOME": f"{replica.cache_path}/huggingface",
+        **cache_environment(setting, replica),
         "HF_HUB_OFFLINE": "1",
         "SGLANG_CACHE_DIR": f"{replica.cache_path}/sglang",
         "SGLANG_HEALTH_CHECK_TIMEOUT": str(HEALTH_TIMEOUT_SECONDS),
