@@ -43,7 +43,10 @@ class ActionModule(ActionBase):
         }
         if self._mine["state"] == "taken" and not self._task.check_mode:
             return result | self._take(main, variables)
-        return result | self._call(self._mine, variables)
+        answer = self._call(self._mine, variables)
+        if self._mine["state"] == "logged" and not self._mine.get("outcome") and not self._task.check_mode:
+            answer["stepladder"] = self._begun()
+        return result | answer
 
     def _take(self, main: int, variables: dict[str, Any]) -> dict[str, Any]:
         """Take the node's lease, unless an earlier node's was not to be had: all or none.
@@ -65,10 +68,12 @@ class ActionModule(ActionBase):
                 refused.touch()
         if answer.get("taken"):
             self._keep(main, variables)
-            answer["stepladder"] = {
-                "audit": {name: self._mine.get(name, "") for name in ("verb", "why", "deployment", "plan_id")}
-            }
+            answer["stepladder"] = self._begun()
         return answer
+
+    def _begun(self) -> dict[str, Any]:
+        """What the callback writes into the controller's log."""
+        return {"audit": {name: self._mine.get(name, "") for name in ("verb", "why", "deployment", "plan_id")}}
 
     def _call(self, arguments: dict[str, Any], variables: dict[str, Any]) -> dict[str, Any]:
         answer: dict[str, Any] = self._execute_module(

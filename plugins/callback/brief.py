@@ -96,6 +96,8 @@ class CallbackModule(Default):
     CALLBACK_NAME = "stepladder.core.brief"
 
     _heading = ""
+    # How far the play has come, as one of its tasks said.
+    _stage = ""
     _exit_status = 0
     _repeat_after = 0
     # What the run changes and why, once a task has said that it changes anything.
@@ -117,6 +119,7 @@ class CallbackModule(Default):
     def v2_playbook_on_play_start(self, play: Any) -> None:
         """Name the play in a line."""
         self._play = play
+        self._stage = ""
         if self._display.verbosity:
             super().v2_playbook_on_play_start(play)
             return
@@ -196,6 +199,7 @@ class CallbackModule(Default):
         told = result.result.get("stepladder") or {}
         self._exit_status = self._exit_status or int(told.get("exit_status", 0))
         self._repeat_after = self._repeat_after or int(told.get("repeat_after", 0))
+        self._stage = told.get("doing", self._stage)
         if told.get("audit"):
             self._nodes.add(result.host.get_name())
             if self._audited is None:
@@ -206,7 +210,8 @@ class CallbackModule(Default):
         """For those who look at a node meanwhile; what renews the node's lease carries it there."""
         if self._audited is not None:
             with contextlib.suppress(OSError):
-                this_run.doing_file().write_text(f"{self._play.get_name().strip()}: {task.get_name().strip()}")
+                at = ", ".join(part for part in (self._play.get_name().strip(), self._stage) if part)
+                this_run.doing_file().write_text(f"{at}: {task.get_name().strip()}")
 
     def _write_audit(self, record: Mapping[str, Any]) -> None:
         """Add a line to the controller's log; a log that cannot be written is said so, and stops nothing."""

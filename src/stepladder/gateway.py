@@ -68,7 +68,7 @@ def plan_gateway(
         stall_seconds=wish.stall_seconds,
         affinity_header=wish.affinity_header,
     )
-    if broken := [*_unreachable(gateway), *_taken(gateway, nodes)]:
+    if broken := [*_open(gateway, wish), *_unreachable(gateway), *_taken(gateway, nodes)]:
         raise PlanRefusedError(broken)
     return gateway
 
@@ -76,6 +76,15 @@ def plan_gateway(
 def _base_url(wish: GatewayWish, host: GatewayHost, tls: bool) -> str:
     address = host.address if wish.bind_address == EVERYWHERE else wish.bind_address
     return f"{'https' if tls else 'http'}://{address}:{wish.port}/v1"
+
+
+def _open(gateway: Gateway, wish: GatewayWish) -> list[Violation]:
+    """A door without a lock that nobody asked for."""
+    if gateway.keys or wish.open or _is_loopback(gateway.bind_address):
+        return []
+    found = f"it would listen on {_bound(gateway.bind_address, gateway.port)} and answer anyone, for it has no keys"
+    mend = "Set gateway_api_keys_file, or gateway_open to true where whoever reaches it may ask."
+    return [Violation("gateway", found, mend)]
 
 
 def _unreachable(gateway: Gateway) -> list[Violation]:

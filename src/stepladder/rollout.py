@@ -320,6 +320,11 @@ def _named(numbers: Sequence[int]) -> str:
     return f"replica {listed}" if len(numbers) == 1 else f"replicas {listed}"
 
 
+def doing(wave: Mapping[str, Any], count: int) -> str:
+    """How far a rollout of so many waves has come, for `status`."""
+    return f"wave {wave['number'] + 1} of {count}: {_named(wave['replicas'] or wave['drain'])}"
+
+
 def goes_on(variables: Mapping[str, Any], hosts: Sequence[str], number: int) -> bool:
     """Whether a wave comes about: every node has come through all waves before it, and nothing is red.
 

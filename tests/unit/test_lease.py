@@ -225,6 +225,17 @@ def test_a_full_disk_begins_no_run_and_occupies_no_node(tmp_path: Path, monkeypa
     assert lease.read(str(tmp_path)) is None
 
 
+def test_a_full_disk_keeps_nobody_from_what_takes_no_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    by = {**dict.fromkeys(lease.AUDITED, ""), "verb": "drain"}
+    assert lease.log(str(tmp_path), by, "") == ""
+    monkeypatch.setattr(lease, "append", full)
+    said = f"{tmp_path}/audit/audit.jsonl could not be written: No space left on device"
+    assert lease.log(str(tmp_path), by, "done") == said
+
+
 def test_a_run_that_is_gone_is_taken_over_from(tmp_path: Path, clock: Any) -> None:
     lease.take(str(tmp_path), MINE)
     assert lease.take(str(tmp_path), BOB, supersede="other")["taken"] is False

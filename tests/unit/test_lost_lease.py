@@ -11,6 +11,8 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -112,11 +114,11 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(project: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+def run(project: Path, **variables: Any) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "ansible", "playbook", "-i", "inventory.yml", "play.yml"]
     environ = {
         "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "XDG_STATE_HOME": str(project / "state"),
-        "ANSIBLE_ROLES_PATH": f"{project / 'roles'}:{ROOT / 'roles'}",
+        "ANSIBLE_LOCAL_TEMP": str(project / "tmp"), "ANSIBLE_ROLES_PATH": f"{project / 'roles'}:{ROOT / 'roles'}",
     }  # fmt: skip
     return subprocess.run(
         [*command, "-e", json.dumps(variables)],
@@ -157,6 +159,55 @@ def test_what_a_run_does_that_loses_its_lease(
     if lost_at != "never":
         assert "This run lost its lease" in done.stdout
         assert ": the lease was broken, or was given back" in done.stdout
+
+
+@pytest.mark.nightly
+def test_a_chat_is_told_of_a_green_gate(project: Path) -> None:
+    told: list[dict[str, Any]] = []
+
+    class Chat(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            told.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+    with HTTPServer(("127.0.0.1", 0), Chat) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        (project / "hook").write_text(f"http://127.0.0.1:{server.server_port}/")
+        (project / "hook").chmod(0o400)
+        done = run(project, lost_at="never", gate="green", notify_url_file=str(project / "hook"))
+        server.shutdown()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [(each["event"], each["nodes"]) for each in told] == [
+        ("start", ["a", "b"]),
+        ("green", ["a", "b"]),
+        ("end", ["a", "b"]),
+    ]
+
+
+@pytest.mark.nightly
+def test_a_run_says_which_wave_it_is_at(project: Path) -> None:
+    """The role's own task files; what they reach on nodes is replaced by a look at what is said meanwhile."""
+    waves = [{**WAVE, "endpoints": [{}]}, {**WAVE, "number": 1, "replicas": [], "drain": [2]}]
+    rollout = {"waves": waves, "text": "", "outage": False, "others": True, "not_seen": []}
+    (project / "roles/release/tasks/describe.yml").write_text(
+        json.dumps([fact(release_ready=True, release_rollout=rollout)])
+    )
+    for name in ("wave_drain", "wave_change", "ask", "wave_back"):
+        shutil.copy(ROOT / f"roles/release/tasks/{name}.yml", project / f"roles/release/tasks/{name}.yml")
+    look = [
+        {f"{BUILTIN}.shell": "cat $ANSIBLE_LOCAL_TEMP/*/stepladder-doing", "register": "at", "changed_when": False},
+        {"stepladder.core.show": {"text": "noted: {{ at.stdout }}"}, "when": "inventory_hostname == 'a'"},
+    ]
+    for name in ("gateway/tasks/rotate", "e/tasks/start", "verify/tasks/main"):
+        (project / f"roles/{name}.yml").parent.mkdir(parents=True)
+        (project / f"roles/{name}.yml").write_text(json.dumps(look))
+    done = run(project, lost_at="never", gate="green", deployment_slice={**SLICE, "deployment": {"engine": "e"}})
+    said = re.findall("noted: Start the engine and prove that it answers, (.*): .* : ", done.stdout)
+    assert said == [
+        "wave 1 of 2: replica 0, draining", "wave 1 of 2: replica 0, starting", "wave 1 of 2: replica 0, asking",
+        "wave 1 of 2: replica 0, putting back", "wave 2 of 2: replica 2, draining", "wave 2 of 2: replica 2, stopping",
+    ], done.stdout  # fmt: skip
 
 
 OTHERS = {

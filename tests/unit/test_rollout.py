@@ -298,3 +298,10 @@ def test_how_long_it_was_claims_nothing_of_what_nobody_looked_at() -> None:
     assert said == "Nothing that was looked at answered for 42 s at most, from the stop to the right answers."
     nodes["n1"]["release_rollout"] = {**found, "not_seen": []}
     assert rollout.back_text(nodes, found["waves"][0], 142.0).startswith("Nothing answered for 42 s")
+
+
+def test_how_far_it_has_come() -> None:
+    waves = rollout.rollout({"n": node(TWO, "new", "old", before=half_nodes(3))}, ["n"], 1, False)["waves"]
+    assert [rollout.doing(wave, len(waves)) for wave in waves] == [
+        "wave 1 of 3: replica 0", "wave 2 of 3: replica 1", "wave 3 of 3: replica 2",
+    ]  # fmt: skip
