@@ -36,7 +36,7 @@ from ansible_collections.stepladder.core.plugins.module_utils.weights_request im
 
 SMALL_BYTES = 16_000_000
 MOST_NAMED_FILES = 200
-LINGER_SECONDS = 4.0  # longer than two looks of a peer, so that all learn that this one is done
+LINGER_SECONDS = 4.0  # at most, until all peers say that they know this one to be done
 STALL_SECONDS = 600.0
 MOST_WRONG = 3
 STEP_SECONDS = 0.2
@@ -44,13 +44,26 @@ STEP_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class Fellow:
-    """What a peer told: whether it answers, was ever met, has everything; what it holds, what it is fetching."""
+    """What a peer told: whether it answers, was ever met, has everything; what it holds, what it is fetching.
+
+    `lost`: what it held before, and is wrong there. `knows`: that this node is done. `why` it was not met yet; empty
+    where it was.
+    """
 
     alive: bool
     met: bool
     done: bool
     have: frozenset[str] = frozenset()
     claims: frozenset[str] = frozenset()
+    lost: frozenset[str] = frozenset()
+    knows: bool = False
+    why: str = ""
+
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> Fellow:
+        """From what the program says of it."""
+        taken: dict[str, Any] = {key: frozenset(one) if isinstance(one, list) else one for key, one in told.items()}
+        return cls(**taken)
 
 
 @dataclass(frozen=True)
@@ -104,10 +117,11 @@ def next_claims(
     fetching = {name for name in answering if not fellows[name].done}
     taken = {path for name in fetching for path in fellows[name].claims}
     held = {path for name in answering for path in fellows[name].have}
-    promised = {path for name in answering for path in wish.held.get(name, ())}
+    promised = {path for name in answering for path in wish.held.get(name, ()) if path not in fellows[name].lost}
     spared = taken | arriving | ((held | promised) - wrong)
-    given = bool(answering & set(wish.givers))
-    free = [one for one in missing if one.path not in spared and (one.path in wrong or not given)]
+    givers = [fellows[name] for name in answering & set(wish.givers)]
+    given = {one.path for one in missing if any(one.path not in giver.lost for giver in givers)} - wrong
+    free = [one for one in missing if one.path not in spared | given]
     mine = [one for one in free if wish.owners.get(one.path) == me]
     orphans = [one for one in free if wish.owners.get(one.path) not in {*fetching, me}]
     if orphans and not mine:
@@ -143,6 +157,16 @@ def batch(files: Sequence[Listed], workers: int) -> list[Listed]:
             break
         chosen.append(one)
     return chosen
+
+
+def alone(fellows: Mapping[str, Fellow]) -> bool:
+    """Whether no peer was met and none may come yet."""
+    return not any(fellow.met or fellow.alive for fellow in fellows.values())
+
+
+def all_know(fellows: Mapping[str, Fellow]) -> bool:
+    """Whether every peer that answers knows this node to be done."""
+    return all(fellow.knows for fellow in fellows.values() if fellow.alive)
 
 
 def all_served(fellows: Mapping[str, Fellow]) -> bool:
@@ -185,6 +209,7 @@ class Exchange:
             "port": spread["port"],
             "root": request.path,
             "incoming": str(request.incoming),
+            "torrents": str(request.bookkeeping / "torrents"),
             "peers": spread["peers"],
             "sizes": {one.path: one.size for one in self._wanted},
             "owners": owners,
@@ -208,7 +233,7 @@ class Exchange:
             raise WeightsError(f"{spread['python']} cannot be started: {error.strerror}. Run deploy again.") from error
         threading.Thread(target=self._read, daemon=True).start()
         for one in kept:
-            self._tell(do="give", path=one.path)
+            self._give(one, fresh=False)
 
     def _read(self) -> None:
         assert self._child.stdout is not None  # noqa: S101 - stdout=PIPE above; for the type checker
@@ -236,7 +261,7 @@ class Exchange:
         if fresh:
             self._moved = time.monotonic()
         for one in fresh:
-            self._tell(do="give", path=one.path)
+            self._give(one, fresh=True)
         for path, wrong in list(self._prover.bad.items()):
             self._tell(do="drop", path=path)
             self.bad += set_aside(self._request, [wrong])
@@ -247,6 +272,9 @@ class Exchange:
                     f"{path} came wrong {MOST_WRONG} times: expected {wrong.expected}, found {wrong.found}. What came "
                     f"lies in {self.bad[-1].quarantine}. Check the disks and the memory of the nodes that have it."
                 )
+
+    def _give(self, one: Proven, *, fresh: bool) -> None:
+        self._tell(do="give", path=one.path, key=f"{one.sha256}-{one.size}", fresh=fresh)
 
     def _doubt(self, path: str) -> None:
         holders = {name for name, one in self._view.fellows.items() if path in one.have}
@@ -272,10 +300,7 @@ class Exchange:
     def _take(self, event: Mapping[str, Any]) -> None:
         kind = event["event"]
         if kind == "peers":
-            self._view.fellows = {
-                name: Fellow(one["alive"], one["met"], one["done"], frozenset(one["have"]), frozenset(one["claims"]))
-                for name, one in event["peers"].items()
-            }
+            self._view.fellows = {name: Fellow.of(one) for name, one in event["peers"].items()}
         elif kind == "rates":
             if event["received"] + event["sent"] > self._view.received + self._view.sent:
                 self._moved = time.monotonic()
@@ -304,8 +329,7 @@ class Exchange:
         while left:
             left = [one for one in left if one.path not in self._prover.proven]
             self.step()
-            view = self._view
-            names = next_claims(self._claims, left, view.fellows, view.coming, self._doubted) if view.fellows else []
+            names = self._next_claims(left)
             names = [name for name in names if name not in self._prover.proven]
             if names and self._request.lists_hashes:
                 self._tell(do="claim", paths=names)
@@ -313,18 +337,42 @@ class Exchange:
                 self._prover.look(wait=True)
                 self._moved = time.monotonic()
                 for name in set(names) & set(self._prover.proven):
-                    self._tell(do="give", path=name)
+                    self._give(self._prover.proven[name], fresh=True)
                 self._tell(do="claim", paths=[])
             else:
                 self._tick()
                 time.sleep(STEP_SECONDS)
             self._watch(left)
 
+    def _next_claims(self, left: Sequence[Listed]) -> list[str]:
+        """`next_claims`, once a peer was met.
+
+        Raises WeightsError where there is none to meet: all nodes would fetch everything, which somebody has to accept.
+        """
+        fellows = self._view.fellows
+        if not any(one.met for one in fellows.values()):
+            if left and fellows and alone(fellows) and not self._spread.get("without_peers"):
+                raise WeightsError(self._met_nobody())
+            if not (fellows and alone(fellows)):
+                return []
+        return next_claims(self._claims, left, fellows, self._view.coming, self._doubted)
+
+    def _met_nobody(self) -> str:
+        spread = self._spread
+        port = int(spread["port"])
+        found = [f"  {name} ({spread['peers'][name]}): {one.why}" for name, one in sorted(self._view.fellows.items())]
+        return (
+            f"{spread['name']} ({spread['address']}) met none of the nodes that it is to exchange "
+            f"{self._request.name} with:\n" + "\n".join(found) + "\n"
+            f"Open TCP ports {port} and {port + 1} between the nodes, or set model_weights_without_peers to true: then "
+            "every node fetches all of it from the hub."
+        )
+
     def serve(self) -> None:
         """Help the others until each has everything or is gone."""
         self._tell(do="done")
         since = time.monotonic()
-        while not all_served(self._view.fellows) or time.monotonic() - since < LINGER_SECONDS:
+        while not self._left_alone(time.monotonic() - since):
             self.step()
             self._watch([])
             waits = sorted(name for name, one in self._view.fellows.items() if one.alive and not one.done)
@@ -333,8 +381,17 @@ class Exchange:
             self._transfer.progress.say("passing-on", text, sent=sent, received=self._view.received)
             time.sleep(STEP_SECONDS)
 
+    def _left_alone(self, seconds: float) -> bool:
+        fellows = self._view.fellows
+        return bool(fellows) and all_served(fellows) and (all_know(fellows) or seconds >= LINGER_SECONDS)
+
     def _tick(self) -> None:
         self.step()
+        fellows = self._view.fellows
+        if not any(one.met for one in fellows.values()) and not alone(fellows):
+            told = ", ".join(f"{name} ({one.why})" for name, one in sorted(fellows.items()))
+            self._transfer.progress.say("waiting", f"waits until a peer is met: {told}")
+            return
         sizes = self._transfer.sizes
         there = bytes_there(Path(self._request.path), sizes) + self._view.incoming
         numbers = {"received": self._view.received, "sent": self._view.sent}
