@@ -48,6 +48,7 @@ HF_LEFTOVERS = ".cache/huggingface"  # where HuggingFace's client keeps its note
 # Ends with the module, even by SIGKILL (prctl(2), PR_SET_PDEATHSIG), then becomes the client.
 LAUNCH = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execvp(sys.argv[1], sys.argv[1:])"
 TICK_SECONDS = 0.5
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between two runs of the client
 
 
 @dataclass(frozen=True)
@@ -159,11 +160,7 @@ def run_client(request: Request, transfer: Transfer) -> tuple[int, str]:
             while child.poll() is None:
                 now = time.monotonic()
                 if now >= transfer.until:
-                    raise WeightsError(
-                        f"the download of {request.name} did not end in {request.deadline:g} s (deadline) and was "
-                        "stopped. What was fetched is kept: run this again to go on, or give a longer deadline.",
-                        client_output=last_lines(log.read_text("utf-8", "replace"), transfer.token),
-                    )
+                    raise late(request, last_lines(log.read_text("utf-8", "replace"), transfer.token))
                 if request.bytes_per_second:
                     brake.hold(bytes_there(root, transfer.sizes))
                 if now - looked >= TICK_SECONDS:
@@ -221,29 +218,90 @@ def stop(child: subprocess.Popen[bytes]) -> None:
             child.wait(TERMINATE_SECONDS)
 
 
+class Patience:
+    """When to try again after a client that failed, and when to give up: not while bytes come.
+
+    Args:
+        seconds: without a byte before it is given up.
+        there: bytes on the disk now.
+    """
+
+    def __init__(self, seconds: float, there: int) -> None:
+        self._seconds, self._most = seconds, there
+        self._since = time.monotonic()
+        self._failures = 0
+
+    def failed(self, there: int) -> float:
+        """Seconds to wait before another try; negative: give up."""
+        now = time.monotonic()
+        if there > self._most:  # more than ever: a wrong part that is fetched anew is no progress
+            self._most, self._since, self._failures = there, now, 0
+            return FIRST_PAUSE
+        self._failures += 1
+        if now - self._since >= self._seconds:
+            return -1.0
+        return min(LONGEST_PAUSE, FIRST_PAUSE * 2.0**self._failures, self._since + self._seconds - now)
+
+    @property
+    def empty_handed(self) -> float:
+        """Seconds without a byte."""
+        return time.monotonic() - self._since
+
+
 def download(request: Request, transfer: Transfer) -> None:
-    """Run the client until it succeeds, `retries` times at most.
+    """Run the client until it succeeds, or no byte came for as long as the request has `patience`.
 
     Raises WeightsError with the client's last lines; at once where another try cannot help.
     """
-    for attempt in range(1, request.retries + 1):
+    root, tries = Path(request.path), 0
+    patience = Patience(request.patience, bytes_there(root, transfer.sizes))
+    while True:
+        tries += 1
         status, printed = run_client(request, transfer)
         if status == 0:
             (request.bookkeeping / "client.log").unlink()
             return
+        lines = last_lines(printed, transfer.token)
+        full = full_disk(request.path)
+        if full:
+            raise WeightsError(full, client_status=status, client_output=lines)
         permanent = PERMANENT.search(printed) is not None
-        if permanent or attempt == request.retries:
+        pause = patience.failed(bytes_there(root, transfer.sizes))
+        if permanent or pause < 0:
             break
-        time.sleep(min(2.0**attempt, max(0.0, transfer.until - time.monotonic())))
-    lines = last_lines(printed, transfer.token)
-    full = full_disk(request.path)
-    if full:
-        raise WeightsError(full, client_status=status, client_output=lines)
-    tries = f"{attempt} of {request.retries} tries" + (", the error is a lasting one" if permanent else "")
+        rest(request, transfer, pause, lines[-1] if lines else f"exit status {status}")
+    why = "the error is a lasting one" if permanent else f"no byte came for {patience.empty_handed:.0f} s"
     raise WeightsError(
-        f"{request.client} could not fetch {request.name}: exit status {status} after {tries}. "
+        f"{request.client} could not fetch {request.name}: exit status {status} after {tries} "
+        f"{'try' if tries == 1 else 'tries'}, {why}. "
         "Files that are whole are kept: mend what its last lines name, then run this again to go on.\n"
         + "\n".join(lines),
         client_status=status,
         client_output=lines,
+    )
+
+
+def rest(request: Request, transfer: Transfer, seconds: float, said: str) -> None:
+    """Wait before another try of the client, and do meanwhile what is done beside it.
+
+    Raises WeightsError when its time is up.
+    """
+    until = time.monotonic() + seconds
+    for _ in range(math.ceil(seconds / TICK_SECONDS)):
+        left = until - time.monotonic()
+        if left <= 0:
+            break
+        if time.monotonic() >= transfer.until:
+            raise late(request, [said])
+        transfer.tick()
+        transfer.progress.say("waiting", f"the hub gave nothing ({said}): asked again in {left:.0f} s")
+        time.sleep(min(TICK_SECONDS, left))
+
+
+def late(request: Request, lines: Sequence[str]) -> WeightsError:
+    """Its time is up."""
+    return WeightsError(
+        f"the download of {request.name} did not end in {request.deadline:g} s (deadline) and was "
+        "stopped. What was fetched is kept: run this again to go on, or give a longer deadline.",
+        client_output=list(lines),
     )

@@ -401,8 +401,9 @@ class Exchange:
         now = time.monotonic()
         fellows = self._view.fellows
         silent = sorted(name for name, one in fellows.items() if not one.alive)
-        if now >= self._transfer.until or (left and now - self._moved > STALL_SECONDS):
-            why = "its time is up" if now >= self._transfer.until else f"nothing moved for {STALL_SECONDS:.0f} s"
+        still = max(STALL_SECONDS, self._request.patience + STALL_SECONDS / 10)  # whoever asks the hub gives up first
+        if now >= self._transfer.until or (left and now - self._moved > still):
+            why = "its time is up" if now >= self._transfer.until else f"nothing moved for {still:.0f} s"
             raise WeightsError(
                 f"the exchange of {self._request.name} was given up: {why}. {len(left)} files are missing, first "
                 f"{left[0].path if left else 'none'}; peers that do not answer: {', '.join(silent) or 'none'}. "

@@ -438,7 +438,7 @@ class Cluster:
             part.update({"python": sys.executable, "program": program.__file__, **more})
             request = {
                 "model_id": MODEL, "path": str(self.root(name)), "client": str(CLIENT), "endpoint": self.served.url,
-                "spread": part, "retries": 1, "max_workers": 2,
+                "spread": part, "retries": 1, "patience": 0, "max_workers": 2,
             }  # fmt: skip
             self.runs[name] = subprocess.Popen(
                 [sys.executable, "-c", RUN, json.dumps(request)],
