@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -55,7 +55,8 @@ FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between two runs of the client
 class Transfer:
     """What the client is run for: single files of a repair (none: all), the sizes of all wanted files in bytes.
 
-    `tick` is called about twice a second while it runs. `until` is when it is given up, in monotonic seconds.
+    `tick` is called about twice a second while it runs. `until` is when it is given up, in monotonic seconds. `streams`
+    are connections for each large file, where the client knows them.
     """
 
     only: tuple[str, ...]
@@ -64,6 +65,7 @@ class Transfer:
     progress: Progress
     tick: Callable[[], object] = lambda: None
     until: float = math.inf
+    streams: int = 1
 
 
 def client_argv(request: Request, only: Sequence[str]) -> list[str]:
@@ -82,7 +84,7 @@ def client_argv(request: Request, only: Sequence[str]) -> list[str]:
     ]
 
 
-def client_environment(request: Request, base: dict[str, str], token: str) -> dict[str, str]:
+def client_environment(request: Request, base: dict[str, str], token: str, streams: int = 1) -> dict[str, str]:
     """The client's environment: the node's own, less what could change the source, plus what the request says."""
     own = {key: value for key, value in base.items() if key not in OWN_VARIABLES}
     # Its locks live with the weights: two nodes on one shared directory then exclude each other.
@@ -100,6 +102,8 @@ def client_environment(request: Request, base: dict[str, str], token: str) -> di
             "MODELSCOPE_DOWNLOAD_TOTAL_TIMEOUT": str(request.total_timeout),
         }
     )
+    if streams > 1:  # of files of more than 500 MiB (modelscope_hub/constants.py, DOWNLOAD_PARALLEL_THRESHOLD)
+        own["MODELSCOPE_DOWNLOAD_PARALLEL_WORKERS"] = str(streams)
     if token:
         own["MODELSCOPE_API_TOKEN"] = token
     return own
@@ -113,14 +117,26 @@ def last_lines(text: str, token: str, count: int = CLIENT_LINES) -> list[str]:
     return [line for line in lines if re.search(r"[^\W\d_]{3}", line)][-count:]
 
 
-def bytes_there(path: Path, sizes: dict[str, int]) -> int:
+def bytes_there(path: Path, sizes: Mapping[str, int]) -> int:
     """Bytes of the wanted files (path to size) that are on disk, unfinished ones included."""
+    return sum(bytes_by_file(path, sizes).values())
+
+
+def bytes_by_file(path: Path, sizes: Mapping[str, int]) -> dict[str, int]:
+    """Bytes that are on disk of every wanted file (path to size) that was begun with."""
     counted: dict[str, int] = {}
     for name, size in files_under(path):
         file = name if name in sizes else UNFINISHED.sub("", name)
         if file in sizes:
             counted[file] = min(sizes[file], counted.get(file, 0) + size)
-    return sum(counted.values())
+    return counted
+
+
+def remove_unfinished(path: Path, file: str, sizes: Mapping[str, int]) -> None:
+    """Remove what the client left of a file that came from elsewhere."""
+    for name, _ in list(files_under(path)):
+        if name not in sizes and UNFINISHED.sub("", name) == file:
+            (path / name).unlink(missing_ok=True)
 
 
 def start_client(request: Request, transfer: Transfer, out: IO[bytes]) -> subprocess.Popen[bytes]:
@@ -136,7 +152,7 @@ def start_client(request: Request, transfer: Transfer, out: IO[bytes]) -> subpro
         )
     return subprocess.Popen(
         [sys.executable, "-c", LAUNCH, *client_argv(request, transfer.only)],
-        env=client_environment(request, dict(os.environ), transfer.token),
+        env=client_environment(request, dict(os.environ), transfer.token, transfer.streams),
         stdin=subprocess.DEVNULL,
         stdout=out,
         stderr=subprocess.STDOUT,

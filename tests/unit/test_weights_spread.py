@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +20,14 @@ import pytest
 from ansible_collections.stepladder.core.plugins.module_utils import weights
 from ansible_collections.stepladder.core.plugins.module_utils.weights_manifest import Listed
 from ansible_collections.stepladder.core.plugins.module_utils.weights_request import Request
-from ansible_collections.stepladder.core.plugins.module_utils.weights_spread import Claims, Fellow, next_claims
+from ansible_collections.stepladder.core.plugins.module_utils.weights_spread import (
+    Claims,
+    Fellow,
+    batch,
+    next_claims,
+    rivalled,
+    streams,
+)
 from test_weights import flip
 
 import hub
@@ -108,6 +115,14 @@ def holding(*paths: str, claims: tuple[str, ...] = ()) -> Fellow:
     return Fellow(alive=True, met=True, done=False, have=frozenset(paths), claims=frozenset(claims))
 
 
+EIGHT = [Listed(name, 4 * GB, "") for name in "abcdefgh"]
+SLOW = Claims("n1", dict.fromkeys("abcdefgh", "n2"), workers=8)
+
+
+def fetches(*paths: str, left: int = 4 * GB, rate: float = -1.0) -> Fellow:
+    return replace(holding(claims=paths), left=dict.fromkeys(paths, left), rate=rate)
+
+
 CLAIMS = {
     "its own first, as many as one run takes": (WISH, FILES, {"n2": NEW, "n3": NEW}, [], ["a"]),
     "not what is arriving": (WISH, FILES[:2], {"n2": HERE}, ["a"], ["b"]),
@@ -125,6 +140,28 @@ CLAIMS = {
     "not what a slow peer comes to next": (WISH, FILES[2:3], {"n2": HERE}, [], []),
     "nothing of a peer that was not met yet": (WISH, FILES[2:4], {"n2": NEW}, [], []),
     "nothing of a slow peer while something arrives": (WISH, FILES[2:4], {"n2": HERE}, ["c"], []),
+    "half of what a slow peer has not begun with, as much as a minute brings": (
+        SLOW, EIGHT, {"n2": fetches("a", "b")}, [], ["f", "g"],
+    ),
+    "less where its own hub is slow too": (
+        replace(SLOW, rate=50e6), EIGHT, {"n2": fetches("a", "b")}, [], ["f"],
+    ),
+    "the only one that it has not begun with": (SLOW, EIGHT[:3], {"n2": fetches("a", "b")}, [], ["c"]),
+    "what it fetches, where this node is done with it in under half the time": (
+        SLOW, EIGHT[:2], {"n2": fetches("a", "b", left=2 * GB, rate=20e6)}, [], ["b"],
+    ),
+    "what it fetches, and nothing comes": (
+        SLOW, EIGHT[:1], {"n2": fetches("a", left=1 * GB, rate=0.0)}, [], ["a"],
+    ),
+    "not what it fetches nearly as fast": (SLOW, EIGHT[:1], {"n2": fetches("a", left=4 * GB, rate=70e6)}, [], []),
+    "not what it is about to have": (SLOW, EIGHT[:1], {"n2": fetches("a", left=GB // 10, rate=20e6)}, [], []),
+    "not what it has just begun": (SLOW, EIGHT[:1], {"n2": fetches("a", left=4 * GB, rate=-1.0)}, [], []),
+    "not what two fetch already": (
+        SLOW, EIGHT[:1], {"n2": fetches("a", left=4 * GB, rate=1.0), "n3": fetches("a", left=4 * GB)}, [], [],
+    ),
+    "not what a peer has lost that had all of it": (
+        Claims("n1", OWNERS, ("n2",)), FILES[:2], {"n2": replace(HERE, lost=frozenset("b"))}, [], ["b"],
+    ),
 }  # fmt: skip
 GIVEN = Claims("n1", OWNERS, ("n3",))
 DOUBTED = {
@@ -143,6 +180,40 @@ DOUBTED = {
 def test_claims_of_what_came_wrong(missing: list, fellows: dict, coming: list, doubted: list, expected: list) -> None:
     done = {name: replace(one, done=True) if name == "n3" else one for name, one in fellows.items()}
     assert next_claims(GIVEN, missing, done, coming, doubted) == expected
+
+
+BATCHES = {
+    "two files of 4 GB, before a rate is known": ([4 * GB] * 8, 8, 130e6, 2),
+    "as many as a minute brings": ([4 * GB] * 20, 8, 400e6, 6),
+    "not more than the client fetches at a time": ([4 * GB] * 20, 8, 5e9, 8),
+    "one at least": ([4 * GB] * 8, 8, 1.0, 1),
+    "many small ones": ([1000] * 300, 8, 130e6, 200),
+    "small ones beside large ones": ([4 * GB, 1000, 4 * GB, 1000, 4 * GB], 8, 130e6, 4),
+}
+
+
+@pytest.mark.parametrize(("sizes", "workers", "rate", "expected"), BATCHES.values(), ids=BATCHES)
+def test_batch(sizes: list, workers: int, rate: float, expected: int) -> None:
+    files = [Listed(str(number), size, "") for number, size in enumerate(sizes)]
+    assert batch(files, workers, rate) == files[:expected]
+
+
+@pytest.mark.parametrize(("sizes", "expected"), [([4 * GB], 8), ([4 * GB, 4 * GB, 9], 4), ([9] * 20, 8), ([GB] * 9, 1)])
+def test_few_large_files_come_in_parts(sizes: list, expected: int) -> None:
+    assert streams([Listed(str(number), size, "") for number, size in enumerate(sizes)], 8) == expected
+
+
+RIVALS = {
+    "nobody else": ({"n3": ["b"]}, set()),
+    "its owner began with it": ({"n9": ["a"]}, {"a"}),
+    "another idle one, first by name": ({"n1": ["a"]}, {"a"}),
+    "another idle one, later by name": ({"n3": ["a"]}, set()),
+}
+
+
+@pytest.mark.parametrize(("fresh", "expected"), RIVALS.values(), ids=RIVALS)
+def test_who_gives_way(fresh: dict, expected: set) -> None:
+    assert rivalled("n2", ["a"], {"a": "n9"}, fresh) == expected
 
 
 @pytest.mark.parametrize(("wish", "missing", "fellows", "coming", "expected"), CLAIMS.values(), ids=CLAIMS)
@@ -413,11 +484,12 @@ class Cluster:
         nodes: dict[str, str],
         have: dict[str, list[str]] | None = None,
         only: Sequence[str] = (),
+        limits: Mapping[str, int] | None = None,
         **more: object,
     ) -> None:
         """Begin on every node, or on some `only`.
 
-        `nodes` are addresses by name, `have` what is proven there, `more` is for the exchange.
+        `nodes` are addresses by name, `have` what is proven there, `limits` of the hub, `more` is for the exchange.
         """
         origin = self.served.tree.files(MODEL)
         wanted = [{"path": name, "size": path.stat().st_size} for name, path in origin.items()]
@@ -439,6 +511,7 @@ class Cluster:
             request = {
                 "model_id": MODEL, "path": str(self.root(name)), "client": str(CLIENT), "endpoint": self.served.url,
                 "spread": part, "retries": 1, "patience": 0, "max_workers": 2,
+                "bytes_per_second": (limits or {}).get(name, 0),
             }  # fmt: skip
             self.runs[name] = subprocess.Popen(
                 [sys.executable, "-c", RUN, json.dumps(request)],
@@ -549,18 +622,34 @@ def hasty(folder: Path) -> str:
     return str(place)
 
 
-def test_a_node_that_meets_no_peer_fetches_nothing_unless_that_is_accepted(cluster: Cluster, silent: str) -> None:
+def test_a_node_that_meets_no_peer_fetches_nothing(cluster: Cluster, silent: str) -> None:
     cluster.start({"n1": "127.0.0.11", "n2": silent}, only=["n1"], program=hasty(cluster.folder))
     said = cluster.failure("n1")
     port = cluster.port
     assert f"  n2 ({silent}): port {port + 1}: timed out" in said
     assert f"Open TCP ports {port} and {port + 1} between the nodes, or set model_weights_without_peers to true" in said
     assert cluster.egress() == 0
+
+
+@pytest.mark.nightly
+def test_a_node_that_meets_no_peer_fetches_everything_where_that_is_accepted(cluster: Cluster, silent: str) -> None:
     changes = {"program": hasty(cluster.folder), "without_peers": True}
     cluster.start({"n1": "127.0.0.11", "n2": silent}, only=["n1"], **changes)
     answer = cluster.answers("n1")["n1"]
     cluster.assert_right("n1")
     assert any(f"n2 ({silent}) was not met in" in text for text in answer["warnings"]), answer["warnings"]
+
+
+@pytest.mark.nightly
+def test_a_slow_node_does_not_hold_up_the_rest(cluster: Cluster) -> None:
+    pair = {name: ADDRESSES[name] for name in ("n1", "n2")}
+    begun = time.monotonic()
+    cluster.start(pair, limits={"n2": 300_000})
+    answers = cluster.answers()
+    cluster.assert_right(*pair)
+    assert time.monotonic() - begun < 90  # two files at its own rate: 113 s
+    assert cluster.egress() <= TOTAL + 2 * 17_000_000
+    assert answers["n2"]["extra_files"] == []
 
 
 @pytest.mark.nightly

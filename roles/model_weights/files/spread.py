@@ -81,8 +81,14 @@ class Wish:
 class Peer:
     """What is known of a peer: `have` it holds whole, `part` it is receiving, `claims` it is fetching elsewhere.
 
-    `lost` it had, and has not any more, for it is wrong there. `knows` are nodes that it knows to be done. `left`: it
-    was done, and listens no more. `why` it was not met yet; `near`: its machine answers, so that it may yet begin.
+    Args:
+        lost: it had, and has not any more, for it is wrong there.
+        left: bytes to come of its claims, at `rate` bytes a second; negative: it does not know yet.
+        knows: nodes that it knows to be done.
+        parted: it was done, and listens no more.
+        why: it was not met yet.
+        near: its machine answers, so that it may yet begin.
+        told: that it was not met was said.
     """
 
     address: str
@@ -90,9 +96,11 @@ class Peer:
     part: frozenset[str] = frozenset()
     claims: frozenset[str] = frozenset()
     lost: frozenset[str] = frozenset()
+    left: Mapping[str, int] = field(default_factory=dict)
+    rate: float = -1.0
     done: bool = False
     knows: frozenset[str] = frozenset()
-    left: bool = False
+    parted: bool = False
     seen: float | None = None
     why: str = "it was not asked yet"
     near: bool = False
@@ -179,6 +187,8 @@ class Swarm:
         self.wrong: dict[str, list[bytes]] = {}
         self.given: dict[str, str] = {}
         self.lost: set[str] = set()
+        self.left: dict[str, int] = {}
+        self.rate = -1.0
         self._making: set[str] = set()
         self._choosing = threading.Lock()
         self.abandoned: set[str] = set()
@@ -239,6 +249,8 @@ class Swarm:
             "part": sorted(self.coming),
             "claims": sorted(self.claims),
             "lost": sorted(self.lost),
+            "left": self.left,
+            "rate": self.rate,
             "done": self.done,
             "knows": sorted(self.knows),
         }
@@ -512,12 +524,13 @@ def learn(wish: Wish, peer: Peer) -> None:
             socket.create_connection((peer.address, port), timeout=3, source_address=source).close()
         peer.have, peer.part = frozenset(state["have"]), frozenset(state["part"])
         peer.claims, peer.done = frozenset(state["claims"]), bool(state["done"])
+        peer.left, peer.rate = dict(state["left"]), float(state["rate"])
         peer.lost, peer.knows = frozenset(state["lost"]), frozenset(state["knows"])
-        peer.seen, peer.left = time.monotonic(), False
+        peer.seen, peer.parted = time.monotonic(), False
     except (OSError, ValueError, KeyError, TypeError) as error:
         refused = isinstance(error, ConnectionRefusedError)
         said = getattr(error, "strerror", None) or error
-        peer.why, peer.near, peer.left = f"port {port}: {said}", refused, peer.done and refused
+        peer.why, peer.near, peer.parted = f"port {port}: {said}", refused, peer.done and refused
 
 
 def poll_seconds(peers: int, *, soon: bool) -> float:
@@ -545,8 +558,11 @@ def obey(swarm: Swarm, command: Mapping[str, Any]) -> bool:
             swarm.give(command["path"], command["key"], fresh=command["fresh"])
         case "claim":
             swarm.claims = set(command["paths"])
+            swarm.left, swarm.rate = {}, -1.0
             for path in swarm.claims - swarm.handles.keys():  # room for what comes from elsewhere
                 (Path(swarm.wish.incoming) / path).unlink(missing_ok=True)
+        case "pace":
+            swarm.left, swarm.rate = command["left"], command["rate"]
         case "drop":
             swarm.drop(command["path"])
         case "done":
@@ -640,10 +656,12 @@ def main(arguments: Sequence[str]) -> int:
                     "alive": peer.alive(now),
                     "met": peer.seen is not None,
                     "done": peer.done,
-                    "knows": peer.left or wish.name in peer.knows,
+                    "knows": peer.parted or wish.name in peer.knows,
                     "why": "" if peer.seen is not None else peer.why,
                     "have": sorted(peer.have),
                     "lost": sorted(peer.lost),
+                    "left": peer.left,
+                    "rate": peer.rate,
                     "claims": sorted(peer.claims),
                 }
                 for name, peer in peers.items()
