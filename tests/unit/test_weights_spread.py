@@ -17,6 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from ansible_collections.stepladder.core.plugins.action.model_weights import ActionModule
 from ansible_collections.stepladder.core.plugins.module_utils import weights
 from ansible_collections.stepladder.core.plugins.module_utils.weights_manifest import Listed
 from ansible_collections.stepladder.core.plugins.module_utils.weights_request import Request
@@ -28,6 +29,7 @@ from ansible_collections.stepladder.core.plugins.module_utils.weights_spread imp
     rivalled,
     streams,
 )
+from ansible_collections.stepladder.core.plugins.plugin_utils.progress import ProgressAction
 from test_weights import flip
 
 import hub
@@ -96,6 +98,32 @@ ALONE = {
     "on loopback no peer can be reached": {"n1": node("127.0.0.1"), "n2": node("127.0.0.1")},
     "all have it": {"n1": node("198.18.0.1", True), "n2": node("198.18.0.2", True)},
 }
+
+
+FORESEEN = {
+    "a look has just seen it": ({"missing": True}, False, True),
+    "a string, as templates give": ({"missing": "False"}, False, False),
+    "it may have to be passed on": ({"missing": False, "spread": {"run": "r"}}, False, True),
+    "every byte would be read": ({"verify": "full"}, False, True),
+    "the user wants to know": ({"missing": True, "spread": {"run": "r"}, "verify": "full"}, True, False),
+}
+
+
+@pytest.mark.parametrize(("arguments", "check_mode", "skipped"), FORESEEN.values(), ids=FORESEEN)
+def test_no_second_look(arguments: dict, check_mode: bool, skipped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[dict] = []
+    monkeypatch.setattr(ProgressAction, "_foresee", lambda self, arguments: looked.append(arguments) or {})
+    action = ActionModule.__new__(ActionModule)
+    action._task = SimpleNamespace(check_mode=check_mode)
+    assert action._foresee(arguments) == ({"changed": True} if skipped else {})
+    assert bool(looked) is not skipped
+    assert "missing" not in arguments  # it is nothing that the module knows
+
+
+@pytest.mark.parametrize(("above", "expected"), [(4 * GB, True), (4 * GB + 1, False)])
+def test_an_exchange_is_worth_its_seconds(above: int, expected: bool) -> None:
+    found = exchanges({"n1": node("198.18.0.1"), "n2": node("198.18.0.2")}, 29870, above)
+    assert [bool(part) for part in found.values()] == [expected, expected]
 
 
 @pytest.mark.parametrize("nodes", ALONE.values(), ids=ALONE)
