@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.stepladder.core.plugins.module_utils import preflight, preflight_checks
 from ansible_collections.stepladder.core.plugins.module_utils.weights_client import (
     LAUNCH,
     Transfer,
@@ -229,6 +230,19 @@ class EnoughError(Exception):
     """Peers have what this node's client is still fetching."""
 
 
+def holders_of(port: int, proc: Path = Path("/proc")) -> str:
+    """Who listens on a TCP port of this node, as far as this user may see: a download of an earlier run, for one."""
+    listening = [
+        one
+        for name in ("tcp", "tcp6")
+        for one in preflight.parse_proc_net_tcp(preflight.read_text(proc / "net" / name))
+        if one.port == port
+    ]
+    user = preflight.user_name(os.geteuid())
+    found = [preflight_checks.owner(one, user) for one in preflight.find_owners(listening, "", proc)]
+    return "; ".join(sorted(set(found))) or "nobody listens there now"
+
+
 def alone(fellows: Mapping[str, Fellow]) -> bool:
     """Whether no peer was met and none may come yet."""
     return not any(fellow.met or fellow.alive for fellow in fellows.values())
@@ -388,6 +402,8 @@ class Exchange:
         elif kind in ("failed", "ended"):
             said = event.get("text") or (self._request.bookkeeping / "spread.log").read_text("utf-8", "replace")[-2000:]
             mend = event.get("mend") or "Run this again, or set model_weights_spread to false."
+            if event.get("port"):
+                said = f"{said}; {holders_of(int(event['port']))}"
             raise WeightsError(
                 f"the exchange with other nodes ended: {said.strip() or 'it said nothing'}. What was fetched is kept. "
                 + (full_disk(self._request.path) or mend)

@@ -668,6 +668,18 @@ def test_a_node_that_meets_no_peer_fetches_everything_where_that_is_accepted(clu
     assert any(f"n2 ({silent}) was not met in" in text for text in answer["warnings"]), answer["warnings"]
 
 
+@pytest.mark.parametrize("which", [0, 1])
+def test_who_holds_a_port_of_the_exchange_is_named(cluster: Cluster, which: int) -> None:
+    port = cluster.port + which
+    with socket.create_server(("127.0.0.11", port)):
+        cluster.start({"n1": "127.0.0.11", "n2": "127.0.0.12"}, only=["n1"])
+        said = cluster.failure("n1")
+    assert f"127.0.0.11:{port} cannot be listened on: Address already in use; held by pid {os.getpid()}, user " in said
+    assert "pytest" in said
+    assert "set model_weights_spread_port to another one" in said
+    assert cluster.egress() == 0
+
+
 @pytest.mark.nightly
 def test_a_slow_node_does_not_hold_up_the_rest(cluster: Cluster) -> None:
     pair = {name: ADDRESSES[name] for name in ("n1", "n2")}

@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
 import queue
 import socket
 import sys
@@ -201,6 +202,8 @@ class Swarm:
             {
                 "listen_interfaces": f"{wish.address}:{wish.port}",
                 "outgoing_interfaces": wish.address,
+                "listen_system_port_fallback": False,
+                "max_retry_port_bind": 0,
                 "enable_dht": False,
                 "enable_lsd": False,
                 "enable_upnp": False,
@@ -609,18 +612,28 @@ def receive_more(swarm: Swarm, peers: Mapping[str, Peer]) -> None:
         swarm.connect(path, [peers[name].address for name in chosen])
 
 
+def no_port(wish: Wish, port: int, error: OSError) -> int:
+    """Tell that a port cannot be listened on; the exit status."""
+    text = f"{wish.address}:{port} cannot be listened on: {os.strerror(error.errno or 0)}"
+    mend = "Free the port, or set model_weights_spread_port to another one, or model_weights_spread to false."
+    say(event="failed", text=text, port=port, mend=mend)
+    return 1
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run one exchange until standard input ends or says so."""
     wish = Wish(**json.loads(Path(arguments[0]).read_text()))
+    try:  # libtorrent would go on without listening
+        socket.create_server((wish.address, wish.port)).close()
+    except OSError as error:
+        return no_port(wish, wish.port, error)
     swarm = Swarm(wish)
     peers = {name: Peer(address) for name, address in wish.peers.items()}
     handler = type("Bound", (Answers,), {"swarm": swarm})
     try:
         server = ThreadingHTTPServer((wish.address, wish.port + 1), handler)
     except OSError as error:
-        text = f"{wish.address}:{wish.port + 1} cannot be listened on: {error.strerror}"
-        say(event="failed", text=text, mend="Free the port, or set model_weights_spread to false.")
-        return 1
+        return no_port(wish, wish.port + 1, error)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
     commands: queue.Queue[str] = queue.Queue()
