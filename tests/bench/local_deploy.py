@@ -36,8 +36,7 @@ OPENINGS = {
     "Serve the model for a rehearsal": "model and hub",
     "Bring the weights": "weights",
     "Start the engine and prove that it answers": "release and Ray",
-    "| vllm-0: ": "engine load",
-    "Prove that it answers": "verify",
+    "| vllm-0: ": "engine load and verify",
 }
 
 
