@@ -30,7 +30,9 @@ def _with_ansibles_errors(function: Callable[..., Any]) -> Callable[..., Any]:
     return filtered
 
 
-def exchange(variables: Mapping[str, Any], hosts: Sequence[str], host: str, key: str, port: int) -> dict[str, Any]:
+def exchange(  # noqa: PLR0917 - as a filter is called
+    variables: Mapping[str, Any], hosts: Sequence[str], host: str, key: str, port: int, above: int = 0
+) -> dict[str, Any]:
     """A node's part in the exchange; empty where it is better alone.
 
     Args:
@@ -39,9 +41,10 @@ def exchange(variables: Mapping[str, Any], hosts: Sequence[str], host: str, key:
         host: the node asked about.
         key: variable in which each node keeps what it looked up.
         port: of the exchange.
+        above: bytes that nodes lack in all for which there is one.
     """
     looked = {name: _plain(variables[name][key]) for name in hosts if variables[name].get(key)}
-    return spread.exchanges(looked, int(port)).get(host, {})
+    return spread.exchanges(looked, int(port), int(above)).get(host, {})
 
 
 def giver(wish: Mapping[str, Any], address: str) -> dict[str, Any]:
