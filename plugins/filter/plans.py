@@ -172,6 +172,7 @@ class FilterModule:
             "used_elsewhere": units.used_elsewhere,
             "venv_requirements": contents.venv_requirements,
             "venv_stand_ins": contents.venv_stand_ins,
+            "watchdog_text": units.watchdog_text,
             "watched_units": units.watched_units,
         }
         plain = {name: _on_plain_data(function) for name, function in named.items()}
