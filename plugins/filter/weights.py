@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
+from ansible.module_utils.parsing.convert_bool import boolean
+from ansible_collections.stepladder.core.plugins.module_utils.weights_request import split_patterns
 
 from stepladder import spread, stores
 from stepladder.errors import StepladderError
@@ -28,7 +30,9 @@ def _with_ansibles_errors(function: Callable[..., Any]) -> Callable[..., Any]:
     return filtered
 
 
-def exchange(variables: Mapping[str, Any], hosts: Sequence[str], host: str, key: str, port: int) -> dict[str, Any]:
+def exchange(  # noqa: PLR0917 - as a filter is called
+    variables: Mapping[str, Any], hosts: Sequence[str], host: str, key: str, port: int, above: int = 0
+) -> dict[str, Any]:
     """A node's part in the exchange; empty where it is better alone.
 
     Args:
@@ -37,9 +41,22 @@ def exchange(variables: Mapping[str, Any], hosts: Sequence[str], host: str, key:
         host: the node asked about.
         key: variable in which each node keeps what it looked up.
         port: of the exchange.
+        above: bytes that nodes lack in all for which there is one.
     """
     looked = {name: _plain(variables[name][key]) for name in hosts if variables[name].get(key)}
-    return spread.exchanges(looked, int(port)).get(host, {})
+    return spread.exchanges(looked, int(port), int(above)).get(host, {})
+
+
+def giver(wish: Mapping[str, Any], address: str) -> dict[str, Any]:
+    """What the exchange needs to know of a node that has everything.
+
+    Args:
+        wish: which weights, as the modules take it.
+        address: of the node.
+    """
+    known = {key: str(wish[key]) for key in ("model_id", "revision")}
+    patterns = {key: [*split_patterns(_plain(wish[key]))] for key in ("include", "exclude")}
+    return {**known, **patterns, "address": str(address), "complete": True}
 
 
 def exchange_part(found: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
@@ -47,12 +64,13 @@ def exchange_part(found: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str,
     return {**_plain(found), **_plain(own)} if found else {}
 
 
-def prune_text(variables: Mapping[str, Any], hosts: Sequence[str], stores_key: str, remove_key: str) -> str:
-    """`stores.prune_text` on plain data."""
-    keys = (stores_key, remove_key)
-    return stores.prune_text(
-        {host: {key: _plain(variables[host].get(key)) for key in keys} for host in hosts}, hosts, *keys
-    )
+def _listed(variables: Mapping[str, Any], hosts: Sequence[str], key: str) -> dict[str, Any]:
+    return {host: _plain(variables[host][key]) for host in hosts if variables[host].get(key)}
+
+
+def prune_text(variables: Mapping[str, Any], hosts: Sequence[str], key: str, shared: Any) -> str:
+    """`stores.prune_text` of what each node keeps in a variable."""
+    return stores.prune_text(_listed(variables, hosts, key), boolean(shared))
 
 
 def progress_text(variables: Mapping[str, Any], hosts: Sequence[str], key: str) -> str:
@@ -61,9 +79,9 @@ def progress_text(variables: Mapping[str, Any], hosts: Sequence[str], key: str) 
     return "\n".join(filter(None, lines))
 
 
-def removable(found: Sequence[Mapping[str, Any]], kept: Sequence[str]) -> list[str]:
-    """`stores.removable` on plain data."""
-    return stores.removable(_plain(found), _plain(kept))
+def removable(variables: Mapping[str, Any], hosts: Sequence[str], host: str, key: str, shared: Any) -> list[str]:
+    """`stores.removable` of what each node keeps in a variable."""
+    return stores.removable(_listed(variables, hosts, key), host, boolean(shared))
 
 
 def check_code(look: Mapping[str, Any], name: str, accepted: str, trusted: bool) -> str:
@@ -106,6 +124,7 @@ class FilterModule:
             "weights_code_plan": code_plan,
             "weights_exchange": exchange,
             "weights_exchange_part": exchange_part,
+            "weights_giver": giver,
             "weights_progress_text": progress_text,
             "weights_prune_text": prune_text,
             "weights_removable": removable,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.stepladder.core.plugins.module_utils import engine_state, lease, release, weights_manifest
-from ansible_collections.stepladder.core.plugins.module_utils.weights_request import Request
+from ansible_collections.stepladder.core.plugins.module_utils.weights_request import Request, split_patterns
 
 SYSTEMD_UNITS = "/etc/systemd/system"
 FILES_NAMED = 5
@@ -115,19 +115,35 @@ def environment_reasons(node: Mapping[str, Any]) -> list[str]:
     return reasons
 
 
-def weights_reasons(wanted: Mapping[str, Any], full_check_below_bytes: int) -> list[str]:
-    """Files of the weights that are not as they were when their hashes were right.
+def weights_reasons(wanted: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    """How the weights are not as wanted, or their files not as they were when their hashes were right.
 
-    Small models are read again in full; of large ones size, time stamp and inode are compared.
+    Small models are read again in full; of large ones size, time stamp and inode are compared. A full check that was
+    asked for is a reason by itself: it takes long, and is done where its progress is shown.
+
+    Args:
+        wanted: `weights` of the node's slice.
+        given: the module's `include`, `exclude`, `verify` and `full_check_below_bytes`.
     """
     root = Path(wanted["path"])
-    request = Request(model_id=wanted["model_id"], path=str(root), revision=wanted["revision"])
+    request = Request(
+        model_id=wanted["model_id"],
+        path=str(root),
+        revision=wanted["revision"],
+        include=split_patterns(given["include"]),
+        exclude=split_patterns(given["exclude"]),
+        verify=given["verify"],
+        full_check_below_bytes=given["full_check_below_bytes"],
+    )
     text = weights_manifest.read_or_empty(request.manifest)
     manifest = weights_manifest.parse_manifest(text)
-    if manifest is None or not weights_manifest.is_marked(request, manifest, text):
-        return [f"weights {root}: no complete manifest"]
+    other = weights_manifest.unusable(manifest, request)
+    if manifest is None or other or not weights_manifest.is_marked(request, manifest, text):
+        return [f"weights {root}: {other or weights_manifest.INCOMPLETE}"]
+    if request.verify == "full":
+        return [f"weights {root}: a full check is asked for"]
     files = manifest["files"]
-    in_full = sum(one.size for one in files) <= full_check_below_bytes
+    in_full = weights_manifest.needs_full_check(request, sum(one.size for one in files))
     wrong = []
     for one in files:
         path = root / one.path
@@ -177,6 +193,7 @@ def look(given: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any]
         "manager": manager,
         "states": [],
         "reasons": [],
+        "weights_complete": False,
         "current": release.current_release(path),
         "members": members(path),
         "last_run": lease.last_run(place),
@@ -192,7 +209,9 @@ def look(given: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any]
     reasons = release_reasons(path, wanted, given["keep"])
     reasons += environment_reasons(kept["node"])
     if kept["node"].get("weights"):
-        reasons += weights_reasons(kept["node"]["weights"], given["full_check_below_bytes"])
+        told = weights_reasons(kept["node"]["weights"], given["weights"])
+        answer["weights_complete"] = not told
+        reasons += told
     if not reasons:
         reasons += description_reasons(described, recorded, given["described_by"])
         reasons += superfluous_units(name, described) if manager == "systemd" else []

@@ -23,6 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.stepladder.core.plugins.module_utils.weights_manifest import MANIFEST, content_of
+from ansible_collections.stepladder.core.plugins.module_utils.weights_request import BOOKKEEPING
+
 FORMAT_VERSION = 1
 MARKER = ".stepladder"
 MARKER_TEXT = "This directory is made and removed by stepladder.\n"
@@ -125,11 +128,17 @@ def fingerprint(process: Mapping[str, Any]) -> str:
 
 
 def _digest(path: str) -> str:
-    """What is in a file, for comparison; a file that is not there is something too."""
+    """What is in a file, for comparison; a file that is not there is something too.
+
+    Of a manifest of weights it is what an engine reads by it: the time stamps of files that were only touched are not.
+    """
     try:
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        content = Path(path).read_bytes()
     except FileNotFoundError:
         return "absent"
+    if path.endswith(f"/{BOOKKEEPING}/{MANIFEST}"):
+        content = content_of(content.decode(errors="replace")).encode() or content
+    return hashlib.sha256(content).hexdigest()
 
 
 def canonical_json(value: object) -> bytes:

@@ -18,7 +18,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
@@ -40,6 +40,7 @@ from ansible_collections.stepladder.core.plugins.module_utils.weights_hub import
 from ansible_collections.stepladder.core.plugins.module_utils.weights_lease import locked
 from ansible_collections.stepladder.core.plugins.module_utils.weights_manifest import (
     GIT_BLOB,
+    OTHER,
     BadFile,
     Current,
     Listed,
@@ -51,10 +52,13 @@ from ansible_collections.stepladder.core.plugins.module_utils.weights_manifest i
     hash_file,
     inspect,
     known_code,
+    parse_manifest,
+    read_or_empty,
     seal,
     set_aside,
     stat_or_none,
     unseal,
+    unusable,
 )
 from ansible_collections.stepladder.core.plugins.module_utils.weights_progress import (
     PROGRESS_SECONDS,
@@ -72,7 +76,7 @@ from ansible_collections.stepladder.core.plugins.module_utils.weights_request im
     problems,
 )
 from ansible_collections.stepladder.core.plugins.module_utils.weights_spread import Exchange
-from ansible_collections.stepladder.core.plugins.module_utils.weights_store import remove, tree_bytes
+from ansible_collections.stepladder.core.plugins.module_utils.weights_store import remove, tree_bytes, users_of
 
 MOST_WARNINGS = 10
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -192,19 +196,18 @@ def fetch(request: Request, current: Current, progress: Progress, outcome: Outco
 
     def complete() -> None:
         prover.look(wait=True)
-        outcome.files = proven_files(request, wanted, {**kept, **prover.proven}, prover.bad)
+        expected = [prover.expected(one) for one in wanted]
+        outcome.files = proven_files(request, expected, {**kept, **prover.proven}, prover.bad)
         tidy_incoming(request)
         seal(request, outcome.files, utc_now())
 
+    drop_unproven(request, missing)
     try:
         prover.look(wait=True)
-        wrong = leftovers(request, missing, prover)
-        outcome.bad_files += set_aside(request, wrong)
-        for one in wrong:
-            prover.forget(one.path)
+        outcome.bad_files += clear_leftovers(request, missing, prover)
         missing = [one for one in missing if one.path not in prover.proven]
         transfer = Transfer((), token, sizes, progress, prover.look, until)
-        if fetch_index(request, missing, transfer):
+        if fetch_index(request, missing, transfer, prover):
             prover.look(wait=True)
             missing = [one for one in missing if one.path not in prover.proven]
         if not any(one.path in INDEXES for one in missing):
@@ -216,17 +219,18 @@ def fetch(request: Request, current: Current, progress: Progress, outcome: Outco
             outcome.bytes_from_peers, outcome.warnings = exchange.from_peers, exchange.troubles
         else:
             if missing:
-                bring_missing(request, missing, transfer)
+                bring_missing(request, missing, transfer, prover)
             complete()
     finally:
         prover.close()
+    outcome.warnings += without_hash(request, wanted)
     outcome.bytes_fetched = max(0, bytes_there(root, sizes) - there)
     outcome.hashed_bytes += prover.hashed_bytes
     outcome.hash_seconds += prover.hash_seconds
 
 
 def proven_files(
-    request: Request, wanted: Sequence[Listed], proven: dict[str, Proven], wrong: Iterable[str]
+    request: Request, wanted: Sequence[Listed], proven: dict[str, Proven], wrong: Mapping[str, BadFile]
 ) -> list[Proven]:
     """Every wanted file as it was proven; what the clients leave beside them is removed.
 
@@ -237,11 +241,13 @@ def proven_files(
     found = {**proven, **{path: hash_file(root, path, durable=False) for path in wrong}}
     bad = compare(wanted, found)
     if bad:
+        if not request.lists_hashes:  # the next run has nothing to see by that they are wrong
+            set_aside(request, list(wrong.values()))
         raise WeightsError(
             f"{len(bad)} of {len(wanted)} files of {request.name} in {request.path} are not what the source lists:\n"
             + "\n".join(f"  {one.path}: {one.reason}: expected {one.expected}, found {one.found}" for one in bad)
             + "\nRun this again: a wrong file is fetched anew. If it stays, the revision moved meanwhile "
-            "(pin a commit), or something between this node and the source changes the data.",
+            "(pin a commit as deployment_revision), or something between this node and the source changes the data.",
             bad_files=[asdict(one) for one in bad],
         )
     refuse_left_out(request, wanted)
@@ -273,7 +279,27 @@ def refuse_left_out(request: Request, wanted: Sequence[Listed]) -> None:
             )
 
 
-def fetch_index(request: Request, missing: Sequence[Listed], transfer: Transfer) -> bool:
+def drop_unproven(request: Request, missing: Sequence[Listed]) -> None:
+    """Remove what a killed run copied and did not read again, where nothing tells whether it is right."""
+    for one in missing:
+        if not one.sha256 and not request.lists_hashes:
+            (Path(request.path) / one.path).unlink(missing_ok=True)
+
+
+def without_hash(request: Request, wanted: Sequence[Listed]) -> list[str]:
+    """What is said of files for which the source has no hash; empty where it has all."""
+    bare = [one.path for one in wanted if not one.sha256]
+    if not bare:
+        return []
+    mend = " Put SHA256SUMS beside the files at their origin: sha256sum $(find -type f)."
+    return [
+        f"{len(bare)} of {len(wanted)} files of {request.name} have no hash to hold against, first {bare[0]}: the "
+        f"{request.source} {endpoint_of(request) or request.source_path} lists none, so they are taken as they were "
+        f"read.{'' if request.lists_hashes else mend}"
+    ]
+
+
+def fetch_index(request: Request, missing: Sequence[Listed], transfer: Transfer, prover: Prover) -> bool:
     """Bring the model's index before the rest, so that wrong patterns cost no hours; whether it was missing.
 
     Not out of an archive, which would have to be read once more for it.
@@ -281,7 +307,7 @@ def fetch_index(request: Request, missing: Sequence[Listed], transfer: Transfer)
     index = [one for one in missing if one.path in INDEXES]
     wanted = bool(index and (request.include or request.exclude) and request.source != "archive")
     if wanted:
-        bring_missing(request, index, transfer)
+        bring_missing(request, index, transfer, prover)
     return wanted
 
 
@@ -301,31 +327,35 @@ def tidy_incoming(request: Request, wanted: Collection[str] = ()) -> int:
     return left
 
 
-def pass_on(request: Request, files: Sequence[Proven], progress: Progress) -> None:
-    """Give the files of a complete directory to peers until each has them or is gone."""
+def pass_on(request: Request, files: Sequence[Proven], progress: Progress) -> list[str]:
+    """Give the files of a complete directory to peers until each has them or is gone; returns what was amiss."""
     wanted = [Listed(one.path, one.size, one.sha256) for one in files]
     sizes = {one.path: one.size for one in wanted}
     prover = Prover(request, ())
     try:
         until = time.monotonic() + request.deadline
-        Exchange(request, wanted, prover, Transfer((), "", sizes, progress, prover.look, until)).run(
-            files, (), prover.look
-        )
+        exchange = Exchange(request, wanted, prover, Transfer((), "", sizes, progress, prover.look, until))
+        exchange.run(files, (), prover.look)
     finally:
         prover.close()
+    troubles: list[str] = exchange.troubles
+    return troubles
 
 
-def leftovers(request: Request, missing: Sequence[Listed], prover: Prover) -> list[BadFile]:
-    """Files of an unfinished run, or of somebody else's, that lie under a wanted name and are wrong."""
+def clear_leftovers(request: Request, missing: Sequence[Listed], prover: Prover) -> list[BadFile]:
+    """Set aside files of an unfinished run, or of somebody else's, that lie under a wanted name and are wrong."""
     wrong = list(prover.bad.values())
     for one in missing:
         stat = stat_or_none(Path(request.path) / one.path)
         if stat is not None and stat.st_size != one.size:
             wrong.append(BadFile(one.path, "size", f"{one.size} bytes", f"{stat.st_size} bytes"))
-    return wrong
+    moved: list[BadFile] = set_aside(request, wrong)
+    for one in wrong:
+        prover.forget(one.path)
+    return moved
 
 
-def bring_missing(request: Request, missing: Sequence[Listed], transfer: Transfer) -> None:
+def bring_missing(request: Request, missing: Sequence[Listed], transfer: Transfer, prover: Prover) -> None:
     """Fetch files from the source, proving them as they arrive; WeightsError when it does not give them.
 
     A hub's client is asked for the revision without naming files where nothing is there yet.
@@ -337,7 +367,7 @@ def bring_missing(request: Request, missing: Sequence[Listed], transfer: Transfe
             transfer.tick()
             transfer.progress.fetching(bytes_there(Path(request.path), transfer.sizes), total)
 
-        bring(request, missing, tick)
+        bring(request, missing, tick, prover.expect)
         return
     names = [one.path for one in missing]
     if len(names) == len(transfer.sizes):
@@ -366,6 +396,8 @@ def look(
         raise WeightsError("\n".join(found))
     root = Path(request.path)
     current = inspect(request, Progress(ProgressFile(None), Path(os.devnull)))
+    if not code_only:
+        refuse_other_patterns(request, current)
     actions = plan(current, request)
     before, files = code_before(root, request.model_id, current_release)
     answer = {
@@ -430,6 +462,23 @@ def code_before(root: Path, model_id: str, current_release: str) -> tuple[str, l
     return "", []
 
 
+def refuse_other_patterns(request: Request, current: Current) -> None:
+    """Raise WeightsError where other patterns would change a complete store under those who use it.
+
+    One that is for another model or revision is no such case: it is wrong for them, too.
+    """
+    other = unusable(parse_manifest(read_or_empty(request.manifest)), request)
+    if not current.missing or not other.startswith((f"{OTHER}include ", f"{OTHER}exclude ")):
+        return
+    users = users_of(Path(request.path)) if request.marker.exists() else []
+    if users:
+        raise WeightsError(
+            f"{request.path} is complete with other patterns ({other}), and {', '.join(users)} uses it: files would "
+            "come and go under it. Give model_weights_include and model_weights_exclude as they were; or a commit or a "
+            "tag as deployment_revision, whose store lies beside this one; or remove what uses it first."
+        )
+
+
 def ensure_present(request: Request, check_mode: bool = False) -> Outcome:
     """Make `path` hold the revision, proven; does nothing and asks nobody when it already does.
 
@@ -449,6 +498,7 @@ def present(request: Request, check_mode: bool) -> Outcome:
     folder = Path(os.devnull) if check_mode else request.bookkeeping
     progress = Progress(ProgressFile(request.progress_file, PROGRESS_SECONDS), folder)
     current = inspect(request, progress)
+    refuse_other_patterns(request, current)
     known_files = [] if current.missing else list(current.good)
     outcome = Outcome(actions=plan(current, request), files=known_files, bad_files=list(current.bad))
     outcome.changed = bool(outcome.actions)
@@ -461,7 +511,8 @@ def present(request: Request, check_mode: bool) -> Outcome:
         check_space(request, request.expected_bytes, there)
     if current.touched and not current.bad and not check_mode:
         unseal(request, current.good)
-        seal(request, current.good, utc_now())
+        # The same content as before: what was started from it stays as it is.
+        seal(request, current.good, current.created or utc_now())
     elif outcome.changed and not check_mode:
         try:
             fetch(request, current, progress, outcome)
@@ -473,17 +524,21 @@ def present(request: Request, check_mode: bool) -> Outcome:
             facts = {"bad_files": [asdict(one) for one in outcome.bad_files], **error.facts}
             raise WeightsError(f"{error}\nThis was to mend the files in {request.path}:\n{named}", **facts) from error
     elif request.spread and not check_mode:
-        pass_on(request, current.good, progress)
+        outcome.warnings = pass_on(request, current.good, progress)
     known = {one.path for one in outcome.files} | {one.path for one in current.bad}
     if known or not check_mode:
         outcome.extra_files = sorted(name for name, _ in files_under(root) if name not in known)
     return outcome
 
 
-def ensure_absent(request: Request, check_mode: bool = False) -> Outcome:
-    """Remove the directory, bookkeeping last, so that an interrupted removal can go on.
+def ensure_absent(request: Request, check_mode: bool = False, leaving: str = "") -> Outcome:
+    """Remove the directory, bookkeeping last, so that an interrupted removal can go on; one that is used stays.
 
-    Raises WeightsError when the directory is not one that this module made.
+    Args:
+        leaving: in check mode, the deployment that would be removed before.
+
+    Raises:
+        WeightsError: the directory is not one that this module made.
     """
     root = Path(request.path)
     outcome = Outcome(before={"exists": os.path.lexists(root)}, after={"exists": False})
@@ -494,11 +549,17 @@ def ensure_absent(request: Request, check_mode: bool = False) -> Outcome:
             f"{root} is {'a link' if root.is_symlink() else 'no directory that this module filled'} "
             f"({request.bookkeeping} is what marks one). Look at it, and remove it by hand if it may go."
         )
+    users = users_of(root, leaving if check_mode else "")
+    if users:
+        outcome.after = outcome.before
+        outcome.warnings = [f"{root} stays: {', '.join(users)} uses it. 'weights-prune' removes it once nothing does."]
+        return outcome
     outcome.changed, outcome.actions = True, [f"remove {root}"]
     if check_mode:
         return outcome
     with locked(root, request.lock_timeout):
-        remove(root)
+        if root.exists():  # another node that shares it may have removed it meanwhile
+            remove(root)
     return outcome
 
 
@@ -523,10 +584,14 @@ def stopped_by_signals() -> Iterator[None]:
             signal.signal(sign, old)
 
 
-def ensure(request: Request, state: str, check_mode: bool = False) -> dict[str, Any]:
+def ensure(request: Request, state: str, check_mode: bool = False, leaving: str = "") -> dict[str, Any]:
     """Check the parameters, do what is asked, and return the module's result.
 
-    Raises WeightsError with all wrong parameters at once, or with what stood in the way.
+    Args:
+        leaving: as `ensure_absent` takes it.
+
+    Raises:
+        WeightsError: with all wrong parameters at once, or with what stood in the way.
     """
     found = problems(request)
     if found:
@@ -534,7 +599,10 @@ def ensure(request: Request, state: str, check_mode: bool = False) -> dict[str, 
     started = time.monotonic()
     try:
         with stopped_by_signals():
-            outcome = (ensure_present if state == "present" else ensure_absent)(request, check_mode)
+            if state == "present":
+                outcome = ensure_present(request, check_mode)
+            else:
+                outcome = ensure_absent(request, check_mode, leaving)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-import shutil
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +30,7 @@ MANIFEST = f"{BOOKKEEPING}/manifest.json"
 CARRIED_SUMS = "SHA256SUMS"
 UNFINISHED_SUFFIX = ".incomplete"
 COPIES_AT_A_TIME = 8
+MOST_LINKS_NAMED = 5
 
 
 def parse_sums(text: str) -> dict[str, str]:
@@ -75,8 +76,18 @@ def _list_directory(request: Request) -> list[Listed]:
     if not root.is_dir():
         raise NotADirectoryError(f"{root} is no directory")
     hashes = known_hashes(read_or_empty(root / MANIFEST), read_or_empty(root / CARRIED_SUMS))
-    found = [Listed(name, (root / name).stat().st_size, hashes.get(name, "")) for name, _ in files_under(root)]
-    return [one for one in found if one.path != CARRIED_SUMS]
+    names = [Listed(name, 0, "") for name, _ in files_under(root) if name != CARRIED_SUMS]
+    wanted = [one.path for one in selected(names, request.include, request.exclude)]
+    lost = sorted(name for name in wanted if not (root / name).exists())
+    if lost:
+        shown = "".join(f"\n  {name} -> {(root / name).readlink()}" for name in lost[:MOST_LINKS_NAMED])
+        more = f"\n  and {len(lost) - MOST_LINKS_NAMED} more" if len(lost) > MOST_LINKS_NAMED else ""
+        raise WeightsError(
+            f"the directory {root} has {len(lost)} links that lead nowhere on this node:{shown}{more}\n"
+            "Bring what they point to, carry the files themselves (cp --dereference), or leave them out with "
+            "model_weights_exclude."
+        )
+    return [Listed(name, (root / name).stat().st_size, hashes.get(name, "")) for name in wanted]
 
 
 def _list_archive(request: Request) -> list[Listed]:
@@ -107,34 +118,44 @@ def _text(archive: tarfile.TarFile, member: tarfile.TarInfo) -> str:
     return stream.read().decode("utf-8", "replace") if stream else ""
 
 
-def bring(request: Request, missing: Sequence[Listed], tick: Callable[[], object]) -> None:
+def bring(
+    request: Request,
+    missing: Sequence[Listed],
+    tick: Callable[[], object],
+    read: Callable[[str, str], object],
+) -> None:
     """Copy the missing files to their places; each has its name only once it is whole.
 
     Args:
         tick: called after each file.
+        read: told each file's path and the SHA-256 of what was read of it, before it has its name.
 
     Raises:
         WeightsError: the source cannot be read, or is no longer what it was when it was listed.
     """
     try:
-        (_copy_directory if request.source == "directory" else _unpack)(request, missing, tick)
+        (_copy_directory if request.source == "directory" else _unpack)(request, missing, tick, read)
     except (tarfile.TarError, EOFError) as error:
         raise WeightsError(
             f"the archive {request.source_path} broke off: {error}. Files that are whole are kept: carry it in again."
         ) from error
 
 
-def _copy_directory(request: Request, missing: Sequence[Listed], tick: Callable[[], object]) -> None:
+def _copy_directory(
+    request: Request, missing: Sequence[Listed], tick: Callable[[], object], read: Callable[[str, str], object]
+) -> None:
     def copy(one: Listed) -> None:
         with (Path(request.source_path) / one.path).open("rb") as source:
-            _put(request, one, source)
+            _put(request, one, source, read)
 
     with ThreadPoolExecutor(max_workers=COPIES_AT_A_TIME) as pool:
         for _ in pool.map(copy, missing):
             tick()
 
 
-def _unpack(request: Request, missing: Sequence[Listed], tick: Callable[[], object]) -> None:
+def _unpack(
+    request: Request, missing: Sequence[Listed], tick: Callable[[], object], read: Callable[[str, str], object]
+) -> None:
     wanted = {one.path: one for one in missing}
     with tarfile.open(request.source_path) as archive:
         for name, member in _members(archive):
@@ -142,17 +163,23 @@ def _unpack(request: Request, missing: Sequence[Listed], tick: Callable[[], obje
                 stream = archive.extractfile(member)
                 assert stream is not None  # noqa: S101 - only files are members here; for the type checker
                 with closing(stream):
-                    _put(request, wanted[name], stream)
+                    _put(request, wanted[name], stream, read)
                 tick()
 
 
-def _put(request: Request, one: Listed, source: IO[bytes]) -> None:
+def _put(request: Request, one: Listed, source: IO[bytes], read: Callable[[str, str], object]) -> None:
     target = Path(request.path) / one.path
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(target.name + UNFINISHED_SUFFIX)
+    digest = hashlib.sha256()
     with unfinished.open("wb") as out:
-        shutil.copyfileobj(source, out, BLOCK_BYTES)
+        while block := source.read(BLOCK_BYTES):
+            digest.update(block)
+            out.write(block)
         out.flush()
         os.fsync(out.fileno())
+        # What is read again is what lies on the disk, and no page of what was written.
+        os.posix_fadvise(out.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    read(one.path, digest.hexdigest())
     unfinished.replace(target)
     sync_directory(target.parent)

@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ GIT_BLOB = (
 )
 LARGEST_GIT_BLOB = 64 * 1024 * 1024
 INCOMPLETE = "no complete manifest"
+MANIFEST = "manifest.json"
+OTHER = "the manifest is for "
 
 
 @dataclass(frozen=True)
@@ -70,10 +72,12 @@ class BadFile:
 class Current:
     """What is on disk: `missing` says why the directory is not complete ('' when it is).
 
-    `good` are then the files that an unfinished run has proven and that nobody touched since.
+    `good` are then the files that an unfinished run has proven and that nobody touched since. `created` is when a
+    complete one was fetched or mended last.
     """
 
     missing: str = ""
+    created: str = ""
     good: tuple[Proven, ...] = ()
     bad: tuple[BadFile, ...] = ()
     touched: tuple[str, ...] = ()
@@ -93,6 +97,14 @@ def parse_manifest(text: str) -> dict[str, Any] | None:
     return dict(data)
 
 
+def content_of(text: str) -> str:
+    """What a manifest proves, and when that was fetched or mended; empty where it is none."""
+    manifest = parse_manifest(text)
+    if manifest is None:
+        return ""
+    return "\n".join([str(manifest.get("created")), *(f"{one.sha256}  {one.path}" for one in manifest["files"])])
+
+
 def unusable(manifest: dict[str, Any] | None, request: Request) -> str:
     """Say why a manifest does not speak for this request; '' when it does."""
     if manifest is None:
@@ -108,7 +120,7 @@ def unusable(manifest: dict[str, Any] | None, request: Request) -> str:
         for key, value in wanted.items()
         if manifest.get(key) != value
     ]
-    return f"the manifest is for {', '.join(other)}" if other else ""
+    return f"{OTHER}{', '.join(other)}" if other else ""
 
 
 def render_manifest(request: Request, files: Sequence[Proven], created: str) -> str:
@@ -321,6 +333,15 @@ class Prover:
         self.hashed_bytes += found.size
         return found
 
+    def expect(self, path: str, sha256: str) -> None:
+        """Hold a file for which the source has no hash against that of what was read from it."""
+        if not self._wanted[path].sha256:
+            self._wanted[path] = replace(self._wanted[path], sha256=sha256)
+
+    def expected(self, one: Listed) -> Listed:
+        """A file as it is held against: with a hash where the source has none and it was read by this run."""
+        return self._wanted.get(one.path, one)
+
     def forget(self, path: str) -> None:
         """A wrong file was taken away: what comes in its place is looked at again."""
         self.bad.pop(path, None)
@@ -378,7 +399,7 @@ def code_file_of(path: Path) -> Path:
 
 def known_code(path: Path) -> list[dict[str, str]] | None:
     """The Python files that a store was completed with last; None where that is not known."""
-    manifest = parse_manifest(read_or_empty(path / BOOKKEEPING / "manifest.json"))
+    manifest = parse_manifest(read_or_empty(path / BOOKKEEPING / MANIFEST))
     if manifest:
         return code_of(manifest["files"])
     try:
@@ -448,6 +469,7 @@ def inspect(request: Request, progress: Progress) -> Current:
         else:
             good.append(now or one)
     return Current(
+        created=str(manifest.get("created") or ""),
         good=tuple(good),
         bad=tuple(bad),
         touched=tuple(sorted(one.path for one in set(good) - set(entries))),

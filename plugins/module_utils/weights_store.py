@@ -3,29 +3,40 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
+import socket
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ansible_collections.stepladder.core.plugins.module_utils.weights_lease import lease_of, lock_of, locked
-from ansible_collections.stepladder.core.plugins.module_utils.weights_manifest import code_file_of, set_writable
+from ansible_collections.stepladder.core.plugins.module_utils.weights_manifest import (
+    code_file_of,
+    read_or_empty,
+    set_writable,
+    write_whole,
+)
 from ansible_collections.stepladder.core.plugins.module_utils.weights_progress import read_state
 from ansible_collections.stepladder.core.plugins.module_utils.weights_request import BOOKKEEPING, WeightsError
 
 OWN_FILES = ("complete", "manifest.json", "proven.jsonl", "progress.json")
+USERS = "users"
+MACHINE_ID = Path("/etc/machine-id")
 
 
 @dataclass(frozen=True)
 class Store:
     """One revision of a model on a node.
 
-    `used_by` are releases and processes, in words; `bytes` is what its files take, what was set aside included.
+    `used_by` are releases and processes, in words; `bytes` is what its files take, what was set aside included. `inode`
+    is the directory's, and so the same on all nodes that share its file system.
     """
 
     path: str
+    inode: int
     complete: bool
     bytes: int
     set_aside_bytes: int
@@ -41,6 +52,8 @@ def find_stores(state_directory: str, *, with_users: bool = True) -> list[Store]
     if with_users:
         for path, user in release_users(root):
             users.setdefault(path, []).append(user)
+        for one in paths:
+            users[str(one)] += noted_users(one, root)
         for path, user in process_users(users):
             users[path].append(user)
     return [look(path, users[str(path)]) for path in paths]
@@ -55,6 +68,7 @@ def look(path: Path, used_by: Sequence[str]) -> Store:
     """What a store holds."""
     return Store(
         str(path),
+        path.stat().st_ino,
         (path / BOOKKEEPING / "complete").exists(),
         tree_bytes(path),
         tree_bytes(path / BOOKKEEPING / "quarantine"),
@@ -84,6 +98,69 @@ def release_users(root: Path) -> Iterator[tuple[str, str]]:
         current = path.parents[2] / "current"
         runs = current.exists() and current.resolve() == path.parent.resolve()
         yield str(weights), f"deployment {deployment} ({'runs' if runs else f'release {release}, to go back to'})"
+
+
+def note_name(root: Path) -> str:
+    """What this node's note is called, by its own name, the machine and where it keeps its state."""
+    machine = f"{read_or_empty(MACHINE_ID).strip()} {root}"
+    return f"{socket.gethostname()}-{hashlib.sha256(machine.encode()).hexdigest()[:8]}.json"
+
+
+def note_users(state_directory: str) -> list[str]:
+    """Write into every store which releases of this node point at it, for other nodes that share its file system.
+
+    Returns the stores that could not be written to, each with the reason.
+    """
+    root = Path(state_directory)
+    users: dict[str, list[str]] = {str(path): [] for path in root.glob("models/*/*") if is_store(path)}
+    for path, user in release_users(root):
+        users.get(path, []).append(user)
+    faults = []
+    for path, told in users.items():
+        note = Path(path) / BOOKKEEPING / USERS / note_name(root)
+        text = json.dumps({"format_version": 1, "node": socket.gethostname(), "used_by": told}) + "\n"
+        try:
+            if told and read_or_empty(note) != text:
+                note.parent.mkdir(parents=True, exist_ok=True)
+                write_whole(note, text)
+            elif not told:
+                note.unlink(missing_ok=True)
+        except OSError as error:
+            faults.append(f"{path}: {error.strerror}")
+    return faults
+
+
+def noted_users(path: Path, root: Path, leaving: str = "") -> Iterator[str]:
+    """What other nodes have noted in a store, in words; nothing of a deployment that is about to leave."""
+    for note in sorted((path / BOOKKEEPING / USERS).glob("*.json")):
+        if note.name == note_name(root):
+            continue
+        try:
+            told = json.loads(note.read_text(encoding="utf-8"))
+            users = [user for user in told["used_by"] if not is_of(user, leaving)]
+            if users:
+                yield f"node {told['node']} ({', '.join(users)}; if that node is gone for good, remove {note})"
+        except FileNotFoundError:
+            continue  # it has just stopped using it
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            yield f"a node whose note cannot be read ({note}: {error})"
+
+
+def is_of(user: str, deployment: str) -> bool:
+    """Whether a user, in words, is a release of this deployment."""
+    return user.startswith(f"deployment {deployment} (")
+
+
+def users_of(path: Path, leaving: str = "") -> list[str]:
+    """Who uses a store, in words: releases of this node and of others that share it, and processes.
+
+    Args:
+        leaving: a deployment that is about to be removed: its releases and all processes count as gone.
+    """
+    root = path.parent.parent.parent
+    found = [user for used, user in release_users(root) if used == str(path) and not is_of(user, leaving)]
+    found += noted_users(path, root, leaving)
+    return found if leaving else [*found, *(user for _, user in process_users([str(path)]))]
 
 
 def process_users(paths: Iterable[str]) -> Iterator[tuple[str, str]]:

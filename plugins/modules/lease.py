@@ -104,6 +104,11 @@ taken:
   returned: when state is taken
   type: bool
   sample: true
+not_asked:
+  description: Whether the node was left alone, because the lease of one before it was not to be had.
+  returned: when that is so
+  type: bool
+  sample: true
 lost:
   description: Why this run does not hold the lease; empty where it does.
   returned: when state is held, outside of check mode
@@ -124,6 +129,11 @@ holder:
   returned: when it is read, in the way or was broken
   type: dict
   sample: {who: ann, origin: ops1, verb: deploy, why: new weights, age: 81.3, expires_in: 114.0, state: held}
+mine:
+  description: Whether RV(holder) is this run itself.
+  returned: when it is read
+  type: bool
+  sample: false
 frozen:
   description: Who froze the node, since when and why; null where nobody did.
   returned: when it is read or in the way
@@ -154,7 +164,8 @@ def act(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     if check_mode or state == "read":
         held, frozen = lease.read(path), lease.read_freeze(path)
         holder = held.told(lease.Clock.now()) if held else None
-        return {"changed": False, "taken": True, "holder": holder, "frozen": frozen}
+        mine = bool(held and held.run == given["run"])
+        return {"changed": False, "taken": True, "holder": holder, "frozen": frozen, "mine": mine}
     if state == "taken":
         return {
             "changed": False,

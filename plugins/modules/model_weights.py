@@ -44,9 +44,16 @@ options:
     type: int
     default: 14400
   retries:
-    description: Times that the client is run, and the hub asked for its listing, before the module fails.
+    description: Times that the hub is asked for its listing before the module fails.
     type: int
     default: 3
+  patience:
+    description:
+      - Seconds without a byte from the hub after which the module fails; until then its client is run again and again,
+        with up to a minute in between.
+      - An error that no other try mends, such as a file that is not there or stays wrong, is told at once.
+    type: float
+    default: 600
   deadline:
     description: Seconds that the download may take; the client is stopped then, and what it fetched is kept.
     type: float
@@ -76,10 +83,16 @@ options:
     type: dict
     default: {}
   state:
-    description: Whether the weights are there or not. V(absent) removes only a directory that this module filled.
+    description:
+      - Whether the weights are there or not. V(absent) removes only a directory that this module filled, and leaves one
+        that is used with a warning that says by whom.
     type: str
     choices: [present, absent]
     default: present
+  leaving:
+    description: Deployment that is about to be removed; with O(state=absent) in check mode it does not count as a user.
+    type: str
+    default: ''
 attributes:
   check_mode:
     description: Reads and hashes as needed, asks no hub, writes nothing.
@@ -211,6 +224,7 @@ def main() -> None:
             "expected_bytes": {"type": "int", "default": 0},
             "total_timeout": {"type": "int", "default": 14400},
             "retries": {"type": "int", "default": 3},
+            "patience": {"type": "float", "default": 600},
             "deadline": {"type": "float", "default": 86400},
             "verify": {"type": "str", "choices": ["cheap", "full"], "default": "cheap"},
             "progress_file": {"type": "path", "default": ""},
@@ -218,13 +232,14 @@ def main() -> None:
             "bytes_per_second": {"type": "int", "default": 0},
             "spread": {"type": "dict", "default": {}},
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+            "leaving": {"type": "str", "default": ""},
         },
         supports_check_mode=True,
     )
-    state = module.params.pop("state")
+    state, leaving = module.params.pop("state"), module.params.pop("leaving")
     request = Request.of(module.params)
     try:
-        result = ensure(request, state, module.check_mode)
+        result = ensure(request, state, module.check_mode, leaving)
     except WeightsError as error:
         module.fail_json(msg=str(error), **error.facts)
     except OSError as error:

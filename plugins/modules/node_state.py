@@ -56,10 +56,29 @@ options:
     description: As for M(stepladder.core.release).
     type: int
     default: 3
-  full_check_below_bytes:
-    description: Size of a model up to which all of it is read again.
-    type: int
-    default: 1000000000
+  weights:
+    description: How the node's weights are wanted and checked.
+    type: dict
+    suboptions:
+      include:
+        description: As for M(stepladder.core.model_weights).
+        type: list
+        elements: str
+        default: []
+      exclude:
+        description: As for M(stepladder.core.model_weights).
+        type: list
+        elements: str
+        default: []
+      verify:
+        description: V(full) is a reason by itself; all of them is read where the progress is shown.
+        type: str
+        choices: [cheap, full]
+        default: cheap
+      full_check_below_bytes:
+        description: Size of a model up to which all of it is read again.
+        type: int
+        default: 1000000000
   ask_timeout:
     description: Seconds to wait for one token from a process that calls itself ready; V(0) does not ask.
     type: float
@@ -89,6 +108,11 @@ reasons:
   type: list
   elements: str
   sample: ["vllm-0: stopped, not running"]
+weights_complete:
+  description: Whether the weights are there as wanted.
+  returned: always
+  type: bool
+  sample: true
 current:
   description: The release that is current, null where there is none.
   returned: always
@@ -123,6 +147,13 @@ import os
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.stepladder.core.plugins.module_utils import node_state, release
 
+WEIGHTS_SPEC = {
+    "include": {"type": "list", "elements": "str", "default": []},
+    "exclude": {"type": "list", "elements": "str", "default": []},
+    "verify": {"type": "str", "choices": ["cheap", "full"], "default": "cheap"},
+    "full_check_below_bytes": {"type": "int", "default": 1_000_000_000},
+}
+
 
 def main() -> None:
     """Look once and answer."""
@@ -138,7 +169,7 @@ def main() -> None:
             "supervisorctl": {"type": "list", "elements": "str", "default": []},
             "described_by": {"type": "str", "default": ""},
             "keep": {"type": "int", "default": 3, "no_log": False},
-            "full_check_below_bytes": {"type": "int", "default": 1_000_000_000},
+            "weights": {"type": "dict", "options": WEIGHTS_SPEC, "apply_defaults": True},
             "ask_timeout": {"type": "float", "default": 30.0},
         },
         supports_check_mode=True,

@@ -191,7 +191,7 @@ actions:
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.stepladder.core.plugins.module_utils import node_state, release
+from ansible_collections.stepladder.core.plugins.module_utils import node_state, release, weights_store
 
 PROCESS_SPEC = {
     "name": {"type": "str", "required": True},
@@ -212,6 +212,14 @@ def described_now(given: dict[str, Any]) -> dict[str, str]:
     state_directory = place.rpartition("/")[0]
     paths = node_state.described_files(given["manager"], given["units"], state_directory, name)
     return {"described_by": given["described_by"], **{path: node_state.digest(path) for path in paths}}
+
+
+def note_users(module: AnsibleModule) -> None:
+    """Tell other nodes that share a store of weights who points at it."""
+    state_directory = module.params["path"].rstrip("/").rpartition("/deployments/")[0]
+    if state_directory and not module.check_mode:
+        for fault in weights_store.note_users(state_directory):
+            module.warn(f"That a release uses {fault}, could not be noted there: nodes that share it may remove it.")
 
 
 def main() -> None:
@@ -252,6 +260,7 @@ def main() -> None:
     try:
         if given["state"] == "absent":
             answer = release.absent(path, module.check_mode, given["lock_deadline"])
+            note_users(module)
         elif given["state"] == "dropped":
             answer = release.drop(path, module.check_mode, given["lock_deadline"])
         elif given["state"] in (release.PROVEN, release.FAILED):
@@ -272,6 +281,7 @@ def main() -> None:
             diff = release.diff_of(path, plan_id, release.current_release(path), processes)
             found, steps = release.converge(path, wanted, given["keep"], module.check_mode, given["lock_deadline"])
             answer = {**release.result_of(found, wanted, steps, before), "diff": diff}
+            note_users(module)
     except (release.ReleaseError, OSError) as error:
         module.fail_json(msg=str(error))
     module.exit_json(**answer)

@@ -10,7 +10,8 @@ version_added: 0.2.0
 description:
   - A store is one revision of a model, C(<state directory>/models/<owner>--<name>/<revision>).
   - A store is in use while a release of any deployment points at it, those to go back to included, or while a process
-    has its files open or mapped or was started with its path.
+    has its files open or mapped or was started with its path. Other nodes that share the store's file system note their
+    releases in it.
   - Nothing is removed when one of the stores named is in use or is none.
 author:
   - Stepladder contributors (@stepladder)
@@ -52,6 +53,7 @@ stores:
   elements: dict
   sample:
     - path: /var/lib/stepladder/models/stepfun-ai--Step-3.5-Flash/master
+      inode: 131075
       complete: true
       bytes: 212500000000
       set_aside_bytes: 0

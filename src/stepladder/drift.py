@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 REASONS_SHOWN = 6
+MOST_GIVERS = 4  # that together fill the link of a node that takes; the others serve on undisturbed
 
 
 def work(
@@ -21,8 +22,8 @@ def work(
         force: whether nodes change that are as wanted.
 
     Returns:
-        `changing` nodes, all ranks of a replica or none; `dropped` ones that run a release and have no part in the
-        plan; `lines` that say why.
+        `changing` nodes, all ranks of a replica or none; `giving` ones that are as wanted and give their weights to
+        those that lack them; `dropped` ones that run a release and have no part in the plan; `lines` that say why.
     """
     hosts = [*planned, *(host for host in known if host not in planned and variables[host].get("release_seen"))]
     seen = {host: variables[host].get("release_seen") or {} for host in hosts}
@@ -42,7 +43,25 @@ def work(
         if host not in planned and "current" not in seen[host]
     ]
     lines += strangers(seen, known)
-    return {"changing": [host for host in planned if host in changing], "dropped": [*dropped], "lines": lines}
+    return {
+        "changing": [host for host in planned if host in changing],
+        "giving": givers({host: bool(seen[host].get("weights_complete")) for host in planned}, changing),
+        "dropped": [*dropped],
+        "lines": lines,
+    }
+
+
+def givers(complete: Mapping[str, bool], changing: Collection[str]) -> list[str]:
+    """Nodes that do not change and give their weights to those that lack them; none where nobody lacks any.
+
+    Args:
+        complete: by planned node whether its weights are as wanted.
+        changing: nodes that change; those of them that lack nothing give, too.
+    """
+    if all(complete[host] for host in changing):
+        return []
+    enough = MOST_GIVERS - sum(complete[host] for host in changing)
+    return [host for host, whole in complete.items() if whole and host not in changing][: max(0, enough)]
 
 
 def strangers(seen: Mapping[str, Mapping[str, Any]], known: Sequence[str]) -> list[str]:

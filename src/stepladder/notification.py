@@ -40,6 +40,7 @@ LONGEST_TEXT = 2000
 ENDINGS: dict[int, str] = {
     ExitStatus.WENT_BACK: "the new release failed, the one before serves again",
     ExitStatus.NO_WAY_BACK: "the new release failed, and none was brought back",
+    ExitStatus.NOT_DRAINED: "a replica could not be taken out of rotation, those after it run on as they did",
 }
 
 

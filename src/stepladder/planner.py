@@ -136,6 +136,14 @@ def settle(request: PlanRequest, catalogue: Catalogue) -> Setting:
         broken.append(
             Violation(f"{engine.title} and {variant.modelscope}", reason, f"Choose one of: {_served_variants(model)}.")
         )
+    if variant and deployment.weights_source == "huggingface" and not variant.huggingface:
+        broken.append(
+            Violation(
+                "weights from HuggingFace",
+                f"the catalogue knows no repository of {variant.modelscope} there",
+                "Take model_weights_source: modelscope, or add 'huggingface' to the variant in catalog/models/.",
+            )
+        )
     if broken or not (model and variant and engine and gpu and release):
         raise PlanRefusedError(broken)
     deployment = deployment.model_copy(update={"features": _offered(deployment, engine)})
@@ -287,12 +295,15 @@ def _tools(request: PlanRequest, catalogue: Catalogue) -> Venv:
 
 
 def _weights(request: PlanRequest, setting: Setting) -> Weights:
-    variant = setting.variant
-    folder = variant.modelscope.replace("/", "--")
+    variant, wish = setting.variant, request.deployment
+    on_huggingface = wish.weights_source == "huggingface"
+    model_id = (variant.huggingface if on_huggingface else None) or variant.modelscope
+    folder, revision = model_id.replace("/", "--"), wish.revision or variant.revision
     return Weights(
-        model_id=variant.modelscope,
-        revision=variant.revision,
-        path=f"{request.state_directory}/models/{folder}/{variant.revision}",
+        model_id=model_id,
+        # The hubs call the branch that a repository begins with by two names.
+        revision="main" if on_huggingface and revision == "master" else revision,
+        path=f"{request.state_directory}/models/{folder}/{revision}",
         bytes=variant.bytes_on_disk,
         endpoint=request.deployment.weights_endpoint,
     )

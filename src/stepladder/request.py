@@ -115,6 +115,7 @@ def _read_list_of_rules(value: object) -> object:
 class Deployment(Wish):
     """What is to be served, by which engine, and how.
 
+    `revision` of the model's repository is a tag, a commit or a branch; none is the branch that it begins with.
     `context_length` in tokens (none: the model's own); `concurrency` is the number of full-length sequences that the
     KV cache should hold at once; `port` none takes the engine's own. `image` takes the place of the catalogue's, by
     tag, digest or both. `bind_address` private is the node's own address.
@@ -137,6 +138,8 @@ class Deployment(Wish):
     install: Literal["auto", "venv", "container"] = "auto"
     image: Annotated[str | None, Field(pattern=IMAGE, max_length=400)] = None
     accept_unsafe_version: bool = False
+    revision: Annotated[str | None, Field(pattern=r"^[A-Za-z0-9][\w.\-]{0,127}$")] = None
+    weights_source: Literal["modelscope", "huggingface", "directory", "archive"] = "modelscope"
     weights_endpoint: Annotated[str | None, Field(pattern=r"^https?://[^\s/]+(/\S*)?$")] = None
     extra_arguments: tuple[Word, ...] = ()
     extra_environment: dict[VariableName, Text] = {}

@@ -15,6 +15,7 @@ from stepladder.plan import Candidate, Gateway, MemoryTable, NodePlan, Note, Pla
 from stepladder.units import longest_stop
 
 WIDTH = 110
+BRANCHES = ("master", "main")  # of a revision that nobody chose
 
 
 def human(plan: Plan) -> str:
@@ -119,7 +120,7 @@ def _head_rows(plan: Plan) -> list[tuple[str, str]]:
     chosen = plan.deployment
     return [
         ("deployment", chosen.name),
-        ("model", f"{chosen.model_title} ({chosen.variant}), {plan.nodes[0].weights.model_id}"),
+        ("model", f"{chosen.model_title} ({chosen.variant}), {plan.nodes[0].weights.model_id}{_at_revision(plan)}"),
         ("engine", f"{chosen.engine} {chosen.engine_version} ({chosen.platform}, {chosen.install})"),
         ("layout", f"{chosen.topology}, {chosen.parallel}, {chosen.replicas} replica(s)"),
         ("features", ", ".join(chosen.features) or "none"),
@@ -134,7 +135,10 @@ def _head_rows(plan: Plan) -> list[tuple[str, str]]:
 def _redeploy(plan: Plan) -> str:
     """What clients see of one."""
     if plan.deployment.replicas > 1:
-        return "goes replica by replica (deploy_max_unavailable), the others answer meanwhile"
+        return (
+            "one replica after the other (deploy_max_unavailable), the others answering, unless one gets another node, "
+            "port or GPUs: -e plan_diff=true tells"
+        )
     stop = longest_stop([process.model_dump() for node in plan.nodes for process in node.processes])
     start = plan.nodes[0].load_deadline_seconds
     text = f"stops the only replica: nothing answers until it is ready again, {stop + start:,} s at most"
@@ -273,6 +277,11 @@ def _argument_lines(argv: tuple[str, ...]) -> list[str]:
         else:
             lines.append(shlex.quote(word))
     return lines
+
+
+def _at_revision(plan: Plan) -> str:
+    revision = plan.nodes[0].weights.revision
+    return "" if revision in BRANCHES else f"@{revision}"
 
 
 def removal(variables: Mapping[str, Any], hosts: Sequence[str], with_weights: bool, with_environments: bool) -> str:

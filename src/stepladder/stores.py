@@ -17,36 +17,64 @@ HASH_DIGITS = 16
 NO_CODE = "none"
 LINE = 110
 FRESH_SECONDS = 60
+CLOCKS_DIFFER_SECONDS = 5
 
 
 class CodeError(StepladderError):
     """Code of a model that is not the accepted one."""
 
 
-def removable(stores: Sequence[Mapping[str, Any]], kept: Sequence[str] = ()) -> list[str]:
-    """Paths of stores that nothing uses and that the inventory's own deployment does not name."""
-    return [one["path"] for one in stores if not one["used_by"] and one["path"] not in kept]
-
-
-def prune_text(variables: Mapping[str, Any], hosts: Sequence[str], stores_key: str, remove_key: str) -> str:
-    """Every store of every node with its size, and what will become of it.
+def kept_for(nodes: Mapping[str, Mapping[str, Any]], shared: bool = False) -> dict[str, dict[str, str]]:
+    """By node and path why each store stays; empty for one that this node is to remove.
 
     Args:
-        variables: by host.
-        hosts: nodes concerned.
-        stores_key: variable with the stores as `stepladder.core.weights_stores` lists them.
-        remove_key: variable with the paths to remove.
+        nodes: by name, `stores` as `stepladder.core.weights_stores` lists them and `wanted`, the inventory's own path.
+        shared: whether all nodes' stores are known to lie on one file system. Stores of one path and one inode are
+            taken for the same in any case: that errs on the side of what stays.
     """
+    result: dict[str, dict[str, str]] = {}
+    for name, node in nodes.items():
+        result[name] = {}
+        for one in node["stores"]:
+            same = [
+                other
+                for other in nodes
+                if other == name or any(_is_same(one, each, shared) for each in nodes[other]["stores"])
+            ]
+            reasons = [
+                user if other == name else f"{user} on {other}"
+                for other in same
+                for each in nodes[other]["stores"]
+                if each["path"] == one["path"]
+                for user in each["used_by"]
+            ]
+            if one["path"] in [nodes[other]["wanted"] for other in same]:
+                reasons.append("wanted by the inventory")
+            reasons += [f"{same[0]} removes it"] if not reasons and same[0] != name else []
+            result[name][one["path"]] = ", ".join(dict.fromkeys(reasons))
+    return result
+
+
+def _is_same(one: Mapping[str, Any], other: Mapping[str, Any], shared: bool) -> bool:
+    return bool(one["path"] == other["path"] and (shared or one["inode"] == other["inode"]))
+
+
+def removable(nodes: Mapping[str, Mapping[str, Any]], name: str, shared: bool = False) -> list[str]:
+    """Paths of stores that this node is to remove: nothing uses them, here or on a node that shares them."""
+    return [path for path, why in kept_for(nodes, shared)[name].items() if not why]
+
+
+def prune_text(nodes: Mapping[str, Mapping[str, Any]], shared: bool = False) -> str:
+    """Every store of every node with its size, and what will become of it; the arguments are those of `kept_for`."""
     lines, freed = [], 0
-    for host in hosts:
-        doomed = variables[host].get(remove_key) or []
-        for one in variables[host].get(stores_key) or []:
-            goes = one["path"] in doomed
-            freed += one["bytes"] if goes else 0
+    kept = kept_for(nodes, shared)
+    for name, node in nodes.items():
+        for one in node["stores"]:
+            why = kept[name][one["path"]]
+            freed += 0 if why else one["bytes"]
             state = "complete" if one["complete"] else "unfinished"
-            why = ", ".join(one["used_by"]) or "wanted by the inventory"
-            fate = "will be removed" if goes else f"stays: {why}"
-            lines.append(f"{host}: {one['path']} ({gigabytes(one['bytes'])}, {state}) {fate}")
+            fate = f"stays: {why}" if why else "will be removed"
+            lines.append(f"{name}: {one['path']} ({gigabytes(one['bytes'])}, {state}) {fate}")
     if not lines:
         return "There are no weights on these nodes."
     return "\n".join([*lines, f"{gigabytes(freed)} will be freed." if freed else "Nothing is to be removed."])
@@ -64,9 +92,16 @@ def progress_text(host: str, stores: Sequence[Mapping[str, Any]], now: datetime 
         if one["complete"] and (age is None or age > FRESH_SECONDS):
             continue
         text = told.get("text") or "nothing told yet"
-        since = "" if age is None else f" ({age:.0f} s ago)" if age <= FRESH_SECONDS else f" (last told {told['at']})"
-        lines.append(f"{host}: weights {one['path']}: {text}{since}")
+        lines.append(f"{host}: weights {one['path']}: {text}{_since(age, told)}")
     return "\n".join(lines)
+
+
+def _since(age: float | None, told: Mapping[str, Any]) -> str:
+    if age is None:
+        return ""
+    if age < -CLOCKS_DIFFER_SECONDS:
+        return f" (told {told['at']} by the node's clock, which is {-age:.0f} s ahead of the one here)"
+    return f" ({max(age, 0):.0f} s ago)" if age <= FRESH_SECONDS else f" (last told {told['at']})"
 
 
 def begun_text(nodes: Sequence[str], deadline: float) -> str:

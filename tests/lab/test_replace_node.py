@@ -43,12 +43,21 @@ def answers(lab: RealLab, seconds: float) -> bool:
     return False
 
 
+def served(lab: RealLab) -> list[str]:
+    """The requests for files of the model that the stand-in hub, which is on node1, has answered so far."""
+    log = lab.ssh("node1", "cat /var/lib/stepladder/deployments/rehearsal-hub/logs/*.log").stdout
+    return [line for line in log.splitlines() if "FilePath=" in line]
+
+
 def test_a_spare_node_takes_the_place_of_a_dead_one(three: RealLab) -> None:
     deployed = Deployed(
         three, deployment_engine="transformers", deployment_replicas=2, gateway_api_keys_file=f"{three.state}/keys"
     )
     deployed.deploy()
     assert deployed.status() == {("node1", "transformers-0"): "ready", ("node2", "transformers-1"): "ready"}
+
+    before = served(three)
+    assert before, "the hub's log tells of no file that was fetched"
 
     refused = three.play("replace-node", *deployed.arguments, "-e", "node=node2", "-e", "by=node1", check=False)
     assert refused.returncode != 0
@@ -60,6 +69,7 @@ def test_a_spare_node_takes_the_place_of_a_dead_one(three: RealLab) -> None:
     exchange = three.play("replace-node", *deployed.arguments, "-e", "node=node2", "-e", "by=node3")
     NOTED.append(f"replace-node: a dead node's place is taken in {time.monotonic() - started:.0f} s")
     assert PASSED.search(exchange.stdout), exchange.stdout[-3000:]
+    assert served(three) == before, "the hub gave bytes of a file that node1 has"
     assert 'Write deployment_replaced: {"node2": "node3"} into the inventory' in exchange.stdout
     taken = {("node1", "transformers-0"): "ready", ("node3", "transformers-1"): "ready"}
     assert taken.items() <= deployed.status().items()

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.stepladder.core.plugins.module_utils import node_state, release
+from ansible_collections.stepladder.core.plugins.module_utils import node_state, release, weights
+from ansible_collections.stepladder.core.plugins.module_utils.weights_request import Request
 
 from stepladder import contents, drift
 from stepladder.errors import CatalogueError
@@ -32,7 +34,8 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         "path": "a.bin", "size": 4, "mtime_ns": stat.st_mtime_ns, "inode": stat.st_ino,
         "sha256": node_state.digest(str(weights / "a.bin")),
     }  # fmt: skip
-    manifest = json.dumps({"format_version": 2, "files": [proven]})
+    head = {"format_version": 2, "model_id": "o/m", "revision": "r", "include": [], "exclude": []}
+    manifest = json.dumps({**head, "files": [proven]})
     (weights / ".stepladder/manifest.json").write_text(manifest)
     marker = {"format_version": 1, "manifest_sha256": hashlib.sha256(manifest.encode()).hexdigest()}
     (weights / ".stepladder/complete").write_text(json.dumps(marker))
@@ -49,7 +52,7 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         "state_directory": str(tmp_path), "deployment": "d", "slice": kept, "launchers": {}, "manager": "supervisor",
         "processes": [{"name": "vllm-0", "argv": ["/bin/true"], "env": {"A": 1}}], "described_by": "m1",
         "units": [{"name": "vllm-0", "unit": "d-vllm-0"}], "supervisorctl": [], "keep": 3,
-        "full_check_below_bytes": 100, "ask_timeout": 1.0,
+        "weights": {"include": [], "exclude": [], "verify": "cheap", "full_check_below_bytes": 100}, "ask_timeout": 1.0,
     }  # fmt: skip
     unit = tmp_path / "supervisor/conf.d/d.conf"
     unit.parent.mkdir(parents=True)
@@ -72,6 +75,7 @@ def reasons(given: dict[str, Any], **more: Any) -> list[str]:
 def test_a_node_as_wanted_has_no_reasons_and_names_its_members(node: dict[str, Any]) -> None:
     answer = node_state.look(node, {})
     assert (answer["reasons"], answer["current"], answer["members"]) == ([], "p1", ["n0", "n1"])
+    assert answer["weights_complete"]
     assert node_state.look({**node, "slice": {}}, {})["current"] == "p1"
 
 
@@ -112,6 +116,7 @@ RUN = "deployments/d/releases/p1/vllm-0/run"
 def test_what_was_changed_is_named(node: dict[str, Any], change: Any, expected: list[str]) -> None:
     change(Path(node["state_directory"]))
     assert reasons(node) == expected
+    assert node_state.look(node, {})["weights_complete"] == (not expected[0].startswith("weights"))
 
 
 def test_other_wishes_are_named(node: dict[str, Any]) -> None:
@@ -123,13 +128,50 @@ def test_other_wishes_are_named(node: dict[str, Any]) -> None:
     ]
     # Of a large model only size, time stamp and inode are compared.
     flip_and_hide(Path(node["state_directory"], "weights/a.bin"))
-    assert reasons(node, full_check_below_bytes=3) == []
+    assert reasons(node, weights={**node["weights"], "full_check_below_bytes": 3}) == []
+
+
+@pytest.mark.parametrize(
+    ("wish", "weights", "expected"),
+    [
+        ({"revision": "v2"}, {}, "the manifest is for revision 'r' instead of 'v2'"),
+        ({"model_id": "o/n"}, {}, "the manifest is for model_id 'o/m' instead of 'o/n'"),
+        ({}, {"exclude": ["*.bin, *.pth"]}, "the manifest is for exclude [] instead of ['*.bin', '*.pth']"),
+        ({}, {"verify": "full"}, "a full check is asked for"),
+    ],
+)
+def test_weights_that_are_wanted_otherwise_are_named(
+    node: dict[str, Any], wish: dict[str, str], weights: dict[str, Any], expected: str
+) -> None:
+    node["slice"]["node"]["weights"].update(wish)
+    told = node_state.weights_reasons(node["slice"]["node"]["weights"], {**node["weights"], **weights})
+    assert told == [f"weights {node['state_directory']}/weights: {expected}"]
 
 
 def test_remade_weights_and_environments_are_another_command(node: dict[str, Any]) -> None:
     manifest = Path(node["state_directory"], "weights/.stepladder/manifest.json")
     processes = [{**node["processes"][0], "started_from": [str(manifest)]}]
     assert reasons(node, processes=processes) == ["release: files differ from what they are made of: vllm-0/run"]
+
+
+def test_touched_weights_are_the_same_command_and_mended_ones_another(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "config.json").write_text("{}")
+    (source / "SHA256SUMS").write_text(f"{node_state.digest(str(source / 'config.json'))}  config.json\n")
+    path = tmp_path / "models" / "o--m" / "r"
+    wish = Request("o/m", str(path), "r", source="directory", source_path=str(source))
+    weights.ensure(wish, "present")
+    command = {"argv": ["/bin/true"], "started_from": [str(path / ".stepladder/manifest.json")]}
+    before = release.fingerprint(command)
+    (path / "config.json").touch()
+    assert weights.ensure(wish, "present")["changed"]
+    assert release.fingerprint(command) == before
+    time.sleep(1.1)  # the manifest tells seconds
+    (path / "config.json").chmod(0o600)
+    (path / "config.json").write_text("[]")
+    assert weights.ensure(wish, "present")["changed"]
+    assert release.fingerprint(command) != before
 
 
 def process(**changes: Any) -> dict[str, Any]:
@@ -203,7 +245,30 @@ def test_work(
     nodes: dict[str, Any], planned: str, force: bool, changing: list[str], dropped: list[str], lines: list[str]
 ) -> None:
     found = drift.work(nodes, list(planned), list(nodes), force)
-    assert found == {"changing": changing, "dropped": dropped, "lines": lines}
+    assert found == {"changing": changing, "giving": [], "dropped": dropped, "lines": lines}
+
+
+WHOLE, LACKS = seen(weights_complete=True), seen("weights: no complete manifest", weights_complete=False)
+GIVERS = {
+    "nobody changes": ({"a": WHOLE, "b": WHOLE}, []),
+    "who changes lacks nothing": ({"a": WHOLE, "b": seen("stopped", weights_complete=True)}, []),
+    "one is added": ({"a": WHOLE, "b": WHOLE, "c": LACKS}, ["a", "b"]),
+    "all are new": ({"a": LACKS, "b": LACKS}, []),
+    "a large fleet": ({**dict.fromkeys("abcdef", WHOLE), "g": LACKS}, ["a", "b", "c", "d"]),
+    "one that changes has them": (
+        {**dict.fromkeys("abcdef", WHOLE), "g": LACKS, "h": seen("stopped", weights_complete=True)}, ["a", "b", "c"],
+    ),
+    "a rank changes with the one that lacks them": (
+        {"a": WHOLE, "b": seen(ranks=("b", "c"), weights_complete=True),
+         "c": seen("weights", ranks=("b", "c"), weights_complete=False)}, ["a"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("nodes", "giving"), GIVERS.values(), ids=GIVERS)
+def test_who_gives_weights_to_nodes_that_lack_them(nodes: dict[str, Any], giving: list[str]) -> None:
+    found = drift.work(nodes, [*nodes], [*nodes])
+    assert (found["giving"], set(found["giving"]) & set(found["changing"])) == (giving, set())
 
 
 def test_report() -> None:

@@ -82,6 +82,18 @@ def test_what_stays_open_is_said(wish: dict[str, Any] | None, deployment: dict[s
     assert any(text in note.text for note in plan.notes if note.kind == "warning")
 
 
+def test_a_deploy_that_waits_less_than_the_gateway_allows_is_warned_of() -> None:
+    plan = plan_for({"hosts": [{"name": "gw", "address": "198.18.0.1"}]}, replicas=2).as_document()
+    assert gateway.drain_warning(plan, 600) == (
+        "Warning: an answer may be silent for 3600 s (gateway_answer_seconds), and a deploy waits 600 s for those of a "
+        "replica (deploy_drain_seconds): one that takes longer stops it before that replica, with exit status 23. To "
+        "wait as long: -e deploy_drain_seconds=3600"
+    )
+    assert gateway.drain_warning(plan, 3600) == ""
+    assert gateway.drain_warning({**plan, "deployment": {"replicas": 1}}, 600) == ""
+    assert gateway.drain_warning({**plan, "gateway": None}, 600) == ""
+
+
 @pytest.mark.parametrize(
     ("wish", "deployment", "host"),
     [

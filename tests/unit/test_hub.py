@@ -210,6 +210,22 @@ def test_ranges(asked: str, status: int, part: slice, content_range: str | None,
     assert headers["X-Linked-ETag"] == hashlib.sha256(FILES[WEIGHTS]).hexdigest()
 
 
+def test_another_revision_has_its_own_files_and_an_unknown_one_is_said(served: hub.Hub, root: Path) -> None:
+    folder = root / f"{MODEL}@v2"
+    folder.mkdir()
+    (folder / "config.json").write_bytes(b"second")
+    listed_files = listed(served, "Revision=v2&Recursive=True")
+    assert list(listed_files) == ["config.json"]
+    assert get(served, f"/api/v1/models/{MODEL}/repo?Revision=v2&FilePath=config.json")[2] == b"second"
+    assert get(served, f"/{MODEL}/resolve/v2/config.json")[2] == b"second"
+    assert "second" not in str(get_file(served, "config.json")[2])
+    status, _, body = get(served, f"/api/v1/models/{MODEL}/repo/files?Revision=v3")
+    assert (status, json.loads(body)["Message"]) == (
+        404, f"{MODEL} has no revision 'v3', this hub serves 'master' and 'v2' only",
+    )  # fmt: skip
+    assert get(served, f"/api/models/{MODEL}/tree/v3")[0] == 404
+
+
 def test_a_cut_breaks_the_connection_once(served: hub.Hub) -> None:
     served.faults.cut(f"{MODEL}/{WEIGHTS}", after_bytes=1000)
     # A connection that the client means to keep: were it left open, the client would wait for the rest.

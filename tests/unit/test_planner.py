@@ -550,6 +550,48 @@ def test_a_slice_holds_one_node_and_what_all_share() -> None:
     assert (kept["plan_id"], kept["node"]["name"], kept["deployment"]["engine"]) == (plan.id, "n1", "vllm")
 
 
+REVISIONS = {
+    "none": ({}, "stepfun-ai/step3", "master", STEP3),
+    "pinned": ({"revision": "v1.1"}, "stepfun-ai/step3", "v1.1", STEP3.replace("master", "v1.1")),
+    "HuggingFace": ({"weights_source": "huggingface"}, "stepfun-ai/step3", "main", STEP3),
+    "HuggingFace, pinned": (
+        {"weights_source": "huggingface", "revision": "0a1b2c3"}, "stepfun-ai/step3", "0a1b2c3",
+        STEP3.replace("master", "0a1b2c3"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("wish", "model_id", "revision", "path"), REVISIONS.values(), ids=REVISIONS)
+def test_the_revision_is_that_of_the_inventory(wish: dict[str, str], model_id: str, revision: str, path: str) -> None:
+    plan = plan_for(**wish)
+    weights = plan.nodes[0].weights
+    assert (weights.model_id, weights.revision, weights.path) == (model_id, revision, path)
+    assert (f"stepfun-ai/step3@{revision}" in human(plan)) == ("revision" in wish)
+    assert path in command(plan, 0, -1)
+
+
+def test_huggingfaces_own_name_is_asked_for_there_and_one_that_it_has_not_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = CATALOGUE.models["step3"]
+    named = {**model.variants, "bf16": model.variants["bf16"].model_copy(update={"huggingface": "stepfun/Step3"})}
+    monkeypatch.setitem(CATALOGUE.models, "step3", model.model_copy(update={"variants": named}))
+    weights = plan_for(weights_source="huggingface").nodes[0].weights
+    assert (weights.model_id, weights.path) == ("stepfun/Step3", "/var/lib/stepladder/models/stepfun--Step3/master")
+    with pytest.raises(PlanRefusedError) as error:
+        plan_for(8, model="step-3.5-flash", variant="int8", weights_source="huggingface")
+    assert (
+        "weights from HuggingFace: the catalogue knows no repository of stepfun-ai/Step-3.5-Flash-INT8 there. Take "
+        "model_weights_source: modelscope, or add 'huggingface' to the variant in catalog/models/."
+    ) in str(error.value)
+
+
+@pytest.mark.parametrize("revision", ["refs/pr/1", "--force", "..", "a b", "v1\n"])
+def test_what_is_no_revision_is_refused(revision: str) -> None:
+    with pytest.raises(PlanRefusedError, match="variable deployment_revision"):
+        plan_for(revision=revision)
+
+
 DIGEST = "0123456789ab"
 CACHED = [
     ({}, r"vllm-0\.33\.0-cuda-[0-9a-f]+-h200"),

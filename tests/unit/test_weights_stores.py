@@ -12,7 +12,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from ansible_collections.stepladder.core.plugins.module_utils import weights, weights_lease, weights_manifest
+from ansible_collections.stepladder.core.plugins.module_utils import (
+    weights,
+    weights_lease,
+    weights_manifest,
+    weights_store,
+)
 from ansible_collections.stepladder.core.plugins.module_utils.progress import ProgressFile
 from ansible_collections.stepladder.core.plugins.module_utils.weights_progress import Progress, read_state
 from ansible_collections.stepladder.core.plugins.module_utils.weights_request import Request, WeightsError
@@ -93,21 +98,136 @@ def test_a_store_that_a_process_uses_stays(tmp_path: Path, how: str) -> None:
     assert prune(str(tmp_path), [str(path)]) == [str(path)]
 
 
-def test_what_may_go_and_what_is_said_of_it() -> None:
-    found = [
-        {"path": "/m/a", "used_by": ["deployment x (runs)"], "bytes": 10**9, "complete": True},
-        {"path": "/m/b", "used_by": [], "bytes": 2 * 10**9, "complete": False},
-        {"path": "/m/c", "used_by": [], "bytes": 10**9, "complete": True},
-    ]
-    assert stores.removable(found, ["/m/c"]) == ["/m/b"]
-    said = stores.prune_text({"n1": {"s": found, "r": ["/m/b"]}, "n2": {}}, ["n1", "n2"], "s", "r")
-    assert said.splitlines() == [
-        "n1: /m/a (1.0 GB, complete) stays: deployment x (runs)",
-        "n1: /m/b (2.0 GB, unfinished) will be removed",
-        "n1: /m/c (1.0 GB, complete) stays: wanted by the inventory",
-        "2.0 GB will be freed.",
-    ]
-    assert stores.prune_text({"n1": {}}, ["n1"], "s", "r") == "There are no weights on these nodes."
+def on_another_node(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(weights_store.socket, "gethostname", lambda: name)
+
+
+def test_a_store_that_nodes_share_stays_while_one_of_them_uses_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = {name: tmp_path / name for name in ("n1", "n2")}
+    path = fill(nodes["n1"], "x--y", "v1")
+    nodes["n2"].mkdir()
+    (nodes["n2"] / "models").symlink_to(nodes["n1"] / "models")
+    deploy(nodes["n1"], "step", path)
+    on_another_node(monkeypatch, "n1")
+    assert weights_store.note_users(str(nodes["n1"])) == weights_store.note_users(str(nodes["n1"])) == []
+    # A run that knows nothing of n1.
+    on_another_node(monkeypatch, "n2")
+    seen = nodes["n2"] / "models" / "x--y" / "v1"
+    note = next((seen / ".stepladder/users").iterdir())
+    user = f"node n1 (deployment step (runs); if that node is gone for good, remove {note})"
+    assert [one.used_by for one in find_stores(str(nodes["n2"]))] == [(user,)]
+    with pytest.raises(WeightsError, match=r"v1 is used by node n1 \(deployment step \(runs\)"):
+        prune(str(nodes["n2"]), [str(seen)])
+    wish = Request("x/y", str(seen), "v1", source="directory", source_path=str(nodes["n1"] / "carried" / "v1"))
+    left = weights.ensure(wish, "absent")
+    assert (left["changed"], left["warnings"]) == (
+        False, [f"{seen} stays: {user} uses it. 'weights-prune' removes it once nothing does."],
+    )  # fmt: skip
+    # What a check says before a deployment goes, and what is so once it went.
+    assert weights.ensure(wish, "absent", check_mode=True, leaving="step")["changed"]
+    assert not weights.ensure(wish, "absent", check_mode=True, leaving="other")["changed"]
+    subprocess.run(["rm", "-rf", str(nodes["n1"] / "deployments")], check=True)
+    on_another_node(monkeypatch, "n1")
+    weights_store.note_users(str(nodes["n1"]))
+    assert prune(str(nodes["n2"]), [str(seen)]) == [str(seen)]
+
+
+def test_a_store_stays_where_a_release_to_go_back_to_uses_it(tmp_path: Path) -> None:
+    path = fill(tmp_path, "x--y", "v1")
+    deploy(tmp_path, "step", path, current=False)
+    wish = Request("x/y", str(path), "v1", source="directory", source_path=str(tmp_path))
+    (warning,) = weights.ensure(wish, "absent")["warnings"]
+    assert warning.startswith(f"{path} stays: deployment step (release aa, to go back to) uses it.")
+    assert path.exists()
+
+
+def test_a_note_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    path = fill(tmp_path, "x--y", "v1")
+    deploy(tmp_path, "step", path)
+    (path / ".stepladder" / "users").write_text("")
+    assert weights_store.note_users(str(tmp_path)) == [f"{path}: File exists"]
+
+
+RUNS = "deployment x (runs)"
+
+
+def store(path: str, inode: int, *used_by: str, gigabytes: int = 1, complete: bool = True) -> dict:
+    return {"path": path, "inode": inode, "used_by": [*used_by], "bytes": gigabytes * 10**9, "complete": complete}
+
+
+FATES = {
+    "one node": (
+        {"n1": ("/m/c", [store("/m/a", 1, RUNS), store("/m/b", 2, gigabytes=2, complete=False), store("/m/c", 3)])},
+        False,
+        {"n1": ["/m/b"]},
+        [
+            "n1: /m/a (1.0 GB, complete) stays: deployment x (runs)",
+            "n1: /m/b (2.0 GB, unfinished) will be removed",
+            "n1: /m/c (1.0 GB, complete) stays: wanted by the inventory",
+            "2.0 GB will be freed.",
+        ],
+    ),
+    "shared, and another node uses it": (
+        {"n1": ("/m/b", [store("/m/a", 1, RUNS)]), "n2": ("/m/b", [store("/m/a", 1)])},
+        False,
+        {"n1": [], "n2": []},
+        [
+            "n1: /m/a (1.0 GB, complete) stays: deployment x (runs)",
+            "n2: /m/a (1.0 GB, complete) stays: deployment x (runs) on n1",
+            "Nothing is to be removed.",
+        ],
+    ),
+    "shared by what the inventory says, under other inodes": (
+        {"n1": ("/m/b", [store("/m/a", 1, RUNS)]), "n2": ("/m/b", [store("/m/a", 7)])},
+        True,
+        {"n1": [], "n2": []},
+        [
+            "n1: /m/a (1.0 GB, complete) stays: deployment x (runs)",
+            "n2: /m/a (1.0 GB, complete) stays: deployment x (runs) on n1",
+            "Nothing is to be removed.",
+        ],
+    ),
+    "shared, and wanted on another node": (
+        {"n1": ("/m/a", [store("/m/a", 1)]), "n2": ("/m/b", [store("/m/a", 1)])},
+        False,
+        {"n1": [], "n2": []},
+        [
+            "n1: /m/a (1.0 GB, complete) stays: wanted by the inventory",
+            "n2: /m/a (1.0 GB, complete) stays: wanted by the inventory",
+            "Nothing is to be removed.",
+        ],
+    ),
+    "shared, and nobody's: one removes it": (
+        {"n1": ("/m/b", [store("/m/a", 1)]), "n2": ("/m/b", [store("/m/a", 1)])},
+        False,
+        {"n1": ["/m/a"], "n2": []},
+        [
+            "n1: /m/a (1.0 GB, complete) will be removed",
+            "n2: /m/a (1.0 GB, complete) stays: n1 removes it",
+            "1.0 GB will be freed.",
+        ],
+    ),
+    "each its own": (
+        {"n1": ("/m/b", [store("/m/a", 1, RUNS)]), "n2": ("/m/b", [store("/m/a", 2)])},
+        False,
+        {"n1": [], "n2": ["/m/a"]},
+        [
+            "n1: /m/a (1.0 GB, complete) stays: deployment x (runs)",
+            "n2: /m/a (1.0 GB, complete) will be removed",
+            "1.0 GB will be freed.",
+        ],
+    ),
+    "none": ({"n1": ("/m/a", [])}, False, {"n1": []}, ["There are no weights on these nodes."]),
+}
+
+
+@pytest.mark.parametrize(("nodes", "shared", "goes", "said"), FATES.values(), ids=FATES)
+def test_what_may_go_and_what_is_said_of_it(nodes: dict, shared: bool, goes: dict, said: list[str]) -> None:
+    found = {name: {"wanted": wanted, "stores": there} for name, (wanted, there) in nodes.items()}
+    assert {name: stores.removable(found, name, shared) for name in found} == goes
+    assert stores.prune_text(found, shared).splitlines() == said
 
 
 NOW = datetime(2026, 11, 21, 3, 0, 30, tzinfo=UTC)
@@ -118,6 +238,17 @@ PROGRESS = {
         False,
         {**TOLD, "at": "2026-11-21T02:00:00Z"},
         "n1: weights /m: downloaded 1.0 of 2.0 GB (50.0 %) (last told 2026-11-21T02:00:00Z)",
+    ),
+    "the node's clock is ahead": (
+        False,
+        {**TOLD, "at": "2026-11-21T03:02:30Z"},
+        "n1: weights /m: downloaded 1.0 of 2.0 GB (50.0 %) "
+        "(told 2026-11-21T03:02:30Z by the node's clock, which is 120 s ahead of the one here)",
+    ),
+    "hardly": (
+        False,
+        {**TOLD, "at": "2026-11-21T03:00:32Z"},
+        "n1: weights /m: downloaded 1.0 of 2.0 GB (50.0 %) (0 s ago)",
     ),
     "begun": (False, {}, "n1: weights /m: nothing told yet"),
     "complete": (True, TOLD, ""),
@@ -155,6 +286,32 @@ def test_the_table_of_all_nodes() -> None:
     assert (first.left, second.left) == (5.0, None)
     both = weights_live.total_row([first, second])
     assert (both.phase, both.done, both.total, both.rate, both.left) == ("1 of 2 have it", 50, 100, 10, 5.0)
+
+
+def test_other_patterns_are_refused_while_something_uses_the_store(tmp_path: Path) -> None:
+    path = fill(tmp_path, "x--y", "v1")
+    source = str(tmp_path / "carried" / "v1")
+    wish = Request("x/y", str(path), "v1", source="directory", source_path=source, exclude=("*.py",))
+    assert weights.ensure(wish, "present", check_mode=True)["changed"]
+    deploy(tmp_path, "step", path)
+    for call in (
+        lambda: weights.look(wish),
+        lambda: weights.ensure(wish, "present", check_mode=True),
+        lambda: weights.ensure(wish, "present"),
+    ):
+        with pytest.raises(WeightsError) as error:
+            call()
+        assert str(error.value) == (
+            f"{path} is complete with other patterns (the manifest is for exclude [] instead of ['*.py']), and "
+            "deployment step (runs) uses it: files would come and go under it. Give model_weights_include and "
+            "model_weights_exclude as they were; or a commit or a tag as deployment_revision, whose store lies beside "
+            "this one; or remove what uses it first."
+        )
+    assert (path / ".stepladder/complete").exists()
+    # One of another revision under this name is wrong for who uses it, and is mended.
+    weights.ensure(Request("x/y", str(path), "v2", source="directory", source_path=source), "present")
+    subprocess.run(["rm", "-rf", str(tmp_path / "deployments")], check=True)
+    assert weights.ensure(wish, "present")["files"] == 1
 
 
 # ---- the model's own code --------------------------------------------------------------------------------------------

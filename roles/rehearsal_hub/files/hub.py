@@ -3,8 +3,9 @@
 
     hub.py --root DIR --host 127.0.0.1 --port 8100
 
-serves DIR/<owner>/<name>/... as the models <owner>/<name>, revision "master". Names that start with a dot are not
-served. There is no upload and no authentication: a token that a client sends is ignored.
+serves DIR/<owner>/<name>/... as the models <owner>/<name>, revision "master", and DIR/<owner>/<name>@<revision>/... as
+other revisions of them. Names that start with a dot are not served. There is no upload and no authentication: a token
+that a client sends is ignored.
 
 The protocols were read off the clients (modelscope 1.40.2 with modelscope-hub 0.5.1; huggingface_hub 2.4.0, where the
 revision is "main" or "master"). Only the standard library is used, and nothing that Python 3.9 lacks: this runs on a
@@ -183,6 +184,21 @@ class Tree:
                 found[inside.as_posix()] = path
         return found
 
+    def at(self, model: str, revision: str) -> str:
+        """Give the name under which the files of a model's revision are found here.
+
+        Raises:
+            Failure: 404, the model has no such revision
+        """
+        if revision == REVISION:
+            return model
+        others = {path.name.partition("@")[2] for path in (self._root / model).parent.glob(f"{Path(model).name}@*")}
+        if revision not in others:
+            known = " and ".join(repr(name) for name in [REVISION, *sorted(others)])
+            message = f"{model} has no revision {revision!r}, this hub serves {known} only"
+            raise Failure(404, message, NOT_FOUND_CODE, {"X-Error-Code": "RevisionNotFound"})
+        return f"{model}@{revision}"
+
     def digest(self, path: Path) -> str:
         """Give the SHA-256 of a file; it is read again when its size or time of change is another one.
 
@@ -307,9 +323,7 @@ class Handler(BaseHTTPRequestHandler):
         if not match:
             raise Failure(404, f"this hub does not know {url.path}", NOT_FOUND_CODE)
         model, what = match["model"], match["what"]
-        if query.get("Revision", REVISION) != REVISION:
-            message = f"{model} has no revision {query['Revision']!r}, this hub serves {REVISION!r} only"
-            raise Failure(404, message, NOT_FOUND_CODE)
+        model = self.server.tree.at(model, query.get("Revision", REVISION))
         if what == "/repo/files":
             recursive = query.get("Recursive", "True").lower() == "true"
             entries = self.server.tree.listing(model, query.get("Root", "").strip("/"), recursive=recursive)
@@ -324,9 +338,7 @@ class Handler(BaseHTTPRequestHandler):
     def _answer_huggingface(self, asked: dict[str, str]) -> None:
         model, tree = asked["model"], self.server.tree
         if asked["revision"] not in HF_REVISIONS | {tree.commit(model)}:
-            raise Failure(
-                404, f"{model} has no revision {asked['revision']!r}", headers={"X-Error-Code": "RevisionNotFound"}
-            )
+            model = tree.at(model, asked["revision"])
         if "file" in asked:
             self._send_file(model, asked["file"], {"X-Repo-Commit": tree.commit(model)})
         elif asked["what"] == "tree":
