@@ -99,12 +99,12 @@ def _rollout(variables: Mapping[str, Any], hosts: list[str], max_unavailable: An
         raise AnsibleFilterError(str(error)) from error
 
 
-def _foretold(variables: Mapping[str, Any], hosts: list[str], max_unavailable: Any) -> str:
-    """`rollout.foretold` on plain data."""
-    names = ("deployment_slice", "release_slice")
+def _order_text(variables: Mapping[str, Any], hosts: list[str], max_unavailable: Any) -> str:
+    """`difference.order_text` on plain data."""
+    names = ("deployment_slice", "release_slice", "release_seen")
     kept = {host: {name: _plain(variables[host].get(name)) for name in names} for host in hosts}
     try:
-        return rollout.foretold(kept, hosts, max_unavailable)
+        return difference.order_text(kept, hosts, max_unavailable)
     except ValueError as error:
         raise AnsibleFilterError(str(error)) from error
 
@@ -185,6 +185,7 @@ class FilterModule:
             "used_elsewhere": units.used_elsewhere,
             "venv_requirements": contents.venv_requirements,
             "venv_stand_ins": contents.venv_stand_ins,
+            "watchdog_text": units.watchdog_text,
             "watched_units": units.watched_units,
         }
         plain = {name: _on_plain_data(function) for name, function in named.items()}
@@ -213,7 +214,7 @@ class FilterModule:
             "release_is_undrained": way_back.is_undrained,
             "prune_text": leftovers.prune_text,
             "rollout": _rollout,
-            "rollout_foretold": _foretold,
+            "order_text": _order_text,
             "rollout_back_text": rollout.back_text,
             "rollout_goes_on": rollout.goes_on,
             "rollout_is_red": rollout.is_red,

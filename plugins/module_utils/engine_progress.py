@@ -25,6 +25,8 @@ _COUNTERS = re.compile(
 _PENDING = re.compile(
     r"^(?:vllm:num_requests_(?:running|waiting)|sglang:num_(?:running|queue)_reqs)(?:\{[^}]*\})? (\S+)", re.M
 )
+# What clients were given: more than none says that the engine has worked before.
+_GENERATED = re.compile(r"^(?:vllm|sglang):generation_tokens_total(?:\{[^}]*\})? (\S+)", re.M)
 METRICS_TIMEOUT = 5.0
 
 # What a look at the metrics or a probe found.
@@ -37,12 +39,14 @@ UNKNOWN, WORKING, IDLE, SUSPECT, STALLED = "unknown", "working", "idle", "suspec
 class Look:
     """What `/metrics` said. answer: OK, SILENT (no answer in time), REFUSED (nobody listens) or UNSUITABLE.
 
-    progress: sum of what only grows; pending: requests that run or wait. None where the metrics do not say.
+    progress: sum of what only grows; pending: requests that run or wait; generated: tokens since its start. None where
+    the metrics do not say.
     """
 
     answer: str
     progress: float | None = None
     pending: float | None = None
+    generated: float | None = None
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ class Watch:
     A token is proven when a counter moved or a probe was answered. An engine that gave none for `probe_after` seconds
     is asked for one; it is stalled when none was proven for `stall_after` seconds and a probe failed meanwhile. A
     saturated engine moves its counters and is never asked. One that loads refuses connections or says 503, and is not
-    judged until it has given its first token (`armed`).
+    judged until it has given its first token (`armed`), which may have been before anybody looked.
 
     Args:
         stall_after: seconds without a token, of an engine that owes one.
@@ -105,6 +109,7 @@ class Watch:
             elif self._progress is not None and look.progress > self._progress:
                 self._prove(now)
             self._progress = look.progress
+        self._armed = self._armed or bool(look.generated)
         return self.verdict(now)
 
     def probed(self, now: float, probe: Probe) -> Verdict:
@@ -197,12 +202,12 @@ class Observer(threading.Thread):
 
 def read_metrics(text: str) -> Look:
     """The look that an engine's metrics give."""
-    counters, pending = _COUNTERS.findall(text), _PENDING.findall(text)
-    return Look(
-        OK,
-        sum(float(number) for number in counters) if counters else None,
-        sum(float(number) for number in pending) if pending else None,
-    )
+    return Look(OK, *(_sum(pattern, text) for pattern in (_COUNTERS, _PENDING, _GENERATED)))
+
+
+def _sum(pattern: re.Pattern[str], text: str) -> float | None:
+    found = pattern.findall(text)
+    return sum(float(number) for number in found) if found else None
 
 
 def look_at(health: Mapping[str, Any], timeout: float = METRICS_TIMEOUT) -> Look:

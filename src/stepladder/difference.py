@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from stepladder import drift, rollout
 
 # Hashes and what explains a plan rather than being it.
 IGNORED = {"id", "plan_id", "notes", "candidates", "format_version"}
@@ -36,16 +38,59 @@ def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]
     return lines
 
 
-def node_text(host: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    """The difference between what runs on a node and what the plan has for it, as a text."""
+def node_text(host: str, before: Mapping[str, Any], after: Mapping[str, Any], reasons: Sequence[str] = ()) -> str:
+    """The difference between what runs on a node and what the plan has for it, as a text.
+
+    Args:
+        host: inventory name.
+        before: the slice of the release that is current, empty where there is none.
+        after: the slice of the plan.
+        reasons: as `stepladder.core.node_state` gives them for the plan's slice.
+    """
     if not before:
         return f"{host}: nothing is deployed yet."
     lines = difference(before, after)
-    return "\n".join(
-        [f"{host}: against {before['plan_id']}, which runs now:", *(f"  {line}" for line in lines)]
-        if lines
-        else [f"{host}: nothing changes."]
-    )
+    if not lines and not reasons:
+        return f"{host}: nothing changes."
+    if not lines:
+        return "\n".join([f"{host}: the plan is the same; a deploy puts right:", *(f"  {line}" for line in reasons)])
+    beside = [reason for reason in reasons if not _follows(reason)]
+    lines = [*lines, *(["beside that a deploy puts right:"] if beside else []), *(f"  {line}" for line in beside)]
+    return "\n".join([f"{host}: against {before['plan_id']}, which runs now:", *(f"  {line}" for line in lines)])
+
+
+def _follows(reason: str) -> bool:
+    """Whether it says no more than that the plan is another one."""
+    return reason.startswith("release: ") or reason.endswith(": runs another command than wanted")
+
+
+def order_text(variables: Mapping[str, Any], hosts: Sequence[str], max_unavailable: Any) -> str:
+    """In which order a deploy would change replicas; empty where none that answers is changed.
+
+    Args:
+        variables: of every host; `deployment_slice` and `release_slice`, what is wanted and what is current;
+            `release_seen` says how the node was found.
+        hosts: the nodes of the plan.
+        max_unavailable: how many replicas that answer may be out at the same time.
+
+    Raises:
+        ValueError: `max_unavailable` is no number of replicas.
+    """
+    changing = drift.work(variables, hosts, hosts)["changing"]
+    text = rollout.foretold(variables, hosts, max_unavailable)
+    if text or not changing:
+        return text
+    # The same plan: what was looked at has the names of what is wanted.
+    seen = {
+        host: {
+            **variables[host],
+            "release_before": variables[host].get("release_slice"),
+            "service_states": (variables[host].get("release_seen") or {}).get("states") or [],
+            "release_ready": True,
+        }
+        for host in hosts
+    }
+    return str(rollout.rollout(seen, changing, max_unavailable, again=False)["text"])
 
 
 def _flat(value: object, path: str = "") -> dict[str, Any]:

@@ -10,6 +10,8 @@ from typing import Any
 from stepladder.engines.common import container_id_file
 from stepladder.plan import ID_DIGITS
 
+# Engines without counters in their metrics.
+UNCOUNTED = {"transformers"}
 # What runs a container's command: goes on with the container of this same command where it still runs, as after
 # Docker was started anew beside it (live-restore), and clears away any other of its name. $1: the container, $2: the
 # file for its id.
@@ -259,3 +261,23 @@ def standalone_slice(name: str, process: Mapping[str, Any], tools_path: str, fin
         "node": {"processes": [{**process, "env": {**process["env"], "PROGRAM_SHA1": fingerprint}}],
                  "tools": {"path": tools_path}},
     }  # fmt: skip
+
+
+def watchdog_text(plan: Mapping[str, Any], mode: str) -> str:
+    """What a watchdog that is wanted cannot do for what is planned, in a line; empty where it can or is not wanted.
+
+    Args:
+        plan: the plan's document.
+        mode: watchdog_mode.
+    """
+    engine = plan["deployment"]["engine"]
+    if mode == "off":
+        return ""
+    if not any(gives_tokens(node) for node in plan["nodes"]) or engine in UNCOUNTED:
+        return f"watchdog_mode {mode}: {engine} counts no tokens, so the watchdog judges it never and restarts nothing."
+    if mode == "restart" and engine != "sglang" and any(node["ranks"] for node in plan["nodes"]):
+        return (
+            "watchdog_mode restart: over several nodes the watchdog only tells of a stall and restarts nothing; run "
+            "'deploy' then, which starts all ranks again."
+        )
+    return ""

@@ -284,6 +284,8 @@ def test_flipped_byte_in_the_weights_is_found_and_fetched_again(local: Local) ->
 def test_port_taken_by_another_process_is_named(local: Local) -> None:
     local.run("stop")
     assert not answers()
+    told = local.run("plan", "-e", "plan_diff=true").stdout
+    assert "localhost: the plan is the same; a deploy puts right:\n  vllm-0: stopped" in told
     squatter = subprocess.Popen(
         [sys.executable, "-m", "http.server", str(PORT), "--bind", "127.0.0.1"],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from stepladder.catalogue import Catalogue
-from stepladder.difference import difference, node_text
+from stepladder.difference import difference, node_text, order_text
 from stepladder.plan import Plan
 from stepladder.planner import make_plan
 from stepladder.request import parse_request
@@ -49,3 +51,41 @@ def test_text_for_a_node() -> None:
     changed = node_text("n0", kept, plan_for(parallel="TP8+EP").slices()["n0"])
     assert changed.splitlines()[0] == f"n0: against {kept['plan_id']}, which runs now:"
     assert "  + node.processes[vllm-0].argv: --tensor-parallel-size 8" in changed
+
+
+def test_what_is_wrong_on_a_node_is_told_where_the_plan_is_the_same() -> None:
+    kept = plan_for(parallel="TP4+EP").slices()["n0"]
+    dead, moved = "vllm-0: stopped, not running", f"release: {kept['plan_id']} is current, x is wanted"
+    assert node_text("n0", kept, kept, [dead, "unit /u: was changed since the release was proven"]).splitlines() == [
+        "n0: the plan is the same; a deploy puts right:",
+        "  vllm-0: stopped, not running",
+        "  unit /u: was changed since the release was proven",
+    ]
+    other = plan_for(parallel="TP8+EP").slices()["n0"]
+    both = node_text("n0", kept, other, [moved, "vllm-0: runs another command than wanted", "environment /v: is gone"])
+    assert both.splitlines()[-2:] == ["  beside that a deploy puts right:", "    environment /v: is gone"]
+    assert "put" not in node_text("n0", kept, other, [moved])
+
+
+WELL = {"running": True, "phase": "ready", "outdated": False}
+DEAD = {"running": False, "phase": "stopped", "outdated": False}
+OLD = {**WELL, "outdated": True}
+
+
+@pytest.mark.parametrize(
+    ("states", "reasons", "text"),
+    [
+        ([WELL, WELL], [], ""),
+        # Nobody loses anything: what does not answer comes first.
+        ([DEAD, WELL], ["vllm-0: stopped, not running"], ""),
+        ([OLD, OLD], ["unit"], "One after the other, while the others answer: replica 0; then replica 1."),
+    ],
+)
+def test_the_order_is_told_where_the_plan_is_the_same(
+    states: list[dict[str, Any]], reasons: list[str], text: str
+) -> None:
+    kept = plan_for(parallel="TP4+EP", replicas=2).slices()["n0"]
+    named = [{"name": f"vllm-{number}", **each} for number, each in enumerate(states)]
+    seen = {"current": kept["plan_id"], "reasons": reasons, "states": named}
+    variables = {"n0": {"deployment_slice": kept, "release_slice": kept, "release_seen": seen}}
+    assert order_text(variables, ["n0"], 1) == text

@@ -143,6 +143,19 @@ def test_one_that_hung_before_anyone_looked_is_found_by_the_gateways_agent() -> 
     assert Simulation(lambda now: Look("ok", 7.0, 4.0), silence, armed=True).run(200).stalled_at[0] <= 120
 
 
+def test_one_that_hung_before_anyone_looked_is_found_where_it_gave_tokens_before() -> None:
+    assert Simulation(lambda now: Look("ok", 7.0, 4.0, 3.0), silence).run(200).stalled_at[0] <= 120
+    # A prompt was read, and no token given yet: it may compile its kernels.
+    assert Simulation(lambda now: Look("ok", 7.0, 4.0, 0.0), silence).run(HOUR).stalled_at == []
+
+
+@pytest.mark.parametrize("step", [1.0, 95.0])
+def test_a_saturated_engine_that_is_first_looked_at_late_is_left_alone(step: float) -> None:
+    """Its requests for a token starve; its counters move every few seconds, or only just in time."""
+    moves = Simulation(lambda now: Look("ok", 500.0 + now // step, 90.0, 400.0 + now // step), silence).run(HOUR)
+    assert moves.stalled_at == []
+
+
 def test_errors_count_as_no_token_and_refusals_of_the_question_do_not() -> None:
     failing = Simulation(lambda now: Look("ok", min(now, 50.0), 1.0), lambda now: Probe("silent", "answered 500"))
     assert failing.run(300).stalled_at
@@ -171,7 +184,8 @@ sglang:generation_tokens_total{model_name="m"} 7.0
 
 
 @pytest.mark.parametrize(
-    ("text", "progress", "pending"), [(VLLM, 1140.0, 5.0), (SGLANG, 62.0, 5.0), ("x 1\n", None, None)]
+    ("text", "found"),
+    [(VLLM, (1140.0, 5.0, 100.0)), (SGLANG, (62.0, 5.0, 7.0)), ("x 1\n", (None, None, None))],
 )
-def test_metrics_are_read(text: str, progress: float | None, pending: float | None) -> None:
-    assert engine_progress.read_metrics(text) == Look("ok", progress, pending)
+def test_metrics_are_read(text: str, found: tuple[float | None, ...]) -> None:
+    assert engine_progress.read_metrics(text) == Look("ok", *found)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,8 @@ def project(tmp_path: Path) -> Path:
     tasks = {name: [note(name)] for name in STAND_INS}
     # A stand-in that fails, as a drain does whose requests do not end.
     tasks["gateway/drain"].append({f"{BUILTIN}.assert": {"that": "breaks | default('no') == 'no'"}})
+    tasks["gateway/undrain"].append({f"{BUILTIN}.assert": {"that": "gateway_at_work == ''"}})
+    shutil.copytree(ROOT / "roles/gateway/defaults", tmp_path / "roles/gateway/defaults")
     for name in ("deployment/main", "release/require"):
         tasks[name] = [{f"{BUILTIN}.set_fact": {"deployment_slice": SLICE}}]
     for name, content in tasks.items():

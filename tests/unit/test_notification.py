@@ -211,7 +211,7 @@ GOOD = {"format": "json", "url": "https://h/x", "seconds": 5, "events": ["start"
     ("changes", "words"),
     [
         ({"format": "teams"}, "notify_format 'teams' is unknown, choose one of: json, slack, feishu, dingtalk"),
-        ({"events": ["start", "lunch"]}, "notify_events 'lunch' is unknown, choose of: start, red, back, end"),
+        ({"events": ["start", "lunch"]}, "notify_events 'lunch' is unknown, choose of: start, green, red, back, end"),
         ({"seconds": 0}, "notify_seconds is 0, give 1 to 60"),
         ({"secret": "s", "format": "slack"}, "notify_format slack has no signature: take notify_secret_file out"),
     ],

@@ -20,6 +20,8 @@ from ansible_collections.stepladder.core.plugins.module_utils import engine_prog
 from test_gateway_haproxy import free_port
 from waiting import until
 
+from stepladder import units
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 UTILITIES = REPOSITORY / "plugins/module_utils"
 PROGRAMS = [
@@ -79,11 +81,67 @@ def release(port: int, *, ranks: int = 0, engine: str = "vllm") -> dict[str, Any
     return {"deployment": {"name": "d", "engine": engine}, "node": node}
 
 
-def test_what_is_watched() -> None:
-    target = {"host": "127.0.0.1", "port": 8000, "model": "tiny"}
-    assert watchdog.watched(release(8000)) == {"vllm-0": {"target": target, "against": ""}}
-    assert "it spans 2 nodes: run 'deploy'" in watchdog.watched(release(8000, ranks=2))["vllm-0"]["against"]
-    assert watchdog.watched(release(8000, ranks=2, engine="sglang"))["vllm-0"]["against"] == ""
+SPANS, CONTAINER = "it spans 2 nodes: run 'deploy'", "it runs in a container, which only root can end: run 'deploy'"
+
+
+@pytest.mark.parametrize(
+    ("ranks", "engine", "image", "root", "against"),
+    [
+        (0, "vllm", "", False, ""), (2, "vllm", "", True, SPANS), (2, "sglang", "", False, ""),
+        (0, "vllm", "v:1", True, ""), (0, "vllm", "v:1", False, CONTAINER), (2, "vllm", "v:1", True, SPANS),
+    ],
+)  # fmt: skip
+def test_what_is_watched(ranks: int, engine: str, image: str, root: bool, against: str) -> None:
+    wanted = release(8000, ranks=ranks, engine=engine)
+    wanted["node"]["processes"][1]["image"] = image
+    found = watchdog.watched(wanted, root)
+    assert found["vllm-0"]["target"] == {"host": "127.0.0.1", "port": 8000, "model": "tiny"}
+    assert found["vllm-0"]["against"].startswith(against)
+    assert bool(found["vllm-0"]["against"]) is bool(against)
+
+
+def test_all_of_a_container_is_found_and_nothing_of_another(tmp_path: Path) -> None:
+    deployment, proc = tmp_path / "d", tmp_path / "proc"
+    (deployment / "containers").mkdir(parents=True)
+    groups = {
+        1: "init.scope",
+        20: "system.slice/docker-abc1.scope",
+        21: "system.slice/docker-abc1.scope",
+        30: "docker/ff",
+    }
+    for pid, group in groups.items():
+        (proc / str(pid)).mkdir(parents=True)
+        (proc / str(pid) / "cgroup").write_text(f"0::/{group}\n")
+    assert watchdog.contained(str(deployment), "vllm-0", proc) == []
+    (deployment / "containers/vllm-0.id").write_text("abc1\n")
+    assert watchdog.contained(str(deployment), "vllm-0", proc) == [20, 21]
+    # Docker writes it when it has made the container.
+    (deployment / "containers/vllm-0.id").write_text("")
+    assert watchdog.contained(str(deployment), "vllm-0", proc) == []
+
+
+def planned(ranks: int, engine: str, model: str | None = "tiny") -> dict[str, Any]:
+    node = {"ranks": [{}] * ranks, "processes": [{"health": {"model": model}}]}
+    return {"deployment": {"engine": engine}, "nodes": [node]}
+
+
+TELLS = "watchdog_mode restart: over several nodes the watchdog only tells of a stall and restarts nothing; run"
+NEVER = "counts no tokens, so the watchdog judges it never and restarts nothing."
+
+
+@pytest.mark.parametrize(
+    ("plan", "mode", "text"),
+    [
+        (planned(0, "vllm"), "restart", ""), (planned(2, "vllm"), "restart", TELLS),
+        (planned(2, "vllm"), "observe", ""), (planned(2, "vllm"), "off", ""), (planned(2, "sglang"), "restart", ""),
+        (planned(0, "transformers"), "observe", f"watchdog_mode observe: transformers {NEVER}"),
+        (planned(0, "tensorrt_llm", None), "restart", f"watchdog_mode restart: tensorrt_llm {NEVER}"),
+    ],
+)  # fmt: skip
+def test_the_plan_says_what_a_watchdog_cannot_do(plan: dict[str, Any], mode: str, text: str) -> None:
+    said = units.watchdog_text(plan, mode)
+    assert said.startswith(text)
+    assert bool(said) is bool(text)
 
 
 def take(state: Path, boot: str, seconds: float) -> None:

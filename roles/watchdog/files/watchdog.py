@@ -80,11 +80,15 @@ def note_restart(now: float, history: History) -> None:
     history.last_restart = now
 
 
-def watched(release: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def watched(release: Mapping[str, Any], root: bool) -> dict[str, dict[str, Any]]:
     """The engines of a node's slice that answer clients: where to ask, and what stands against a restart; by name.
 
     One lost rank is a new start for all. SGLang's ranks end themselves when the head is gone, and their managers start
     all of them again (seen with 0.5.23); of vLLM over several nodes that is not known, so it is left to `deploy`.
+
+    Args:
+        release: the slice.
+        root: whether this program may end what runs in containers.
     """
     node, engine = release["node"], release["deployment"].get("engine")
     found = {}
@@ -95,8 +99,8 @@ def watched(release: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         against = ""
         if node.get("ranks") and engine != "sglang":
             against = f"it spans {len(node['ranks'])} nodes: run 'deploy', which starts all ranks again"
-        elif process.get("image"):
-            against = "it runs in a container"
+        elif process.get("image") and not root:
+            against = "it runs in a container, which only root can end: run 'deploy'"
         target = {"host": local(health["host"]), "port": health["port"], "model": health["model"]}
         found[process["name"]] = {"target": target, "against": against}
     return found
@@ -134,6 +138,20 @@ def processes_of(deployment_path: str, process: str, proc: Path = Path("/proc"))
                 found.append(int(entry.name))
     for pid in found:
         found += [child for child in children.get(pid, []) if child not in found]
+    return sorted(found)
+
+
+def contained(deployment_path: str, process: str, proc: Path = Path("/proc")) -> list[int]:
+    """Those of the container that a process runs in, known by its id in their control groups; none without one."""
+    try:
+        container = Path(deployment_path, "containers", f"{process}.id").read_text().strip()
+    except OSError:
+        return []
+    found = []
+    for entry in proc.glob("[0-9]*") if container else ():
+        with contextlib.suppress(OSError):
+            if container in (entry / "cgroup").read_text():
+                found.append(int(entry.name))
     return sorted(found)
 
 
@@ -211,7 +229,7 @@ class Watchdog:
         if current == self.release:
             return
         try:
-            wanted = watched(json.loads((link / "plan.json").read_text())) if current else {}
+            wanted = watched(json.loads((link / "plan.json").read_text()), os.geteuid() == 0) if current else {}
         except (OSError, ValueError, KeyError) as error:
             self.say("-", f"the release cannot be read: {error}")
             return
@@ -253,7 +271,8 @@ class Watchdog:
         if reason:
             self.say(name, f"{STALLED}: {verdict.detail}; not restarted: {reason}", once=f"{STALLED} not restarted")
             return
-        pids = processes_of(self.deployment_path, name)
+        # First what runs in a container: its client, started again, would go on with one that still runs.
+        pids = [*dict.fromkeys(contained(self.deployment_path, name) + processes_of(self.deployment_path, name))]
         self.keep_report(name, report(verdict, pids))
         note_restart(now, history)
         self.write({name: verdict})  # before the end of it: what is counted is not lost with this program
