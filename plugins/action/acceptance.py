@@ -35,7 +35,7 @@ class ActionModule(ActionBase):
         network = None
         if any("links" in told for told in links.values()):
             told = {host: one.get("links") for host, one in links.items()}
-            network = acceptance.judge(told, arguments["minimum_gbit"] * 1000)
+            network = acceptance.judge(told, arguments["minimum_gbit"] * 1000, acceptance.line_rates(variables, hosts))
         gpus = {host: dict(variables[host].get(GPUS) or {}) for host in hosts}
         declared = {host: str(variables[host].get("deployment_gpu") or "") for host in hosts}
         between = None

@@ -39,6 +39,7 @@ class ActionModule(ActionBase):
             show(fitness.to_json(found) if arguments["format"] == "json" else fitness.human(found))
             text = fitness.verdict(found)
         result |= {"changed": False, "unfit": found.unfit, "no_answer": found.unreachable}
+        result["verdict"] = fitness.verdict(found)
         if found.unfit:
             return result | {"failed": True, "msg": text}
         if found.unreachable:

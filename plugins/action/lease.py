@@ -41,17 +41,39 @@ class ActionModule(ActionBase):
             "run": this_run.mark(living),
             "controller": living,
         }
+        if self._mine["state"] == "taken" and not self._task.check_mode:
+            return result | self._take(main, variables)
         answer = self._call(self._mine, variables)
-        holder = answer.get("holder") or {}
-        taking = self._mine["state"] == "taken" and not self._task.check_mode
-        if taking and not answer.get("taken") and this_run.is_gone(holder.get("controller") or {}):
-            answer = self._call({**self._mine, "supersede": holder["run"]}, variables)
-        if taking and answer.get("taken"):
-            self._keep(main, variables)
-            answer["stepladder"] = {
-                "audit": {name: self._mine.get(name, "") for name in ("verb", "why", "deployment", "plan_id")}
-            }
+        if self._mine["state"] == "logged" and not self._mine.get("outcome") and not self._task.check_mode:
+            answer["stepladder"] = self._begun()
         return result | answer
+
+    def _take(self, main: int, variables: dict[str, Any]) -> dict[str, Any]:
+        """Take the node's lease, unless an earlier node's was not to be had: all or none.
+
+        The task takes one node after the other (throttle), in the play's order.
+        """
+        refused = this_run.refused_file()
+        if refused.exists():
+            return {"changed": False, "taken": False, "not_asked": True}
+        answer: dict[str, Any] = {}
+        try:
+            answer = self._call(self._mine, variables)
+            holder = answer.get("holder") or {}
+            if not answer.get("taken") and this_run.is_gone(holder.get("controller") or {}):
+                answer = self._call({**self._mine, "supersede": holder["run"]}, variables)
+        finally:
+            if not answer.get("taken"):
+                refused.parent.mkdir(parents=True, exist_ok=True)
+                refused.touch()
+        if answer.get("taken"):
+            self._keep(main, variables)
+            answer["stepladder"] = self._begun()
+        return answer
+
+    def _begun(self) -> dict[str, Any]:
+        """What the callback writes into the controller's log."""
+        return {"audit": {name: self._mine.get(name, "") for name in ("verb", "why", "deployment", "plan_id")}}
 
     def _call(self, arguments: dict[str, Any], variables: dict[str, Any]) -> dict[str, Any]:
         answer: dict[str, Any] = self._execute_module(

@@ -18,22 +18,24 @@ class ActionModule(ActionBase):
         result = super().run(tmp, task_vars)
         _, arguments = self.validate_argument_spec(
             {
-                "text": {"type": "str", "required": True},
+                "text": {"type": "str", "default": ""},
                 "exit_status": {"type": "str"},
                 "fails": {"type": "bool", "default": False},
                 "repeat_after": {"type": "int"},
                 "audit": {"type": "dict"},
+                "doing": {"type": "str"},
             }
         )
         # The callback plugins read what stands under this key.
         told = {}
         if arguments["exit_status"]:
             told["exit_status"] = status_of(arguments["exit_status"])
-        for name in ("repeat_after", "audit"):
+        for name in ("repeat_after", "audit", "doing"):
             if arguments[name]:
                 told[name] = arguments[name]
         answer = result | {"changed": False} | ({"stepladder": told} if told else {})
         if arguments["fails"]:
             return answer | {"failed": True, "msg": arguments["text"]}
-        show(arguments["text"])
+        if arguments["text"]:
+            show(arguments["text"])
         return answer

@@ -99,6 +99,16 @@ def _rollout(variables: Mapping[str, Any], hosts: list[str], max_unavailable: An
         raise AnsibleFilterError(str(error)) from error
 
 
+def _foretold(variables: Mapping[str, Any], hosts: list[str], max_unavailable: Any) -> str:
+    """`rollout.foretold` on plain data."""
+    names = ("deployment_slice", "release_slice")
+    kept = {host: {name: _plain(variables[host].get(name)) for name in names} for host in hosts}
+    try:
+        return rollout.foretold(kept, hosts, max_unavailable)
+    except ValueError as error:
+        raise AnsibleFilterError(str(error)) from error
+
+
 def _in_place(hosts: list[str], replaced: Any) -> list[str]:
     """`replacement.in_place`; what is no mapping is refused by the plan, which names the variable."""
     return replacement.in_place(hosts, _plain(replaced)) if isinstance(replaced, Mapping) else hosts
@@ -140,6 +150,7 @@ class FilterModule:
             "diagnose_peers": diagnosis.peers,
             "difference_text": difference.node_text,
             "gateway_agent_settings": gateway.agent_settings,
+            "gateway_drain_warning": gateway.drain_warning,
             "gateway_configuration": gateway.configuration,
             "gateway_slice": gateway.gateway_slice,
             "lease_broken_text": lease_text.broken,
@@ -156,11 +167,14 @@ class FilterModule:
             "speed_verdict": gate.verdict,
             "speeds": gate.speeds,
             "runtime_faults": runtime.runtime_faults,
+            "runtime_floors": runtime.floors,
             "in_place": _in_place,
             "replacement": _replacement,
+            "rollout_doing": rollout.doing,
             "rollout_leaving": _leaving,
             "service_units": units.service_units,
             "standalone_slice": units.standalone_slice,
+            "superseded_processes": units.superseded,
             "status_gateway": status.front,
             "status_release": status.release,
             "status_rows": status.rows,
@@ -176,13 +190,16 @@ class FilterModule:
         plain = {name: _on_plain_data(function) for name, function in named.items()}
         # These read single variables of many hosts; copying all of every host's would cost minutes.
         return plain | {
+            "acceptance_immeasurable": acceptance.immeasurable,
             "acceptance_rounds": acceptance.rounds_of,
             "all_reduce_backend": all_reduce.backend_of,
             "all_reduce_left": all_reduce.is_left,
             "all_reduce_part": all_reduce.part_of,
             "image_seekers": contents.image_seekers,
             "drift_report": drift.report,
+            "gate_told": gate.told_of_all,
             "drift_work": drift.work,
+            "lease_at_work": lease_text.at_work,
             "lease_in_the_way": lease_text.in_the_way,
             "lease_lost": lease_text.lost,
             "lease_refusal": lease_text.refusal,
@@ -193,8 +210,10 @@ class FilterModule:
             "release_choice": way_back.choose,
             "release_ending": way_back.ending,
             "release_failures": way_back.failures,
+            "release_is_undrained": way_back.is_undrained,
             "prune_text": leftovers.prune_text,
             "rollout": _rollout,
+            "rollout_foretold": _foretold,
             "rollout_back_text": rollout.back_text,
             "rollout_goes_on": rollout.goes_on,
             "rollout_is_red": rollout.is_red,
@@ -203,4 +222,5 @@ class FilterModule:
             "replica_fault": replica.fault_of,
             "status_report": _status_report,
             "unlike": replica.unlike,
+            "watched_nodes": units.watched_nodes,
         }

@@ -7,7 +7,7 @@ from typing import Any
 
 from ansible.errors import AnsibleFilterError
 
-from stepladder import driver, preparing, python_sources
+from stepladder import driver, mirrors, preparing, python_sources
 from stepladder.errors import StepladderError
 
 
@@ -35,13 +35,22 @@ def _mixed_types(hosts: list[str], variables: Mapping[str, Any], host: str) -> l
     return driver.mixed_types(types, deployments, host)
 
 
-def _preparation_report(variables: Mapping[str, Any], hosts: list[str], failed: list[str], check: bool) -> str:
+def _preparation_report(
+    variables: Mapping[str, Any], hosts: list[str], failed: list[str], check: bool, refused: str
+) -> str:
     """`preparing.report` on plain rows; the variables of hosts are read one by one, all of them would cost minutes."""
     rows = {
         name: {key: _plain(variables[name].get(key)) for key in preparing.FACTS if variables[name].get(key) is not None}
         for name in hosts
     }
-    return preparing.report(rows, failed, check)
+    return preparing.report(rows, failed, check, refused)
+
+
+def _in_containers(slices: Mapping[str, Any], install: str | None, image: str | None) -> bool:
+    """`preparing.in_containers` of the first slice alone: a whole plan is long, and all have the same deployment."""
+    name = next(iter(slices), None)
+    first = {} if name is None else {name: {"deployment": _plain(slices[name]["deployment"])}}
+    return preparing.in_containers(first, install or "", image or "")
 
 
 def _firewall_peers(hosts: list[str], variables: Mapping[str, Any]) -> list[str]:
@@ -59,6 +68,8 @@ class FilterModule:
         return {
             "driver_plan": _driver_plan,
             "firewall_peers": _firewall_peers,
+            "in_containers": _in_containers,
+            "mirrored": lambda known, mirror: mirrors.mirrored(_plain(known), _plain(mirror)),
             "mixed_types": _mixed_types,
             "pip_conf": lambda values: python_sources.pip_conf(_plain(values)),
             "preparation_report": _preparation_report,

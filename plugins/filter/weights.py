@@ -30,7 +30,9 @@ def _with_ansibles_errors(function: Callable[..., Any]) -> Callable[..., Any]:
     return filtered
 
 
-def exchange(variables: Mapping[str, Any], hosts: Sequence[str], host: str, key: str, port: int) -> dict[str, Any]:
+def exchange(  # noqa: PLR0917 - as a filter is called
+    variables: Mapping[str, Any], hosts: Sequence[str], host: str, key: str, port: int, above: int = 0
+) -> dict[str, Any]:
     """A node's part in the exchange; empty where it is better alone.
 
     Args:
@@ -39,9 +41,9 @@ def exchange(variables: Mapping[str, Any], hosts: Sequence[str], host: str, key:
         host: the node asked about.
         key: variable in which each node keeps what it looked up.
         port: of the exchange.
+        above: bytes that nodes lack in all for which there is one.
     """
-    looked = _listed(variables, hosts, key)
-    return spread.exchanges(looked, int(port)).get(host, {})
+    return spread.exchanges(_listed(variables, hosts, key), int(port), int(above)).get(host, {})
 
 
 def listing(variables: Mapping[str, Any], hosts: Sequence[str], key: str, wish: Mapping[str, Any]) -> list[Any]:

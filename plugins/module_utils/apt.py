@@ -209,6 +209,17 @@ class Apt:
             # Without it apt takes old lists for good where none can be fetched.
             self._do("fetch the lists of packages", ["apt-get", "update", "-q", "--error-on=any", *options], not into)
 
+    def releases(self, into: Path | None = None) -> list[package_sources.Release]:
+        """The repositories that there are lists of.
+
+        Args:
+            into: a scratch folder; none for the node's own lists.
+        """
+        options = scratch_options(into) if into else []
+        text = self._ask(["apt-get", "indextargets", *options, "--format", package_sources.RELEASE_FORMAT])
+        found: list[package_sources.Release] = package_sources.parse_releases(text)
+        return found
+
     def wait(self) -> None:
         """Wait for another package manager.
 
@@ -320,19 +331,29 @@ def scratch(files: Mapping[str, bytes]) -> Iterator[Path]:
         _link_all(Path(package_sources.APT_SOURCES), root / "sources")
         _link_all(Path(package_sources.APT_PINS), root / "preferences")
         _link_all(Path(LISTS), root / "lists")
-        places = {
-            package_sources.APT_SOURCES: root / "sources",
-            package_sources.APT_PINS: root / "preferences",
-            package_sources.APT_KEYS: root / "keyrings",
-        }
-        for path, content in files.items():
-            target = places[str(Path(path).parent)] / Path(path).name
-            target.unlink(missing_ok=True)
-            if path.endswith(".sources"):
-                keys = package_sources.APT_KEYS.encode()
-                content = content.replace(b"Signed-By: " + keys, b"Signed-By: " + str(root / "keyrings").encode())  # noqa: PLW2901
-            target.write_bytes(content)
+        place(files, root)
         yield root
+
+
+def place(files: Mapping[str, bytes], root: Path) -> None:
+    """Put files into a scratch folder, in place of those that are there.
+
+    Args:
+        files: as `scratch` has them.
+        root: the folder.
+    """
+    places = {
+        package_sources.APT_SOURCES: root / "sources",
+        package_sources.APT_PINS: root / "preferences",
+        package_sources.APT_KEYS: root / "keyrings",
+    }
+    for path, content in files.items():
+        target = places[str(Path(path).parent)] / Path(path).name
+        target.unlink(missing_ok=True)
+        if path.endswith(".sources"):
+            keys = package_sources.APT_KEYS.encode()
+            content = content.replace(b"Signed-By: " + keys, b"Signed-By: " + str(root / "keyrings").encode())  # noqa: PLW2901
+        target.write_bytes(content)
 
 
 def _link_all(origin: Path, target: Path) -> None:

@@ -9,17 +9,24 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import ipaddress
 import json
 import os
 import platform
+import shlex
 import shutil
 import socket
+import ssl
 import subprocess
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from ansible_collections.stepladder.core.plugins.module_utils.engine_image import DOCKER_HUB
 
@@ -35,7 +42,10 @@ MANIFESTS = ", ".join(
 MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
 PROXY_DAEMONS = ("/lib/systemd/systemd-socket-proxyd", "/usr/lib/systemd/systemd-socket-proxyd")
 PROXY_SETTINGS = "/etc/docker/stepladder-proxy.env"
+CERTIFICATES = Path("/etc/docker/certs.d")
 START_SECONDS = 20.0
+# Of a mirror that does not answer the next one takes the place.
+ANSWER_SECONDS = 10.0
 SILENT_SECONDS = 300.0
 STALLED_SECONDS = 60.0
 # A copy whose deploy was killed gives the registry's images, with the node's login, to whoever reaches it.
@@ -54,11 +64,47 @@ class Blob:
     size: int
 
 
-def remote_url(registry: str, mirrors: Sequence[str]) -> str:
-    """Where the copy gets what it lacks: the hub's first mirror, the hub, or the registry itself."""
-    if registry != DOCKER_HUB:
-        return f"https://{registry}"
-    return mirrors[0].rstrip("/") if mirrors else HUB_URL
+def remotes(registry: str, config: Mapping[str, Any]) -> list[str]:
+    """Where the copy may get what it lacks, in Docker's order: the hub's mirrors, then the registry itself.
+
+    Docker asks mirrors for images of its hub alone. A registry of `insecure-registries` is asked by https first, as
+    Docker does, then by http.
+
+    Args:
+        registry: of the image.
+        config: `RegistryConfig` of what Docker says of itself.
+    """
+    if registry == DOCKER_HUB:
+        return [*(str(one).rstrip("/") for one in config.get("Mirrors") or ()), HUB_URL]
+    return [f"https://{registry}", *([f"http://{registry}"] if _is_insecure(registry, config) else [])]
+
+
+def _is_insecure(registry: str, config: Mapping[str, Any]) -> bool:
+    """Whether Docker takes a registry without TLS: it is named, or its address is in a network that is.
+
+    Source: moby, registry/config.go, isSecureIndex.
+    """
+    known = (config.get("IndexConfigs") or {}).get(registry)
+    if known:
+        return not known.get("Secure", True)
+    host = urlsplit(f"//{registry}").hostname or ""
+    networks = [ipaddress.ip_network(one) for one in config.get("InsecureRegistryCIDRs") or ()]
+    addresses: set[str] = set()
+    with contextlib.suppress(OSError):
+        addresses = {str(one[4][0]) for one in socket.getaddrinfo(host, None)}
+    return any(ipaddress.ip_address(address) in network for address in addresses for network in networks)
+
+
+def authority_of(remote: str, certificates: Path = CERTIFICATES) -> str:
+    """The certificate that Docker trusts for a registry or mirror beside the system's; empty where there is none."""
+    file = certificates / urlsplit(remote).netloc / "ca.crt"
+    return str(file) if file.exists() else ""
+
+
+def proxy_variables(text: str) -> dict[str, str]:
+    """What is in the file of proxies that the role container_runtime writes."""
+    pairs = [word.partition("=") for line in text.splitlines() for word in shlex.split(line, comments=True)]
+    return {name: value for name, _, value in pairs}
 
 
 def settings_text(address: str, port: int, storage: str, remote: str, login: tuple[str, str]) -> str:
@@ -153,8 +199,35 @@ def running() -> bool:
     return "active" in done.stdout.split()
 
 
-def start_cache(settings: str, config: Path, registry: str, address: str, port: int) -> None:
+def silence(remote: str, seconds: float = ANSWER_SECONDS) -> str:
+    """Why a registry does not answer; empty where it does, be it that it wants a login.
+
+    Args:
+        remote: its URL.
+        seconds: that it has.
+    """
+    context = ssl.create_default_context()
+    if authority := authority_of(remote):
+        context.load_verify_locations(authority)
+    opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=context))
+    try:
+        opener.open(f"{remote}/v2/", timeout=seconds).close()
+    except urllib.error.HTTPError as error:
+        return "" if error.code == HTTPStatus.UNAUTHORIZED else f"answers {error.code}"
+    except (OSError, http.client.HTTPException) as error:
+        return str(getattr(error, "reason", None) or error or type(error).__name__)
+    return ""
+
+
+def start_cache(settings: str, config: Path, authority: str, address: str, port: int) -> None:
     """Start the copy and wait until it listens.
+
+    Args:
+        settings: its own.
+        config: file for them, for the time of the start.
+        authority: certificate that is trusted beside the system's; empty for none.
+        address: where it listens.
+        port: of that.
 
     Raises:
         CacheError: there is no such program, or it does not listen in time.
@@ -167,9 +240,8 @@ def start_cache(settings: str, config: Path, registry: str, address: str, port: 
     descriptor = os.open(config, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as stream:
         stream.write(settings)
-    authority = Path("/etc/docker/certs.d", registry, "ca.crt")
     try:
-        run(cache_command(program, str(config), str(authority) if authority.exists() else ""))
+        run(cache_command(program, str(config), authority))
         wait_listening(address, port, f"journalctl -u {CACHE_UNIT}")
     finally:
         config.unlink(missing_ok=True)  # it is read once; what is in it is no longer needed
@@ -234,6 +306,14 @@ class Copy:
         """A manifest, or an index of manifests."""
         with contextlib.closing(http.client.HTTPConnection(self.address, self.port, timeout=SILENT_SECONDS)) as wire:
             return dict(json.loads(self.open(wire, f"manifests/{digest}").read()))
+
+    def lack(self, digest: str) -> str:
+        """Why the copy cannot get a manifest; empty where it can."""
+        try:
+            self.manifest(digest)
+        except (CacheError, OSError, http.client.HTTPException) as error:
+            return str(error)
+        return ""
 
     def ask_for(self, piece: Blob) -> None:
         """Have the copy begin to fetch a piece, and hang up at the first byte.

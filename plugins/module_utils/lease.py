@@ -22,6 +22,7 @@ DIRECTORY = "lease"
 AUDIT = "audit"
 AUDIT_BYTES = 1_000_000
 AUDIT_FILES = 5
+AUDITED = ("run", "who", "origin", "verb", "why", "deployment", "plan_id")
 LOCK_SECONDS = 20.0
 FREE, HELD, EXPIRED = "free", "held", "expired"
 
@@ -251,6 +252,24 @@ def audit(state_directory: str, record: Mapping[str, Any]) -> None:
     append(folder / "audit.jsonl", {"format_version": FORMAT_VERSION, "at": utc(), **record})
 
 
+def log(state_directory: str, by: Mapping[str, Any], outcome: str) -> str:
+    """Write down that a verb without a lease begins, or how it ended; why that cannot be written, empty where it was.
+
+    A full disk is no reason to leave clients with a replica that is sick.
+
+    Args:
+        state_directory: where the toolkit keeps everything on the node.
+        by: `run who origin verb why deployment plan_id`.
+        outcome: how it ended, empty where it begins.
+    """
+    record = {"event": "begin"} if not outcome else {"event": "end", "outcome": outcome}
+    try:
+        audit(state_directory, {**record, **{name: by[name] for name in AUDITED}})
+    except OSError as error:
+        return f"{Path(state_directory, AUDIT)}/audit.jsonl could not be written: {error.strerror}"
+    return ""
+
+
 def append(path: Path, record: Mapping[str, Any]) -> None:
     """Add a line of JSON to a log that is kept within bounds."""
     line = json.dumps(record, sort_keys=True, ensure_ascii=False) + "\n"
@@ -273,7 +292,7 @@ def utc() -> str:
 
 
 def _audited(lease: Lease) -> dict[str, Any]:
-    return {name: getattr(lease, name) for name in ("run", "who", "origin", "verb", "why", "deployment", "plan_id")}
+    return {name: getattr(lease, name) for name in AUDITED}
 
 
 def _end(state_directory: str, held: Lease, now: Clock, outcome: str) -> None:

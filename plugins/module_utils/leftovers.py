@@ -1,9 +1,10 @@
-"""Environments and images on a node that no release needs any more: what lies there, who uses it, and its removal."""
+"""What a node has of environments, images and caches that no release needs any more: who uses it, and its removal."""
 
 from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,9 @@ from typing import Any, Protocol
 from ansible_collections.stepladder.core.plugins.module_utils import python_venv
 from ansible_collections.stepladder.core.plugins.module_utils.weights_store import process_users, tree_bytes
 
-ENVIRONMENT, IMAGE = "environment", "image"
+ENVIRONMENT, IMAGE, CACHE = "environment", "image", "cache"
+# Of one engine's build and one GPU each; the others are of releases that had one for all.
+CACHES = ("cache/engines/*", "cache/huggingface", "cache/sglang", "cache/vllm")
 
 
 class LeftoversError(Exception):
@@ -31,11 +34,11 @@ class Images(Protocol):
 
 @dataclass(frozen=True)
 class Leftover:
-    """An environment or image that the toolkit brought.
+    """An environment or image that the toolkit brought, or a cache that an engine filled.
 
     Args:
-        kind: environment or image.
-        name: path of an environment; of an image the record that the toolkit keeps of it.
+        kind: environment, image or cache.
+        name: path of an environment or a cache; of an image the record that the toolkit keeps of it.
         shown: for people.
         bytes: that it takes.
         used_by: releases and processes, in words.
@@ -49,9 +52,10 @@ class Leftover:
 
 
 def find(state_directory: str, docker: Images) -> list[Leftover]:
-    """All environments and images that the toolkit brought to the node."""
+    """All environments and images that the toolkit brought to the node, and the engines' caches."""
     root = Path(state_directory)
-    paths = [path for path in sorted(root.glob("venvs/*")) if path.is_dir() and not path.is_symlink()]
+    venvs, caches = _folders(root, "venvs/*"), _folders(root, *CACHES)
+    paths = [*venvs, *caches]
     records = sorted(root.glob("images/*.json"))
     users: dict[str, list[str]] = {str(path): [] for path in (*paths, *records)}
     for name, user in release_users(root, [str(path) for path in paths], records):
@@ -59,7 +63,8 @@ def find(state_directory: str, docker: Images) -> list[Leftover]:
     for name, user in process_users([str(path) for path in paths]):
         users[name].append(user)
     used = {name: tuple(sorted(set(by))) for name, by in users.items()}
-    found = [Leftover(ENVIRONMENT, str(path), str(path), tree_bytes(path), used[str(path)]) for path in paths]
+    found = [Leftover(ENVIRONMENT, str(path), str(path), tree_bytes(path), used[str(path)]) for path in venvs]
+    found += [Leftover(CACHE, str(path), f"cache {path}", tree_bytes(path), used[str(path)]) for path in caches]
     for record in records:
         names, size = image_of(record, docker)
         shown = names[0] if names else f"{record.stem} (Docker has it no more)"
@@ -67,8 +72,13 @@ def find(state_directory: str, docker: Images) -> list[Leftover]:
     return found
 
 
+def _folders(root: Path, *patterns: str) -> list[Path]:
+    found = (path for pattern in patterns for path in sorted(root.glob(pattern)))
+    return [path for path in found if path.is_dir() and not path.is_symlink()]
+
+
 def release_users(root: Path, paths: Sequence[str], records: Sequence[Path]) -> Iterator[tuple[str, str]]:
-    """Environments and images with the release that names them: the one that runs, and those to go back to.
+    """Environments, caches and images with the release that names them: the one that runs, and those to go back to.
 
     Whatever names a path anywhere in its plan uses it: kept too long it costs space, removed too soon a way back.
     """
@@ -112,7 +122,7 @@ def image_of(record: Path, docker: Images) -> tuple[list[str], int]:
 
 
 def prune(state_directory: str, names: Sequence[str], docker: Images, check_mode: bool = False) -> list[str]:
-    """Remove environments and images that nothing uses; returns those removed.
+    """Remove environments, caches and images that nothing uses; returns those removed.
 
     Args:
         state_directory: where the toolkit keeps everything on a node.
@@ -125,7 +135,7 @@ def prune(state_directory: str, names: Sequence[str], docker: Images, check_mode
     """
     found = {one.name: one for one in find(state_directory, docker)}
     there = [name for name in names if Path(name).exists()]
-    faults = [f"{name} is no environment or image of the toolkit's" for name in there if name not in found]
+    faults = [f"{name} is no environment, cache or image of the toolkit's" for name in there if name not in found]
     faults += [
         f"{found[name].shown} is used by {', '.join(found[name].used_by)}"
         for name in there
@@ -136,6 +146,8 @@ def prune(state_directory: str, names: Sequence[str], docker: Images, check_mode
     for name in there if not check_mode else ():
         if found[name].kind == ENVIRONMENT:
             python_venv.remove(Path(name))
+        elif found[name].kind == CACHE:
+            shutil.rmtree(name)
         else:
             # The image stays where others gave it names, too.
             for image in image_of(Path(name), docker)[0][:1]:

@@ -11,10 +11,35 @@ import shutil
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from ansible_collections.stepladder.core.plugins.module_utils import all_reduce, peer_network
 
 PROGRAM = "iperf3"
 PAUSE_SECONDS = 0.1
+
+
+def line_gbit(address: str, system: Path = Path("/sys")) -> float | None:
+    """Line rate towards one peer in Gbit/s, none where no driver tells.
+
+    Of a bond that is one member's: its default policy sends all that one peer gets over the same one.
+    Source: Linux, Documentation/networking/bonding.rst, xmit_hash_policy.
+
+    Args:
+        address: of this node.
+        system: of sysfs.
+    """
+    found = all_reduce.line(address, "gloo", system)
+    folder = system / "class" / "net" / found["interface"]
+    while not (folder / "bonding").is_dir():
+        below = [one.name.partition("_")[2] for one in folder.glob("lower_*")]
+        if len(below) != 1:
+            return None if found["gbit"] is None else float(found["gbit"])
+        folder = folder.parent / below[0]
+    members = (folder / "bonding" / "slaves").read_text().split()
+    speeds = [peer_network.speed_of(folder.parent / one / "speed") for one in members]
+    return max((speed / 1000 for speed in speeds if speed), default=None)
 
 
 def parse(text: str) -> tuple[float | None, str]:

@@ -29,6 +29,7 @@ MEMORY_FILE_SYSTEMS = frozenset(("tmpfs", "ramfs"))
 # Types of network devices that exist only in software, by what their folder in sysfs holds or is named.
 VIRTUAL = re.compile(r"/devices/virtual/")
 # Those of the kernel's options that matter to GPUs; others may be nobody's business.
+AMD_DEVICES = ("/dev/kfd", "/dev/dri")  # by which containers are given AMD's GPUs
 BOOT_OPTIONS = re.compile(r"(amd_iommu|intel_iommu|iommu|pci|pcie_aspm|numa_balancing|hugepages|hugepagesz|nvidia\S*)=")
 RESOLVE_SECONDS = 10.0
 SYSCTLS = (
@@ -103,12 +104,17 @@ class Clock:
 
 @dataclass(frozen=True)
 class Docker:
-    """The container engine; `problem` says why nothing is known."""
+    """The container engine; `problem` says why nothing is known.
+
+    `cdi_folders` are those in which it looks for devices by CDI, none where it does not. `cdi` are the devices that it
+    or NVIDIA's toolkit knows.
+    """
 
     version: str = ""
     root: str = ""
     driver: str = ""
     runtimes: tuple[str, ...] = ()
+    cdi_folders: tuple[str, ...] = ()
     cdi: tuple[str, ...] = ()
     toolkit: str = ""
     problem: str = ""
@@ -131,6 +137,7 @@ class Machine:
     sysctl: Mapping[str, int] = field(default_factory=dict)
     boot_options: tuple[str, ...] = ()
     docker: Docker = field(default_factory=Docker)
+    amd_devices: tuple[str, ...] = ()
 
 
 # ---- pure: texts and trees -------------------------------------------------------------------------------------------
@@ -290,6 +297,7 @@ def parse_docker(text: str) -> Docker:
         root=told.get("DockerRootDir") or "",
         driver=told.get("Driver") or "",
         runtimes=tuple(sorted(told.get("Runtimes") or ())),
+        cdi_folders=tuple(told.get("CDISpecDirs") or ()),
         cdi=tuple(sorted(devices)),
     )
 
@@ -375,6 +383,11 @@ def limits() -> dict[str, int | None]:
     return {name: None if value == resource.RLIM_INFINITY else value for name, value in hard.items()}
 
 
+def parse_cdi(text: str) -> tuple[str, ...]:
+    """The devices in `nvidia-ctk cdi list`, a line each."""
+    return tuple(line.strip() for line in text.splitlines() if re.fullmatch(r"[\w.-]+/[\w.-]+=\S+", line.strip()))
+
+
 def docker() -> Docker:
     """The container engine and the vendor's toolkit."""
     if not shutil.which("docker", path=os.pathsep.join([os.environ.get("PATH", os.defpath), *asking.TOOL_PATHS])):
@@ -382,7 +395,9 @@ def docker() -> Docker:
     text, problem = asking.ask(("docker", "info", "--format", "{{json .}}"))
     found = Docker(problem=problem) if problem else parse_docker(text)
     version = parse_toolkit(asking.ask(("nvidia-ctk", "--version")).text)
-    return Docker(**{**vars(found), "toolkit": version})
+    # Docker tells the devices from 28.2 on.
+    devices = found.cdi or parse_cdi(asking.ask(("nvidia-ctk", "cdi", "list")).text if version else "")
+    return Docker(**{**vars(found), "toolkit": version, "cdi": devices})
 
 
 def read(paths: Sequence[str], proc: Path, system: Path = Path("/sys")) -> Machine:
@@ -411,4 +426,5 @@ def read(paths: Sequence[str], proc: Path, system: Path = Path("/sys")) -> Machi
         sysctl={name: value for name, value in settings.items() if value is not None},
         boot_options=tuple(word for word in _read(proc / "cmdline").split() if BOOT_OPTIONS.match(word)),
         docker=docker(),
+        amd_devices=tuple(path for path in AMD_DEVICES if Path(path).exists()),
     )

@@ -21,6 +21,7 @@ APT_KEYS, APT_SOURCES, APT_PINS = "/etc/apt/keyrings", "/etc/apt/sources.list.d"
 DNF_KEYS, DNF_SOURCES = "/etc/pki/rpm-gpg", "/etc/yum.repos.d"
 KEY_SECONDS = 30
 LARGEST_KEY = 1 << 20
+RELEASE_FORMAT = "$(REPO_URI)\t$(ORIGIN)\t$(LABEL)"
 EXACT = 1001  # apt_preferences(5): above 1000 also goes back to an older version
 
 
@@ -45,6 +46,15 @@ class Repository:
     key_url: str = ""
     fingerprints: Sequence[str] = ()
     priority: int | None = None
+
+
+@dataclass(frozen=True)
+class Release:
+    """A repository that apt has lists of: where it is, and what it calls itself; both names may be empty."""
+
+    uri: str
+    origin: str
+    label: str
 
 
 @dataclass(frozen=True)
@@ -101,15 +111,13 @@ def redacted(url: str) -> str:
     return re.sub(r"://[^/\s@]*@", "://***@", url)
 
 
-def apt_files(
-    repository: Repository, key: bytes, keys: str = APT_KEYS, sources: str = APT_SOURCES, pins: str = APT_PINS
-) -> dict[str, bytes]:
-    """The files that make a repository known to apt, by path.
+def apt_files(repository: Repository, key: bytes, keys: str = APT_KEYS, sources: str = APT_SOURCES) -> dict[str, bytes]:
+    """The files that make a repository known to apt, by path; its priority has a file of its own.
 
     Args:
         repository: which.
         key: its key, checked.
-        keys, sources, pins: folders.
+        keys, sources: folders.
     """
     stem = f"stepladder-{repository.name}"
     keyring = f"{keys}/{stem}.{'asc' if openpgp.is_armoured(key) else 'gpg'}"
@@ -121,13 +129,52 @@ def apt_files(
         "Signed-By": keyring,
     }
     text = HEAD + "".join(f"{name}: {value}\n" for name, value in fields.items() if value)
-    files = {keyring: key, f"{sources}/{stem}.sources": text.encode()}
-    if repository.priority is not None:
-        host = urlsplit(repository.url).hostname or ""
-        files[f"{pins}/{stem}"] = (
-            f'{HEAD}Package: *\nPin: origin "{host}"\nPin-Priority: {repository.priority}\n'
-        ).encode()
-    return files
+    return {keyring: key, f"{sources}/{stem}.sources": text.encode()}
+
+
+def parse_releases(text: str) -> list[Release]:
+    """The repositories that apt has lists of, from `apt-get indextargets --format RELEASE_FORMAT`."""
+    rows = (line.split("\t") for line in text.splitlines())
+    return list(dict.fromkeys(Release(*row) for row in rows if len(row) == len(RELEASE_FORMAT.split("\t"))))
+
+
+def apt_priority_file(
+    repository: Repository, releases: Sequence[Release], there: bytes | None = None, folder: str = APT_PINS
+) -> dict[str, bytes]:
+    """The file that has apt ask a repository before others, or after them; none without a priority.
+
+    A pin by host would raise all that the site's mirror serves. So it is by Origin and Label of its own Release file
+    (apt_preferences(5)); by host only where it has neither, or another host's has the same.
+
+    Args:
+        repository: which.
+        releases: that apt has lists of.
+        there: the file's content as it is, kept as long as apt has no list of this repository.
+        folder: of the file.
+    """
+    if repository.priority is None:
+        return {}
+    path, url = f"{folder}/stepladder-{repository.name}", urlsplit(repository.url)
+    own = {(one.origin, one.label) for one in releases if _place(one.uri) == _place(repository.url)}
+    if not own and there is not None and f"\nPin-Priority: {repository.priority}\n".encode() in there:
+        return {path: there}
+    pin = f'origin "{url.hostname or ""}"'
+    if len(own) == 1 and _is_plain("".join(*own)):
+        ((origin, label),) = own
+        elsewhere = [one for one in releases if urlsplit(one.uri).hostname != url.hostname]
+        if not [one for one in elsewhere if origin in ("", one.origin) and label in ("", one.label)]:
+            pin = "release " + ",".join(f"{key}={value}" for key, value in (("o", origin), ("l", label)) if value)
+    return {path: f"{HEAD}Package: *\nPin: {pin}\nPin-Priority: {repository.priority}\n".encode()}
+
+
+def _place(uri: str) -> str:
+    """A URI as apt tells it, or as it was written, in one form."""
+    return re.sub("^file:/+", "file:/", uri).rstrip("/")
+
+
+def _is_plain(text: str) -> bool:
+    """Whether a name means itself in a pin, where wild cards, expressions and lists have signs of their own."""
+    return bool(text) and not re.search(r"[,/*?\[\]\\]", text)
 
 
 def apt_pin_file(name: str, pins: Sequence[Pin], folder: str = APT_PINS) -> dict[str, bytes]:

@@ -19,6 +19,11 @@ RULES = "/etc/stepladder/peers.nft"
 UNIT = "/etc/systemd/system/stepladder-firewall.service"
 BESIDE = "/etc/systemd/system/nftables.service.d/stepladder.conf"
 FILES = (RULES, UNIT, BESIDE)
+# A name could lead elsewhere tomorrow, and what a node finds under its own is often a loopback address.
+MEND_NAME = {
+    "peers": "set deployment_address of the node that is called so, or host_firewall_peers",
+    "clients": "name its address in host_firewall_clients",
+}
 HEAD = "# Written by stepladder; a rerun writes it again.\n"
 
 
@@ -53,7 +58,7 @@ def problems(wanted: Wanted) -> list[str]:
             try:
                 ipaddress.ip_network(each, strict=False)
             except ValueError:
-                found.append(f"{name}: '{each}' is no address and no network; a name could lead elsewhere tomorrow")
+                found.append(f"{name}: '{each}' is no address and no network; {MEND_NAME[name]}")
     for name in ("ports", "client_ports", "ssh_ports"):
         found += [f"{name}: '{each}' is no port and no range" for each in getattr(wanted, name) if not _is_port(each)]
     if not wanted.peers:

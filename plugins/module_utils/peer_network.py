@@ -35,7 +35,7 @@ def interfaces(system: Path = Path("/sys/class/net")) -> list[dict[str, Any]]:
                     continue
                 mask = socket.inet_ntoa(fcntl.ioctl(asker, _SIOCGIFNETMASK, request)[20:24])
                 network = ipaddress.ip_network(f"{address}/{mask}", strict=False)
-                speed = _speed(system / name / "speed")
+                speed = speed_of(system / name / "speed")
                 found.append({"name": name, "address": address, "network": str(network), "speed_mbit": speed})
     return found
 
@@ -51,7 +51,7 @@ def _addresses(asker: socket.socket) -> list[tuple[str, str]]:
     return [(entry[:16].split(b"\0")[0].decode(), socket.inet_ntoa(entry[20:24])) for entry in entries]
 
 
-def _speed(path: Path) -> int | None:
+def speed_of(path: Path) -> int | None:
     """Mbit/s; a virtual interface says -1 or nothing."""
     try:
         speed = int(path.read_text())

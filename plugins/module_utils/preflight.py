@@ -186,6 +186,7 @@ class Wanted:
     ranks: int = 1
     environment: str = ""
     images: Sequence[str] = ()
+    minimum_docker: str = ""
     minimum_toolkit: str = ""
 
 

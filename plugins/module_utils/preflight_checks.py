@@ -12,7 +12,7 @@ from typing import Any
 
 from ansible_collections.stepladder.core.plugins.module_utils import gpu_health
 from ansible_collections.stepladder.core.plugins.module_utils import gpus as gpu_tools
-from ansible_collections.stepladder.core.plugins.module_utils.machine import RdmaPort
+from ansible_collections.stepladder.core.plugins.module_utils.machine import AMD_DEVICES, Docker, RdmaPort
 from ansible_collections.stepladder.core.plugins.module_utils.preflight import (
     FAILURE,
     SHARED_MEMORY,
@@ -27,6 +27,7 @@ from ansible_collections.stepladder.core.plugins.module_utils.preflight import (
 SLOW_MBIT = 10_000
 SLOW_NAME_SECONDS = 2.0
 OPEN_FILES = 65536
+AMD_BOOT_OPTIONS = ("iommu=pt", "pci=realloc=off")  # as `kernel_parameters` in catalog/gpus.yml
 MUCH_BYTES = 10 * 10**9
 HARD_DISK_BYTES_PER_SECOND = 200e6  # a modern drive, read from its outer tracks in one go
 
@@ -331,7 +332,7 @@ def roce_addresses(port: RdmaPort) -> list[str]:
 
 
 def check_containers(facts: Facts, wanted: Wanted) -> Iterator[Finding]:
-    """Where the plan has images: an engine that answers, and the vendor's way to hand GPUs in."""
+    """Where the plan has images: an engine that answers, and the way by which the plan hands GPUs in."""
     if not wanted.images:
         return
     docker = facts.machine.docker
@@ -340,16 +341,32 @@ def check_containers(facts: Facts, wanted: Wanted) -> Iterator[Finding]:
             "docker", "container engine", docker.problem, "Docker answers", "run the verb prepare, or start it"
         )
         return
-    if facts.gpu_vendor != "nvidia":
-        return
-    if "nvidia" not in docker.runtimes and not any("nvidia.com/gpu" in one for one in docker.cdi):
-        mend = "install the NVIDIA container toolkit and restart Docker (the verb prepare does)"
-        found = f"runtimes {', '.join(docker.runtimes) or 'none'}, no CDI device of NVIDIA"
-        yield Finding("docker", "GPUs in containers", found, "the runtime nvidia, or CDI", mend)
+    vendor = wanted.gpus["vendor"] if wanted.gpus else ""
+    if vendor == "nvidia":
+        yield from _containers_of_nvidia(docker, wanted)
+    missing = [path for path in AMD_DEVICES if path not in facts.machine.amd_devices] if vendor == "amd" else []
+    if missing:
+        mend = "load the driver (modprobe amdgpu; the verb prepare installs it)"
+        yield Finding("docker", "GPUs in containers", f"no {', no '.join(missing)}", " and ".join(AMD_DEVICES), mend)
+
+
+def _containers_of_nvidia(docker: Docker, wanted: Wanted) -> Iterator[Finding]:
+    """The plan hands GPUs in by CDI alone; the runtime `nvidia` is of no use to it."""
+    floor = wanted.minimum_docker
+    if floor and numbers(docker.version) < numbers(floor):
+        mend = "let the verb prepare install Docker's own (container_runtime_docker: vendor)"
+        yield Finding("docker", "Docker", docker.version, f"{floor} or later, for devices by CDI", mend)
+    elif not docker.cdi_folders:
+        mend = "set features.cdi to true in /etc/docker/daemon.json and restart Docker (the verb prepare does)"
+        yield Finding("docker", "devices by CDI", "Docker does not look for them", "it does", mend)
+    if not any(one.startswith("nvidia.com/gpu=") for one in docker.cdi):
+        mend = "with the driver loaded: systemctl restart nvidia-cdi-refresh; without it: run the verb prepare"
+        yield Finding("docker", "GPUs in containers", "no CDI device of NVIDIA", "nvidia.com/gpu=all", mend)
     floor = wanted.minimum_toolkit
-    if docker.toolkit and floor and numbers(docker.toolkit) < numbers(floor):
-        mend = f"upgrade nvidia-container-toolkit to {floor} or later"
-        yield Finding("docker", "NVIDIA container toolkit", docker.toolkit, f"{floor} or later", mend)
+    if not docker.toolkit or (floor and numbers(docker.toolkit) < numbers(floor)):
+        mend = f"upgrade nvidia-container-toolkit to {floor} or later" if docker.toolkit else "run the verb prepare"
+        found = docker.toolkit or "nvidia-ctk is not there, or tells no version"
+        yield Finding("docker", "NVIDIA container toolkit", found, f"{floor} or later" if floor else "there", mend)
 
 
 def check_disk_speed(facts: Facts, wanted: Wanted) -> Iterator[Finding]:
@@ -397,9 +414,10 @@ def check_kernel_settings(facts: Facts) -> Iterator[Finding]:
     if facts.gpu_vendor == "amd" and facts.machine.sysctl.get("kernel.numa_balancing"):
         mend = "sysctl -w kernel.numa_balancing=0"
         yield Finding("kernel", "numa_balancing", "1: memory is moved under the GPUs' feet", "0", mend, WARNING)
-    if facts.gpu_vendor == "amd" and "iommu=pt" not in facts.machine.boot_options:
-        mend = "add iommu=pt to the kernel's command line and restart"
-        yield Finding("kernel", "iommu", "not iommu=pt", "iommu=pt", mend, WARNING)
+    for option in AMD_BOOT_OPTIONS if facts.gpu_vendor == "amd" else ():
+        if option not in facts.machine.boot_options:
+            mend = f"add {option} to the kernel's command line and restart (the verb prepare adds it)"
+            yield Finding("kernel", option.rpartition("=")[0], f"not {option}", option, mend, WARNING)
     if facts.machine.swap_bytes and facts.gpu_vendor:
         mend = "swapoff -a, and take it out of /etc/fstab"
         yield Finding("kernel", "swap", gib(facts.machine.swap_bytes), "none on a node with GPUs", mend, WARNING)

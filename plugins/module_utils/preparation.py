@@ -17,6 +17,7 @@ from typing import Any
 from ansible_collections.stepladder.core.plugins.module_utils import (
     apt,
     dnf,
+    gpus,
     package_plan,
     package_sources,
     preflight,
@@ -52,6 +53,7 @@ class Wanted:
         check_bus: whether the vendor's GPUs have to be on the PCI bus.
         allow_change: whether a driver may go from one version to another.
         install: whether the driver is ours to install; else what is there is only looked at.
+        minimum: oldest driver (NVIDIA) or ROCm (AMD) that it may be then, and minimum_of whose need that is.
     """
 
     vendor: str = "cpu"
@@ -65,6 +67,8 @@ class Wanted:
     check_bus: bool = True
     allow_change: bool = False
     install: bool = True
+    minimum: str = ""
+    minimum_of: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,8 @@ class Facts:
 
     Args:
         loaded: version of the kernel's module that runs. on_disk: of the one that the running kernel would load.
-        library: version of the library. packages: version of each of `same_version` and of the main package.
+        library: version of the library. rocm: ROCm's release.
+        packages: version of each of `same_version` and of the main package.
         installed_at, booted_at: seconds since 1970; the first is 0 where the main package is not there.
         gpus: number of GPUs on the PCI bus by vendor.
         reboot_wanted: what the system itself says about a reboot that is due.
@@ -86,6 +91,7 @@ class Facts:
     loaded: str = ""
     on_disk: str = ""
     library: str = ""
+    rocm: str = ""
     packages: Mapping[str, str] = field(default_factory=dict)
     installed_at: float = 0
     booted_at: float = 0
@@ -100,6 +106,7 @@ class Facts:
             "loaded": self.loaded,
             "on_disk": self.on_disk,
             "library": self.library,
+            "rocm": self.rocm,
             "packages": dict(self.packages),
             "gpus": dict(self.gpus),
         }
@@ -147,6 +154,23 @@ def faults_before(facts: Facts, wanted: Wanted) -> Iterator[Fault]:
     yield from _other_gpus(facts, wanted)
     if wanted.install:
         yield from _other_driver(facts, wanted, ours)
+        return
+    if not facts.loaded and not facts.library:
+        mend = "install one by the means of this system, or set gpu_driver_install: true"
+        yield Fault("driver", "none, and gpu_driver_install is false", "one", mend)
+    yield from _below_minimum(facts, wanted)
+
+
+def _below_minimum(facts: Facts, wanted: Wanted) -> Iterator[Fault]:
+    """A driver that is not ours to install is older than the engine needs it."""
+    nvidia = wanted.vendor == "nvidia"
+    version = facts.loaded or facts.library if nvidia else facts.rocm
+    if version and wanted.minimum and gpus.numbers(version) < gpus.numbers(wanted.minimum):
+        yield Fault(
+            "driver" if nvidia else "ROCm", f"{version} as found",
+            f"{wanted.minimum} or newer for {wanted.minimum_of} and its image",
+            "replace it by the means that brought it, or plan an older release (deployment_engine_version)",
+        )  # fmt: skip
 
 
 def _other_gpus(facts: Facts, wanted: Wanted) -> Iterator[Fault]:
@@ -221,6 +245,7 @@ def faults_after(facts: Facts, wanted: Wanted) -> Iterator[Fault]:
     for name, version in misfits(facts, wanted).items() if wanted.install else ():
         mend = f"run prepare again; apt-cache policy {name} on the node tells what there is"
         yield Fault(f"package {name}", version or "not installed", wanted.version, mend)
+    yield from _below_minimum(facts, wanted)
     if wanted.library and not facts.library:
         mend = "run prepare again" if wanted.install else "install a driver, or set gpu_driver_install: true"
         yield Fault(f"library {wanted.library}", "not there", wanted.version if wanted.install else "a driver", mend)
@@ -271,6 +296,7 @@ def gather(wanted: Wanted, root: Path = Path("/")) -> Facts:
         loaded=_loaded(wanted, root),
         on_disk=_modinfo(wanted.module),
         library=_library(wanted.library, root),
+        rocm=preflight.read_text(root / gpus.ROCM_RELEASE.lstrip("/")).strip() if wanted.vendor == "amd" else "",
         packages=packages,
         installed_at=_installed_at(wanted.main_package, root) if packages.get(wanted.main_package) else 0,
         booted_at=_booted_at(root),

@@ -1,21 +1,25 @@
 """What a rollout does at a gateway: replicas out of rotation before their engines stop, and back after the gate.
 
-What a rollout took out is marked in a file beside the gateway's own, so that a later run can tell it from what a person
-drained, and put it back where the first run did not come to that.
+What a rollout took out is marked in a file beside the gateway's own with the run that did, so that a later run can tell
+it from what a person drained, and put it back where the first run did not come to that. A job on this host outlives a
+controller that was killed: it puts back only what is still marked as its own run's.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from ansible_collections.stepladder.core.plugins.module_utils import haproxy
+from ansible_collections.stepladder.core.plugins.module_utils import haproxy, watched
 
 MARKS = "rollout.json"
+LOCK = "rollout.lock"
+LOCK_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -23,36 +27,56 @@ class Wanted:
     """What a rollout wants of a gateway.
 
     patient: replicas whose requests are waited for, `seconds` at most. may_break: go on where requests will be broken
-    off, or no replica is left to give them to.
+    off, or no replica is left to give them to. run: the rollout's mark.
     """
 
     replicas: Sequence[int]
     patient: Sequence[int]
     seconds: float
     may_break: bool = False
+    run: str = ""
+
+
+def marks(directory: str) -> dict[int, str]:
+    """Replicas that a rollout took out and nobody put back yet, with its run; a file of before names no run."""
+    try:
+        found = json.loads(Path(directory, MARKS).read_text())["replicas"]
+        runs = found if isinstance(found, dict) else dict.fromkeys(found, "")
+        return {int(number): str(run) for number, run in runs.items()}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def marked(directory: str) -> set[int]:
-    """Replicas that a rollout took out and nobody put back yet."""
-    try:
-        return {int(number) for number in json.loads(Path(directory, MARKS).read_text())["replicas"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        return set()
+    """The replicas alone."""
+    return {*marks(directory)}
 
 
-def mark(directory: str, replicas: Collection[int]) -> None:
-    """Write down whom rollouts took out."""
+def mark(directory: str, replicas: Mapping[int, str]) -> None:
+    """Write down whom rollouts took out, and which run it was."""
     path = Path(directory, MARKS)
     if replicas:
-        haproxy.write_private(path, json.dumps({"format_version": 1, "replicas": sorted(replicas)}))
+        named = {str(number): replicas[number] for number in sorted(replicas)}
+        haproxy.write_private(path, json.dumps({"format_version": 2, "replicas": named}))
     else:
         path.unlink(missing_ok=True)
 
 
 def forget(directory: str, replica: int) -> None:
     """From now on a person decides about the replica."""
-    if replica in (found := marked(directory)):
-        mark(directory, found - {replica})
+    if replica in marks(directory):
+        with _alone(directory):
+            mark(directory, {number: run for number, run in marks(directory).items() if number != replica})
+
+
+@contextlib.contextmanager
+def _alone(directory: str) -> Iterator[None]:
+    """One at a time reads marks, changes servers and writes marks; for milliseconds."""
+    try:
+        with watched.exclusive(Path(directory, LOCK), LOCK_SECONDS, poll_s=0.05):
+            yield
+    except watched.LockTimeoutError as error:
+        raise haproxy.GatewayError(str(error)) from None
 
 
 def not_there(directory: str, deployment: str) -> str:
@@ -102,33 +126,74 @@ def take_out(
     """Drain replicas and wait for their requests; whether anything changed, and what is to be said.
 
     Raises:
-        GatewayError: requests are left when the time is over; those that were taken out are back then.
+        GatewayError: requests are left when the time is over, those that were taken out are back then; or somebody else
+            put one back meanwhile.
     """
     directory = str(master.directory)
-    marks = marked(directory)
+    found = marks(directory)
     servers = master.servers()
-    take, lines = to_drain(servers, wanted, marks)
+    take, lines = to_drain(servers, wanted, found)
     waited = [number for number in wanted.patient if f"replica-{number}" in servers]
+    # What a run of before took out is this one's from now on, so that no job that it left behind puts it back.
+    ours = [number for number in wanted.replicas if number in take or (number in found and _known(servers, number))]
+    fresh = [number for number in ours if number in take or found[number] != wanted.run]
     if check_mode:
-        return bool(take or _in_flight(master, waited)), lines
-    if take:
-        # First, so that what is drained is never without its mark.
-        mark(directory, marks | {*take})
-        for number in take:
-            master.change(f"set server {haproxy.BACKEND}/replica-{number} state drain")
-        master.keep_state()
+        return bool(fresh or _in_flight(master, waited)), lines
+    if fresh:
+        _drain(master, take, fresh, wanted.run)
     name = f"replica {_listed(waited)}"
-    left = haproxy.wait_until_idle(lambda: _in_flight(master, waited), wanted.seconds, tell, name) if waited else 0
+    left, end = 0, time.monotonic() + wanted.seconds
+    while waited:
+        seconds = end - time.monotonic()
+        left = haproxy.wait_until_idle(lambda: _in_flight(master, waited), seconds, tell, name)
+        again = _not_drained(master, ours, wanted.run)
+        if again:
+            _drain(master, again, again, wanted.run)
+        if left or not again:
+            break
     if left and not wanted.may_break:
-        put_back(master, take, 0, check_mode=False)
+        put_back(master, ours, 0, check_mode=False, run=wanted.run)
+        gets = "gets requests again" if {*waited} <= {*ours} else "stays out of rotation as it was before"
         raise haproxy.GatewayError(
             f"{name.capitalize()} still has {left} request(s) in flight after {wanted.seconds:.0f} s. It was not "
-            "stopped, and gets requests again. Give them longer (-e deploy_drain_seconds=...), or add -e "
+            f"stopped, and {gets}. Give them longer (-e deploy_drain_seconds=...), or add -e "
             "deploy_break_requests=true, which breaks them off."
         )
     if left:
         lines.append(f"{name}: {left} request(s) are left after {wanted.seconds:.0f} s and will be broken off")
     return bool(take), lines
+
+
+def _known(servers: Mapping[str, haproxy.Server], number: int) -> bool:
+    return f"replica-{number}" in servers
+
+
+def _drain(master: haproxy.Master, take: Sequence[int], ours: Sequence[int], run: str) -> None:
+    """Drain some, and mark them and others as a run's."""
+    directory = str(master.directory)
+    with _alone(directory):
+        # First, so that what is drained is never without its mark.
+        mark(directory, marks(directory) | dict.fromkeys(ours, run))
+        for number in take:
+            master.change(f"set server {haproxy.BACKEND}/replica-{number} state drain")
+        if take:
+            master.keep_state()
+
+
+def _not_drained(master: haproxy.Master, ours: Sequence[int], run: str) -> list[int]:
+    """Which of those that a run took out get requests all the same.
+
+    Raises:
+        GatewayError: a person put one back, or another run has taken it over. One that a person drained stays out.
+    """
+    found, servers = marks(str(master.directory)), master.servers()
+    there = [number for number in ours if not servers[f"replica-{number}"].drained]
+    if other := [n for n in ours if found.get(n, run) != run or (n in there and n not in found)]:
+        raise haproxy.GatewayError(
+            f"Replica {_listed(other)} was not stopped: while its requests were waited for, somebody else put it back "
+            "or took it over ('status' shows it)."
+        )
+    return there
 
 
 def put_back(
@@ -137,6 +202,8 @@ def put_back(
     seconds: float,
     check_mode: bool,
     urls: Mapping[int, str] | None = None,
+    *,
+    run: str | None = None,
 ) -> list[int]:
     """Put back what a rollout took out, and tell which those are.
 
@@ -147,23 +214,27 @@ def put_back(
         check_mode: whether to say only which.
         urls: by replica where it answers now. One that the gateway still has at another place stays out and marked: the
             gateway's next configuration has the place, and puts it back.
+        run: only what is marked as this run's; none is every run's.
 
     Raises:
         GatewayError: one gets no requests in that time.
     """
     directory = str(master.directory)
-    marks = marked(directory)
-    ours = sorted((marks if replicas is None else marks & {*replicas}) - _moved(master, urls or {}))
-    servers = master.servers()
-    back = [number for number in ours if f"replica-{number}" in servers and servers[f"replica-{number}"].drained]
-    if check_mode:
-        return back
-    for number in back:
-        master.change(f"set server {haproxy.BACKEND}/replica-{number} state ready")
-    if back:
-        master.keep_state()
-    if ours:
-        mark(directory, marks - {*ours})
+    with contextlib.nullcontext() if check_mode else _alone(directory):
+        found = marks(directory)
+        stay = _moved(master, urls or {})
+        ours = [number for number in found if replicas is None or number in replicas]
+        ours = sorted(number for number in ours if number not in stay and run in (None, found[number]))
+        servers = master.servers()
+        back = [number for number in ours if _known(servers, number) and servers[f"replica-{number}"].drained]
+        if check_mode:
+            return back
+        for number in back:
+            master.change(f"set server {haproxy.BACKEND}/replica-{number} state ready")
+        if back:
+            master.keep_state()
+        if ours:
+            mark(directory, {number: run for number, run in found.items() if number not in ours})
     end = time.monotonic() + seconds
     out = []
     for number in back if seconds else ():

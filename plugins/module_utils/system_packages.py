@@ -168,6 +168,7 @@ class _AptRun(_Run):
     def run(self) -> Outcome:
         files = self._checked_files(package_sources.apt_files)
         files |= package_sources.apt_pin_file(self.wanted.name, self.wanted.pins)
+        files |= self._priorities()
         fresh = files_to_write(files)
         sources = [path for path in files if path.endswith(".sources")]
         installed = self.manager.installed()
@@ -183,6 +184,16 @@ class _AptRun(_Run):
         if self.outcome.actions and not self.check:
             self._apply(fresh, sources, missing, hold)
         return self.outcome
+
+    def _priorities(self, root: Path | None = None) -> dict[str, bytes]:
+        """The files of the repositories' priorities, by what apt's lists, or those of a copy, tell of them."""
+        prioritised = [one for one in self.wanted.repositories if one.priority is not None]
+        releases = self.manager.releases(root) if prioritised else []
+        files: dict[str, bytes] = {}
+        for one in prioritised:
+            path = next(iter(package_sources.apt_priority_file(one, ())))
+            files |= package_sources.apt_priority_file(one, releases, read(path))
+        return files
 
     def _apply(
         self, fresh: Mapping[str, bytes], sources: Sequence[str], missing: Sequence[Spec], hold: Sequence[str]
@@ -207,16 +218,25 @@ class _AptRun(_Run):
 
     def _try(
         self,
-        fresh: Mapping[str, bytes],
+        fresh: dict[str, bytes],
         sources: Sequence[str],
         missing: Sequence[Spec],
         installed: Mapping[str, Package],
     ) -> Foreseen:
-        """Ask the repositories, in a copy of apt's world, for what is wanted, before a file is written."""
+        """Ask the repositories, in a copy of apt's world, for what is wanted, before a file is written.
+
+        What they call themselves is known only then; the files that go by it are changed in `fresh`.
+        """
         with apt.scratch(fresh) as root:
             copies = [str(root / "sources" / Path(path).name) for path in sources]
             if fresh and copies:
                 self.manager.update(copies, root)
+                known = self._priorities(root)
+                apt.place(known, root)
+                due = files_to_write(known)
+                for path in known:
+                    fresh.pop(path, None)
+                fresh.update(due)
             try:
                 foreseen = self._foresee(missing, [None] if fresh else [copies, None], root)
             except PackagesError:

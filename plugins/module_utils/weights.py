@@ -334,18 +334,19 @@ def tidy_incoming(request: Request, wanted: Collection[str] = ()) -> int:
     return left
 
 
-def pass_on(request: Request, files: Sequence[Proven], progress: Progress) -> None:
-    """Give the files of a complete directory to peers until each has them or is gone."""
+def pass_on(request: Request, files: Sequence[Proven], progress: Progress) -> list[str]:
+    """Give the files of a complete directory to peers until each has them or is gone; returns what was amiss."""
     wanted = [Listed(one.path, one.size, one.sha256) for one in files]
     sizes = {one.path: one.size for one in wanted}
     prover = Prover(request, ())
     try:
         until = time.monotonic() + request.deadline
-        Exchange(request, wanted, prover, Transfer((), "", sizes, progress, prover.look, until)).run(
-            files, (), prover.look
-        )
+        exchange = Exchange(request, wanted, prover, Transfer((), "", sizes, progress, prover.look, until))
+        exchange.run(files, (), prover.look)
     finally:
         prover.close()
+    troubles: list[str] = exchange.troubles
+    return troubles
 
 
 def clear_leftovers(request: Request, missing: Sequence[Listed], prover: Prover) -> list[BadFile]:
@@ -538,7 +539,7 @@ def present(request: Request, check_mode: bool) -> Outcome:
             facts = {"bad_files": [asdict(one) for one in outcome.bad_files], **error.facts}
             raise WeightsError(f"{error}\nThis was to mend the files in {request.path}:\n{named}", **facts) from error
     elif request.spread and not check_mode:
-        pass_on(request, current.good, progress)
+        outcome.warnings = pass_on(request, current.good, progress)
     known = {one.path for one in outcome.files} | {one.path for one in current.bad}
     if known or not check_mode:
         outcome.extra_files = sorted(name for name, _ in files_under(root) if name not in known)

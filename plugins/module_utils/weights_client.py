@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -48,13 +48,15 @@ HF_LEFTOVERS = ".cache/huggingface"  # where HuggingFace's client keeps its note
 # Ends with the module, even by SIGKILL (prctl(2), PR_SET_PDEATHSIG), then becomes the client.
 LAUNCH = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execvp(sys.argv[1], sys.argv[1:])"
 TICK_SECONDS = 0.5
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between two runs of the client
 
 
 @dataclass(frozen=True)
 class Transfer:
     """What the client is run for: single files of a repair (none: all), the sizes of all wanted files in bytes.
 
-    `tick` is called about twice a second while it runs. `until` is when it is given up, in monotonic seconds.
+    `tick` is called about twice a second while it runs. `until` is when it is given up, in monotonic seconds. `streams`
+    are connections for each large file, where the client knows them.
     """
 
     only: tuple[str, ...]
@@ -63,6 +65,7 @@ class Transfer:
     progress: Progress
     tick: Callable[[], object] = lambda: None
     until: float = math.inf
+    streams: int = 1
 
 
 def client_argv(request: Request, only: Sequence[str]) -> list[str]:
@@ -81,7 +84,7 @@ def client_argv(request: Request, only: Sequence[str]) -> list[str]:
     ]
 
 
-def client_environment(request: Request, base: dict[str, str], token: str) -> dict[str, str]:
+def client_environment(request: Request, base: dict[str, str], token: str, streams: int = 1) -> dict[str, str]:
     """The client's environment: the node's own, less what could change the source, plus what the request says."""
     own = {key: value for key, value in base.items() if key not in OWN_VARIABLES}
     # Its locks live with the weights: two nodes on one shared directory then exclude each other.
@@ -99,6 +102,8 @@ def client_environment(request: Request, base: dict[str, str], token: str) -> di
             "MODELSCOPE_DOWNLOAD_TOTAL_TIMEOUT": str(request.total_timeout),
         }
     )
+    if streams > 1:  # of files of more than 500 MiB (modelscope_hub/constants.py, DOWNLOAD_PARALLEL_THRESHOLD)
+        own["MODELSCOPE_DOWNLOAD_PARALLEL_WORKERS"] = str(streams)
     if token:
         own["MODELSCOPE_API_TOKEN"] = token
     return own
@@ -112,14 +117,26 @@ def last_lines(text: str, token: str, count: int = CLIENT_LINES) -> list[str]:
     return [line for line in lines if re.search(r"[^\W\d_]{3}", line)][-count:]
 
 
-def bytes_there(path: Path, sizes: dict[str, int]) -> int:
+def bytes_there(path: Path, sizes: Mapping[str, int]) -> int:
     """Bytes of the wanted files (path to size) that are on disk, unfinished ones included."""
+    return sum(bytes_by_file(path, sizes).values())
+
+
+def bytes_by_file(path: Path, sizes: Mapping[str, int]) -> dict[str, int]:
+    """Bytes that are on disk of every wanted file (path to size) that was begun with."""
     counted: dict[str, int] = {}
     for name, size in files_under(path):
         file = name if name in sizes else UNFINISHED.sub("", name)
         if file in sizes:
             counted[file] = min(sizes[file], counted.get(file, 0) + size)
-    return sum(counted.values())
+    return counted
+
+
+def remove_unfinished(path: Path, file: str, sizes: Mapping[str, int]) -> None:
+    """Remove what the client left of a file that came from elsewhere."""
+    for name, _ in list(files_under(path)):
+        if name not in sizes and UNFINISHED.sub("", name) == file:
+            (path / name).unlink(missing_ok=True)
 
 
 def start_client(request: Request, transfer: Transfer, out: IO[bytes]) -> subprocess.Popen[bytes]:
@@ -135,7 +152,7 @@ def start_client(request: Request, transfer: Transfer, out: IO[bytes]) -> subpro
         )
     return subprocess.Popen(
         [sys.executable, "-c", LAUNCH, *client_argv(request, transfer.only)],
-        env=client_environment(request, dict(os.environ), transfer.token),
+        env=client_environment(request, dict(os.environ), transfer.token, transfer.streams),
         stdin=subprocess.DEVNULL,
         stdout=out,
         stderr=subprocess.STDOUT,
@@ -159,11 +176,7 @@ def run_client(request: Request, transfer: Transfer) -> tuple[int, str]:
             while child.poll() is None:
                 now = time.monotonic()
                 if now >= transfer.until:
-                    raise WeightsError(
-                        f"the download of {request.name} did not end in {request.deadline:g} s (deadline) and was "
-                        "stopped. What was fetched is kept: run this again to go on, or give a longer deadline.",
-                        client_output=last_lines(log.read_text("utf-8", "replace"), transfer.token),
-                    )
+                    raise late(request, last_lines(log.read_text("utf-8", "replace"), transfer.token))
                 if request.bytes_per_second:
                     brake.hold(bytes_there(root, transfer.sizes))
                 if now - looked >= TICK_SECONDS:
@@ -221,29 +234,90 @@ def stop(child: subprocess.Popen[bytes]) -> None:
             child.wait(TERMINATE_SECONDS)
 
 
+class Patience:
+    """When to try again after a client that failed, and when to give up: not while bytes come.
+
+    Args:
+        seconds: without a byte before it is given up.
+        there: bytes on the disk now.
+    """
+
+    def __init__(self, seconds: float, there: int) -> None:
+        self._seconds, self._most = seconds, there
+        self._since = time.monotonic()
+        self._failures = 0
+
+    def failed(self, there: int) -> float:
+        """Seconds to wait before another try; negative: give up."""
+        now = time.monotonic()
+        if there > self._most:  # more than ever: a wrong part that is fetched anew is no progress
+            self._most, self._since, self._failures = there, now, 0
+            return FIRST_PAUSE
+        self._failures += 1
+        if now - self._since >= self._seconds:
+            return -1.0
+        return min(LONGEST_PAUSE, FIRST_PAUSE * 2.0**self._failures, self._since + self._seconds - now)
+
+    @property
+    def empty_handed(self) -> float:
+        """Seconds without a byte."""
+        return time.monotonic() - self._since
+
+
 def download(request: Request, transfer: Transfer) -> None:
-    """Run the client until it succeeds, `retries` times at most.
+    """Run the client until it succeeds, or no byte came for as long as the request has `patience`.
 
     Raises WeightsError with the client's last lines; at once where another try cannot help.
     """
-    for attempt in range(1, request.retries + 1):
+    root, tries = Path(request.path), 0
+    patience = Patience(request.patience, bytes_there(root, transfer.sizes))
+    while True:
+        tries += 1
         status, printed = run_client(request, transfer)
         if status == 0:
             (request.bookkeeping / "client.log").unlink()
             return
+        lines = last_lines(printed, transfer.token)
+        full = full_disk(request.path)
+        if full:
+            raise WeightsError(full, client_status=status, client_output=lines)
         permanent = PERMANENT.search(printed) is not None
-        if permanent or attempt == request.retries:
+        pause = patience.failed(bytes_there(root, transfer.sizes))
+        if permanent or pause < 0:
             break
-        time.sleep(min(2.0**attempt, max(0.0, transfer.until - time.monotonic())))
-    lines = last_lines(printed, transfer.token)
-    full = full_disk(request.path)
-    if full:
-        raise WeightsError(full, client_status=status, client_output=lines)
-    tries = f"{attempt} of {request.retries} tries" + (", the error is a lasting one" if permanent else "")
+        rest(request, transfer, pause, lines[-1] if lines else f"exit status {status}")
+    why = "the error is a lasting one" if permanent else f"no byte came for {patience.empty_handed:.0f} s"
     raise WeightsError(
-        f"{request.client} could not fetch {request.name}: exit status {status} after {tries}. "
+        f"{request.client} could not fetch {request.name}: exit status {status} after {tries} "
+        f"{'try' if tries == 1 else 'tries'}, {why}. "
         "Files that are whole are kept: mend what its last lines name, then run this again to go on.\n"
         + "\n".join(lines),
         client_status=status,
         client_output=lines,
+    )
+
+
+def rest(request: Request, transfer: Transfer, seconds: float, said: str) -> None:
+    """Wait before another try of the client, and do meanwhile what is done beside it.
+
+    Raises WeightsError when its time is up.
+    """
+    until = time.monotonic() + seconds
+    for _ in range(math.ceil(seconds / TICK_SECONDS)):
+        left = until - time.monotonic()
+        if left <= 0:
+            break
+        if time.monotonic() >= transfer.until:
+            raise late(request, [said])
+        transfer.tick()
+        transfer.progress.say("waiting", f"the hub gave nothing ({said}): asked again in {left:.0f} s")
+        time.sleep(min(TICK_SECONDS, left))
+
+
+def late(request: Request, lines: Sequence[str]) -> WeightsError:
+    """Its time is up."""
+    return WeightsError(
+        f"the download of {request.name} did not end in {request.deadline:g} s (deadline) and was "
+        "stopped. What was fetched is kept: run this again to go on, or give a longer deadline.",
+        client_output=list(lines),
     )

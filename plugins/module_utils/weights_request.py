@@ -60,6 +60,7 @@ class Request:
     expected_bytes: int = 0
     total_timeout: int = 14400
     retries: int = 3
+    patience: float = 600
     deadline: float = 86400
     verify: str = "cheap"
     full_check_below_bytes: int = 0

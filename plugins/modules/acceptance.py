@@ -9,7 +9,8 @@ short_description: Show which GPUs, links and nodes are slow or broken, and stop
 version_added: 0.2.0
 description:
   - Puts together what the modules C(link_speed), C(gpu_speed) and C(all_reduce) measured.
-  - It reads what each host registered as C(acceptance_links), C(acceptance_gpus) and C(acceptance_all_reduce_seen).
+  - It reads what each host registered as C(acceptance_line), C(acceptance_links), C(acceptance_gpus) and
+    C(acceptance_all_reduce_seen).
   - GPUs are held against the catalogue and against each other.
 author:
   - Stepladder contributors (@stepladder)
@@ -30,7 +31,7 @@ options:
     choices: [human, json]
     default: human
   minimum_gbit:
-    description: Rate that each link has to have, in Gbit/s; 0 takes 60 % of what most nodes reach.
+    description: Rate that each link has to have, in Gbit/s; 0 takes 60 % of the line rate, or of what most nodes reach.
     type: float
     default: 0
   all_reduce_gbit:

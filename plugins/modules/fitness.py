@@ -63,6 +63,11 @@ unfit:
   returned: always
   type: list
   elements: str
+verdict:
+  description: How many nodes are fit, in a sentence or two.
+  returned: always
+  type: str
+  sample: 2 of 2 nodes fit; 0 failures, 1 warning.
 no_answer:
   description: Nodes that did not answer.
   returned: always

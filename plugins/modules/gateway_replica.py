@@ -41,6 +41,14 @@ options:
     description: Drain it even where no other replica takes requests.
     type: bool
     default: false
+  at_work:
+    description: Whose run changes the deployment just now, in words; empty where nobody's does.
+    type: str
+    default: ""
+  allow_rollout:
+    description: With O(state=ready), put back even what the rollout of O(at_work) took out.
+    type: bool
+    default: false
   who:
     description: Who drains it, for the verb status; the action plugin fills it in.
     type: str
@@ -104,6 +112,8 @@ def main() -> None:
             "weight": {"type": "int", "default": 100},
             "deadline": {"type": "int", "default": 600},
             "allow_last": {"type": "bool", "default": False},
+            "at_work": {"type": "str", "default": ""},
+            "allow_rollout": {"type": "bool", "default": False},
             "who": {"type": "str", "default": ""},
             "origin": {"type": "str", "default": ""},
             "progress_file": {"type": "path"},
@@ -134,6 +144,13 @@ def change(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
         raise haproxy.GatewayError(
             f"Replica {given['replica']} was not drained, {why}. Bring another one up first, or add "
             "-e gateway_allow_last=true."
+        )
+    taken_out = given["replica"] in rotation.marked(given["directory"])
+    if not drain and taken_out and given["at_work"] and not given["allow_rollout"]:
+        raise haproxy.GatewayError(
+            f"Replica {given['replica']} was not put back: a rollout took it out, to stop its engine, and is still at "
+            f"work ({given['at_work']}). It puts it back itself once it answers as promised. Wait for it, or add "
+            "-e gateway_allow_rollout=true."
         )
     if not check_mode:
         rotation.forget(given["directory"], given["replica"])

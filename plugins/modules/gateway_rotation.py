@@ -8,7 +8,8 @@ DOCUMENTATION = r"""
 module: gateway_rotation
 short_description: Take replicas out of a gateway's rotation for a rollout, or put them back
 description:
-  - What it takes out is marked as a rollout's in the gateway's directory. What a person drained with
+  - What it takes out is marked as this run's in the gateway's directory; so is what a run before had taken out. A job
+    that a killed run left behind puts back only what is still its own. What a person drained with
     M(stepladder.core.gateway_replica) is left as it is, either way.
   - A gateway that is not there, does not run or does not know a replica is no failure; RV(said) tells of it.
 options:
@@ -51,6 +52,10 @@ options:
       - Without it either is a failure, and what was taken out is back.
     type: bool
     default: false
+  run:
+    description: Filled in by the action plugin, the mark of this run.
+    type: str
+    default: ""
   progress_file:
     description: File that always holds one line on how far the module is.
     type: path
@@ -101,6 +106,7 @@ def main() -> None:
             "deadline": {"type": "int", "default": 600},
             "urls": {"type": "dict", "default": {}},
             "may_break": {"type": "bool", "default": False},
+            "run": {"type": "str", "default": ""},
             "progress_file": {"type": "path"},
         },
         supports_check_mode=True,
@@ -121,7 +127,7 @@ def change(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
         urls = {int(number): url for number, url in given["urls"].items()}
         back = rotation.put_back(master, given["replicas"], given["deadline"], check_mode, urls)
         return {"changed": bool(back), "said": []}
-    wanted = rotation.Wanted(given["replicas"], given["patient"], given["deadline"], given["may_break"])
+    wanted = rotation.Wanted(given["replicas"], given["patient"], given["deadline"], given["may_break"], given["run"])
     changed, said = rotation.take_out(master, wanted, ProgressFile(given["progress_file"]).write, check_mode)
     return {"changed": changed, "said": said}
 

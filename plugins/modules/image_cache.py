@@ -10,10 +10,12 @@ short_description: Have a copy of a registry on one node while an image is sprea
 description:
   - With O(state=filled) starts the distribution registry as a pull-through cache, as a transient unit, and has it fetch
     the whole image once. A rerun fetches only what it lacks.
+  - For an image of Docker's hub the first of Docker's mirrors that has it is asked, else the hub. A registry that
+    Docker takes without TLS is asked by https, then by http.
   - With O(state=forwarded) lets C(127.0.0.1) of a node lead to that copy, since Docker pulls from there without TLS.
     What comes is checked by Docker against the digest.
   - With O(state=absent) ends both.
-  - Credentials for the registry are those that C(docker login) keeps on the node.
+  - Credentials are those that C(docker login) keeps on the node, of a mirror its own.
 options:
   state:
     description: What to have.
@@ -78,12 +80,26 @@ seconds:
   returned: with O(state=filled), not in check mode
   type: float
   sample: 71.5
+remote:
+  description: The mirror or registry that the copy was filled from.
+  returned: with O(state=filled), not in check mode
+  type: str
+  sample: https://mirror.example
+passed_over:
+  description: Those before it, each with why it was not.
+  returned: with O(state=filled), not in check mode
+  type: list
+  elements: str
+  sample: ["https://old.example: [Errno 111] Connection refused"]
 """
 
+import contextlib
+import os
 import shutil
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.stepladder.core.plugins.module_utils import engine_image, image_cache, progress
@@ -96,21 +112,39 @@ def filled(given: dict[str, Any]) -> dict[str, Any]:
     report = progress.ProgressFile(given["progress_file"]).write
     reference, storage = engine_image.parse(given["name"]), Path(given["storage"])
     docker = engine_image.Docker(given["socket"])
-    mirrors = (docker.info().get("RegistryConfig") or {}).get("Mirrors") or []
     storage.mkdir(parents=True, exist_ok=True)
-    image_cache.stop_units()
-    settings = image_cache.settings_text(
-        given["address"],
-        given["port"],
-        str(storage),
-        image_cache.remote_url(reference.registry, mirrors),
-        docker.login(reference.registry),
-    )
-    image_cache.start_cache(settings, CONFIG, reference.registry, given["address"], given["port"])
+    with contextlib.suppress(FileNotFoundError):
+        os.environ.update(image_cache.proxy_variables(Path(image_cache.PROXY_SETTINGS).read_text()))
     copy = image_cache.Copy(given["address"], given["port"], reference.repository)
-    started = time.monotonic()
-    size = image_cache.fill(copy, given["digest"], storage, report)
-    return {"changed": True, "bytes": size, "seconds": round(time.monotonic() - started, 1)}
+    passed_over: list[str] = []
+    for remote in image_cache.remotes(reference.registry, docker.info().get("RegistryConfig") or {}):
+        report(f"asking {remote}")
+        complaint = image_cache.silence(remote)
+        if not complaint:
+            image_cache.stop_units()
+            settings = image_cache.settings_text(
+                given["address"], given["port"], str(storage), remote, docker.login(login_for(remote, reference))
+            )
+            authority = image_cache.authority_of(remote)
+            image_cache.start_cache(settings, CONFIG, authority, given["address"], given["port"])
+            complaint = copy.lack(given["digest"])
+        if not complaint:
+            started = time.monotonic()
+            size = image_cache.fill(copy, given["digest"], storage, report)
+            seconds = round(time.monotonic() - started, 1)
+            return {"changed": True, "bytes": size, "seconds": seconds, "remote": remote, "passed_over": passed_over}
+        passed_over.append(f"{remote}: {complaint}")
+    raise image_cache.CacheError(
+        f"nobody gives {given['name']} to the copy for all nodes: {'; '.join(passed_over)}. Mirrors, proxies and "
+        "certificates are variables of container_runtime; with engine_image_spread set to false every node pulls for "
+        "itself."
+    )
+
+
+def login_for(remote: str, reference: engine_image.Reference) -> str:
+    """Whose login is sent there: a mirror gets its own, never the hub's."""
+    is_mirror = reference.registry == engine_image.DOCKER_HUB and remote != image_cache.HUB_URL
+    return urlsplit(remote).netloc if is_mirror else reference.registry
 
 
 def absent(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:

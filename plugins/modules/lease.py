@@ -26,9 +26,10 @@ options:
       - V(held) says in RV(lost) why this run does not hold it.
       - V(released) gives it back. V(broken) takes it away from whoever has it.
       - V(frozen) and V(unfrozen) say whether any run may take it.
+      - V(logged) writes into the log that a verb without a lease begins, or with RV(ignore:outcome) how it ended.
       - V(read) only looks.
     type: str
-    choices: [taken, held, released, broken, frozen, unfrozen, read]
+    choices: [taken, held, released, broken, frozen, unfrozen, logged, read]
     required: true
   why:
     description: The reason, in the operator's words. Required for V(broken), V(frozen) and V(unfrozen).
@@ -51,9 +52,9 @@ options:
     type: float
     default: 120
   outcome:
-    description: How the run ended, for V(released).
+    description: How the run ended, for V(released) and V(logged).
     type: str
-    default: ended
+    default: ""
   who:
     description: Filled in by the action plugin.
     type: str
@@ -103,11 +104,21 @@ taken:
   returned: when state is taken
   type: bool
   sample: true
+not_asked:
+  description: Whether the node was left alone, because the lease of one before it was not to be had.
+  returned: when that is so
+  type: bool
+  sample: true
 lost:
   description: Why this run does not hold the lease; empty where it does.
   returned: when state is held, outside of check mode
   type: str
   sample: the lease was broken, or was given back
+unwritten:
+  description: Why the log could not be written; empty where it was.
+  returned: when state is logged, outside of check mode
+  type: str
+  sample: "/var/lib/stepladder/audit/audit.jsonl could not be written: No space left on device"
 stale:
   description: Whether another run was at work since the node was looked at.
   returned: when that is in the way
@@ -118,6 +129,11 @@ holder:
   returned: when it is read, in the way or was broken
   type: dict
   sample: {who: ann, origin: ops1, verb: deploy, why: new weights, age: 81.3, expires_in: 114.0, state: held}
+mine:
+  description: Whether RV(holder) is this run itself.
+  returned: when it is read
+  type: bool
+  sample: false
 frozen:
   description: Who froze the node, since when and why; null where nobody did.
   returned: when it is read or in the way
@@ -125,12 +141,21 @@ frozen:
   sample: {who: ann, origin: ops1, since: '2026-11-20T03:15:00Z', why: trade fair}
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.stepladder.core.plugins.module_utils import lease
 
+LINES = ("why", "verb", "deployment", "plan_id", "outcome", "who", "origin", "run", "supersede")
 REQUEST = ("run", "who", "origin", "verb", "why", "deployment", "plan_id", "ttl", "controller")
+
+# What is no change of the node.
+UNCHANGING: dict[str, Callable[[str, dict[str, Any]], dict[str, Any]]] = {
+    "held": lambda path, given: {"lost": lease.holds(path, given["run"])},
+    "released": lambda path, given: {"released": lease.release(path, given["run"], given["outcome"] or "ended")},
+    "logged": lambda path, given: {"unwritten": lease.log(path, given, given["outcome"])},
+}
 
 
 def act(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
@@ -139,16 +164,15 @@ def act(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     if check_mode or state == "read":
         held, frozen = lease.read(path), lease.read_freeze(path)
         holder = held.told(lease.Clock.now()) if held else None
-        return {"changed": False, "taken": True, "holder": holder, "frozen": frozen}
+        mine = bool(held and held.run == given["run"])
+        return {"changed": False, "taken": True, "holder": holder, "frozen": frozen, "mine": mine}
     if state == "taken":
         return {
             "changed": False,
             **lease.take(path, {name: given[name] for name in REQUEST}, given["supersede"], given["seen"]),
         }
-    if state == "held":
-        return {"changed": False, "lost": lease.holds(path, given["run"])}
-    if state == "released":
-        return {"changed": False, "released": lease.release(path, given["run"], given["outcome"])}
+    if state in UNCHANGING:
+        return {"changed": False, **UNCHANGING[state](path, given)}
     if state == "broken":
         holder = lease.break_it(path, given["who"], given["origin"], given["why"])
         return {"changed": bool(holder), "holder": holder or None}
@@ -165,13 +189,12 @@ def main() -> None:
             "state": {
                 "type": "str",
                 "required": True,
-                "choices": ["taken", "held", "released", "broken", "frozen", "unfrozen", "read"],
+                "choices": ["taken", "held", "released", "broken", "frozen", "unfrozen", "logged", "read"],
             },
             "ttl": {"type": "float", "default": 120.0},
-            "outcome": {"type": "str", "default": "ended"},
             "controller": {"type": "dict", "default": {}},
             "seen": {"type": "str"},
-            **dict.fromkeys(("why", "verb", "deployment", "plan_id", "who", "origin", "run", "supersede"), text),
+            **dict.fromkeys(LINES, text),
         },
         supports_check_mode=True,
     )
@@ -182,6 +205,8 @@ def main() -> None:
         answer = act(given, module.check_mode)
     except (lease.LeaseError, OSError) as error:
         module.fail_json(msg=str(error))
+    if answer.get("unwritten"):
+        module.warn(answer["unwritten"])
     module.exit_json(**answer)
 
 

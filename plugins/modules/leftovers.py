@@ -1,12 +1,12 @@
 #!/usr/bin/python
-"""List and remove environments and images that no release needs any more."""
+"""List and remove environments, images and caches that no release needs any more."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 ---
 module: leftovers
-short_description: List and remove environments and images that no release needs any more
+short_description: List and remove environments, images and caches that no release needs any more
 description:
   - Lists what the toolkit brought to the node, with its size and who uses it, every kept release among them.
   - What is in use is never removed; the module fails before it removes anything then.
@@ -36,12 +36,12 @@ EXAMPLES = r"""
 
 RETURN = r"""
 leftovers:
-  description: All environments and images that the toolkit brought, before anything was removed.
+  description: All environments and images that the toolkit brought and caches that engines filled, before a removal.
   returned: success
   type: list
   elements: dict
   contains:
-    kind: {description: environment or image., type: str, sample: environment}
+    kind: {description: "environment, image or cache.", type: str, sample: environment}
     name: {description: What names it for removal., type: str, sample: /var/lib/stepladder/venvs/vllm-0.31.0-aa}
     shown: {description: For people., type: str, sample: /var/lib/stepladder/venvs/vllm-0.31.0-aa}
     bytes: {description: That it takes., type: int, sample: 9000000000}

@@ -10,6 +10,7 @@ version_added: 0.2.0
 description:
   - Sends with iperf3 to each peer and receives from each, in the rounds of C(stepladder.core.acceptance_rounds).
   - All nodes of the rounds have to run it at the same time.
+  - Without rounds it only looks at the line rate.
 author:
   - Stepladder contributors (@stepladder)
 options:
@@ -68,6 +69,11 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+line_gbit:
+  description: The line rate towards one peer in Gbit/s, none where no driver tells.
+  returned: always
+  type: float
+  sample: 25.0
 links:
   description: For each peer that this node sent to, what arrived there.
   returned: always
@@ -77,7 +83,7 @@ links:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.stepladder.core.plugins.module_utils.link_speed import measure, there
+from ansible_collections.stepladder.core.plugins.module_utils.link_speed import line_gbit, measure, there
 
 
 def main() -> None:
@@ -94,11 +100,13 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    if module.check_mode:
-        module.exit_json(changed=False, links=[])
+    given = module.params
+    line = line_gbit(given["address"])
+    if module.check_mode or not given["rounds"]:
+        module.exit_json(changed=False, line_gbit=line, links=[])
     if not there():
         module.fail_json(msg="iperf3 is not there: apt-get install -y iperf3, or let acceptance_install be true.")
-    module.exit_json(changed=False, links=measure(**module.params))
+    module.exit_json(changed=False, line_gbit=line, links=measure(**given))
 
 
 if __name__ == "__main__":

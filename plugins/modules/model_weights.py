@@ -44,9 +44,16 @@ options:
     type: int
     default: 14400
   retries:
-    description: Times that the client is run, and the hub asked for its listing, before the module fails.
+    description: Times that the hub is asked for its listing before the module fails.
     type: int
     default: 3
+  patience:
+    description:
+      - Seconds without a byte from the hub after which the module fails; until then its client is run again and again,
+        with up to a minute in between.
+      - An error that no other try mends, such as a file that is not there or stays wrong, is told at once.
+    type: float
+    default: 600
   deadline:
     description: Seconds that the download may take; the client is stopped then, and what it fetched is kept.
     type: float
@@ -217,6 +224,7 @@ def main() -> None:
             "expected_bytes": {"type": "int", "default": 0},
             "total_timeout": {"type": "int", "default": 14400},
             "retries": {"type": "int", "default": 3},
+            "patience": {"type": "float", "default": 600},
             "deadline": {"type": "float", "default": 86400},
             "verify": {"type": "str", "choices": ["cheap", "full"], "default": "cheap"},
             "progress_file": {"type": "path", "default": ""},

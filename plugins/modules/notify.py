@@ -14,7 +14,7 @@ options:
   event:
     description: What is told. O(event=start) keeps the settings for the rest of the run.
     type: str
-    choices: [start, red, back, end]
+    choices: [start, green, red, back, end]
     required: true
   settings:
     description:
@@ -43,7 +43,7 @@ options:
     type: str
     default: ""
   reason:
-    description: What failed, or what was brought back.
+    description: What was measured, what failed, or what was brought back.
     type: str
     default: ""
 attributes:

@@ -179,6 +179,10 @@ options:
     type: list
     elements: str
     default: []
+  minimum_docker:
+    description: Oldest Docker that gives containers GPUs by CDI, where there are O(images).
+    type: str
+    default: ''
   minimum_toolkit:
     description: Oldest NVIDIA container toolkit, where there are O(images).
     type: str
@@ -303,6 +307,7 @@ def main() -> None:
             "ranks": {"type": "int", "default": 1},
             "environment": {"type": "path", "default": ""},
             "images": many("str"),
+            "minimum_docker": text(),
             "minimum_toolkit": text(),
         },
         supports_check_mode=True,

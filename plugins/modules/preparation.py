@@ -70,6 +70,14 @@ options:
     description: Whether the driver is to be installed; else what is there is only looked at.
     type: bool
     default: true
+  minimum:
+    description: Oldest driver (ROCm on AMD) that one that is not to be installed may be; empty for any.
+    type: str
+    default: ''
+  minimum_of:
+    description: Whose need O(minimum) is, for the message.
+    type: str
+    default: ''
   faults:
     description: Faults that are known already, with C(what), C(found), C(needed) and C(mend), told with those found.
     type: list
@@ -112,7 +120,7 @@ facts:
   description: The driver that is there.
   returned: always
   type: dict
-  sample: {loaded: 580.126.20, on_disk: 580.126.20, library: 580.126.20, packages: {}, gpus: {nvidia: 8}}
+  sample: {loaded: 580.126.20, on_disk: 580.126.20, library: 580.126.20, rocm: "", packages: {}, gpus: {nvidia: 8}}
 """
 
 from typing import Any
@@ -138,6 +146,8 @@ ARGUMENTS: dict[str, Any] = {
     "check_bus": {"type": "bool", "default": True},
     "allow_change": {"type": "bool", "default": False},
     "install": {"type": "bool", "default": True},
+    "minimum": TEXT,
+    "minimum_of": TEXT,
     "faults": DICTS,
 }
 

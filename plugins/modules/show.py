@@ -9,9 +9,9 @@ short_description: Print a text to the operator
 description: Prints a text as it is, also where the output of tasks is switched off.
 options:
   text:
-    description: What is printed.
+    description: What is printed; nothing where it is empty.
     type: str
-    required: true
+    default: ""
   exit_status:
     description: Name of the exit status that the whole run shall end with, see C(stepladder.exit_status).
     type: str
@@ -25,6 +25,9 @@ options:
   audit:
     description: What is written to the controller's log of the run, with C(verb), C(why), C(deployment), C(plan_id).
     type: dict
+  doing:
+    description: How far the play has come, for those who look at a node meanwhile; until it says so again or ends.
+    type: str
 attributes:
   check_mode:
     support: full

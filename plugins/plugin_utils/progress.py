@@ -24,6 +24,7 @@ display = Display()
 
 DEADLINE = 7200
 FIRST_INTERVAL, LAST_INTERVAL, GROWTH = 0.5, 5.0, 1.5
+SHORT_JOB, SHORT_INTERVAL = 15.0, 1.0  # seconds in which a job that is short ends, and that it may wait to be seen
 SHOW_EVERY, HEARTBEAT_EVERY = 5.0, 30.0
 UNREACHABLE_FOR = 120.0
 _RUNNING = '"finished": false'
@@ -56,10 +57,12 @@ class ProgressLines:
 
 
 def intervals(first: float = FIRST_INTERVAL, last: float = LAST_INTERVAL) -> Iterator[float]:
-    """Seconds to wait between two looks, growing from first to last."""
+    """Seconds to wait between two looks, growing from first to last; not beyond a second while a short job may end."""
+    short, waited = max(first, SHORT_INTERVAL), 0.0
     while True:
         yield first
-        first = min(last, first * GROWTH)
+        waited += first
+        first = min(last if waited >= SHORT_JOB else short, first * GROWTH)
 
 
 def parse_deadline(value: object) -> int:

@@ -15,6 +15,7 @@ from ansible import constants
 # What the run is at, for those who look at a node meanwhile: written by the callback, read by what renews the lease.
 DOING = "stepladder-doing"
 NOTIFY = "stepladder-notify"
+REFUSED = "stepladder-refused"
 
 
 def controller(pid: int) -> dict[str, Any]:
@@ -68,6 +69,11 @@ def doing_file() -> Path:
 def notify_file() -> Path:
     """Where the run keeps whom to tell; removed with the run's other temporary files."""
     return Path(constants.DEFAULT_LOCAL_TMP, NOTIFY)
+
+
+def refused_file() -> Path:
+    """There once a node's lease was not to be had: the run asks no further node for its own."""
+    return Path(constants.DEFAULT_LOCAL_TMP, REFUSED)
 
 
 def audit_file() -> Path:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import statistics
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -15,8 +16,11 @@ from stepladder.bisection import Blame, Group
 from stepladder.fitness import table
 from stepladder.gpu_acceptance import Figure, Row, figures, summary
 
-# A sound link gets what others of its kind get; on a quiet network they differ by a few percent.
+# A sound link gets its line rate less headers, and what others of its kind get; they differ by a few percent.
 SLOW_SHARE = 0.6
+# iperf3 before 3.16 moves all its streams on one core, which may hold no more; a faster line asks no more of it.
+IPERF_MOST_GBIT = 10.0
+LINE = "acceptance_line"
 CORNER = "from / to"
 PROBLEM_WIDTH = 120
 MEND_NODE = "look at its cable, its port at the switch, its NIC's speed and PCIe lanes"
@@ -103,8 +107,58 @@ def rounds_of(variables: Mapping[str, Any], hosts: Sequence[str], node: str) -> 
     return found
 
 
-def judge(results: Mapping[str, Sequence[Mapping[str, Any]] | None], minimum_mbit: float) -> Verdict:
-    """Find what is slow: against a figure that was given, else against what nodes reach at their best.
+def line_rates(variables: Mapping[str, Any], hosts: Sequence[str]) -> dict[str, float]:
+    """Line rate of each node whose driver tells one, in Gbit/s."""
+    told = {host: (variables[host].get(LINE) or {}).get("line_gbit") for host in hosts}
+    return {host: float(gbit) for host, gbit in told.items() if gbit}
+
+
+def immeasurable(variables: Mapping[str, Any], hosts: Sequence[str], minimum_gbit: float) -> str:
+    """Why the links of these nodes could not be judged; empty where they can.
+
+    Args:
+        variables: of every host, `acceptance_line` among them.
+        hosts: that are measured.
+        minimum_gbit: acceptance_minimum_gbit.
+    """
+    if len(hosts) != 2 or minimum_gbit or line_rates(variables, hosts):
+        return ""
+    return (
+        f"No driver tells the line rate of {' and '.join(hosts)}, and of two nodes neither is the measure for the "
+        "other. Give the rate that their link has to have (-e acceptance_minimum_gbit=GBIT), or leave it out "
+        """(-e '{"acceptance_without": ["network"]}')."""
+    )
+
+
+def wanted(minimum_mbit: float, lines: Iterable[float], middle: float) -> tuple[float, str]:
+    """Mbit/s that a link has to have, and where the figure is from: the stricter one of line rate and peers.
+
+    Args:
+        minimum_mbit: that was given; 0 for none.
+        lines: Gbit/s that drivers tell. The middle one counts: a port that came up too slow is a fault, no measure.
+        middle: Mbit/s that the middle one of the nodes reaches at its best.
+    """
+    if minimum_mbit:
+        return minimum_mbit, "acceptance_minimum_gbit"
+    of_peers = f"{SLOW_SHARE:.0%} of {rate(middle)}, the middle one of what the nodes reach"
+    known = list(lines)
+    if not known:
+        return SLOW_SHARE * middle, f"{of_peers}; no driver tells a line rate"
+    line = statistics.median_low(known)
+    share = min(SLOW_SHARE * line, IPERF_MOST_GBIT) * 1000
+    if SLOW_SHARE * middle > share:
+        return SLOW_SHARE * middle, of_peers
+    if SLOW_SHARE * line > IPERF_MOST_GBIT:
+        return share, f"what iperf3 moves on one core; the line rate is {line:g} Gbit/s"
+    return share, f"{SLOW_SHARE:.0%} of the line rate, {line:g} Gbit/s"
+
+
+def judge(
+    results: Mapping[str, Sequence[Mapping[str, Any]] | None],
+    minimum_mbit: float,
+    lines: Mapping[str, float] = MappingProxyType({}),
+) -> Verdict:
+    """Find what is slow: against a figure that was given, else the line rate and what nodes reach at their best.
 
     The middle one of all links is no measure: one slow node of three makes four of six links slow. Of the best link of
     each node the middle one is sound as long as most nodes are.
@@ -112,7 +166,8 @@ def judge(results: Mapping[str, Sequence[Mapping[str, Any]] | None], minimum_mbi
 
     Args:
         results: by node, `links` as `stepladder.core.link_speed` returned them; none where it did not answer.
-        minimum_mbit: that each link has to have; 0 takes 60 % of what the middle one of the nodes reaches.
+        minimum_mbit: that each link has to have; 0 for none.
+        lines: Gbit/s of the nodes whose drivers tell their line rate.
     """
     links = [Link(source=node, to=one["peer"], mbit=one["mbit"], problem=one["problem"])
              for node, found in results.items() for one in found or ()]  # fmt: skip
@@ -120,14 +175,9 @@ def judge(results: Mapping[str, Sequence[Mapping[str, Any]] | None], minimum_mbi
         name: max((link.mbit or 0 for link in links if name in {link.source, link.to}), default=0) for name in results
     }
     middle = statistics.median([value for name, value in best.items() if results[name] is not None] or [0.0])
-    wanted = minimum_mbit or SLOW_SHARE * middle
-    why = (
-        "acceptance_minimum_gbit"
-        if minimum_mbit
-        else f"{SLOW_SHARE:.0%} of {rate(middle)}, the middle one of what the nodes reach"
-    )
+    needed, why = wanted(minimum_mbit, lines.values(), middle)
     silent = tuple(node for node, found in results.items() if found is None)
-    slow = [link for link in links if (link.mbit or 0) < wanted and link.to not in silent]
+    slow = [link for link in links if (link.mbit or 0) < needed and link.to not in silent]
     answering = [name for name in results if name not in silent]
     nodes: list[str] = []
     # A way on which nothing passes is another matter than a slow one: the two together blame no node.
@@ -136,7 +186,7 @@ def judge(results: Mapping[str, Sequence[Mapping[str, Any]] | None], minimum_mbi
             nodes.append(worst)
     slow = [link for link in slow if not {link.source, link.to} & {*nodes}]
     return Verdict(
-        links=tuple(links), wanted=wanted, why=why, slow_nodes=tuple(nodes), slow_links=tuple(slow), silent=silent
+        links=tuple(links), wanted=needed, why=why, slow_nodes=tuple(nodes), slow_links=tuple(slow), silent=silent
     )
 
 
@@ -329,10 +379,14 @@ def sentences(found: Report) -> list[str]:
         told.append(f"Not accepted: {', '.join(counts)} ({nodes}).")
     if found.silent:
         told.append(f"No answer: {', '.join(found.silent)}.")
-    if found.network and not found.network.slow_nodes and not found.network.slow_links:
-        told.append(f"Every link has {rate(found.network.wanted)} or more ({found.network.why}).")
-    if found.all_reduce and found.all_reduce.groups and found.all_reduce.blame == Blame():
-        told.append(f"The all-reduce has {rate(found.all_reduce.wanted * 1000)} or more ({found.all_reduce.why}).")
+    if found.network:
+        sound = not found.network.slow_nodes and not found.network.slow_links
+        words = "Every link has {} or more ({})." if sound else "A link has to have {} ({})."
+        told.append(words.format(rate(found.network.wanted), found.network.why))
+    if found.all_reduce and found.all_reduce.groups:
+        sound = found.all_reduce.blame == Blame()
+        words = "The all-reduce has {} or more ({})." if sound else "The all-reduce has to have {} ({})."
+        told.append(words.format(rate(found.all_reduce.wanted * 1000), found.all_reduce.why))
     if not found.figures and all(not row.part.startswith("GPU") for row in found.rows):
         told.append("No GPU was measured.")
     return told

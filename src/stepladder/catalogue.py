@@ -445,6 +445,14 @@ class Tools(Entry):
     source: str
 
 
+class ContainerFloors(Entry):
+    """The oldest Docker that gives containers GPUs, and the oldest NVIDIA container toolkit without a known hole."""
+
+    docker: str
+    toolkit: str
+    source: str
+
+
 class EngineDefaults(Entry):
     """Ports, budgets and limits of an engine that do not depend on the model."""
 
@@ -557,8 +565,8 @@ class Catalogue:
     """All entries of a catalogue directory, read when first asked for.
 
     Args:
-        directory: holds `models/*.yml`, `engines/*.yml`, `gpus.yml`, `drivers.yml`, `tools.yml`, `signatures.yml`,
-            `locks/` and `stand_ins/`.
+        directory: holds `models/*.yml`, `engines/*.yml`, `gpus.yml`, `drivers.yml`, `tools.yml`, `containers.yml`,
+            `signatures.yml`, `locks/` and `stand_ins/`.
 
     Raises:
         CatalogueError: from any property, naming file, key and what was expected.
@@ -626,6 +634,12 @@ class Catalogue:
         places = [("lock", tools.lock, locks, "files in locks/"), ("uv_lock", tools.uv_lock, locks, "files in locks/")]
         _refuse_unknown(path, places)
         return tools
+
+    @cached_property
+    def containers(self) -> ContainerFloors:
+        """What a node's container runtime has to be at least."""
+        path = self.directory / "containers.yml"
+        return _validate(path, ContainerFloors, _read_yaml(path))
 
     @cached_property
     def signatures(self) -> tuple[Signature, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from stepladder.catalogue import Catalogue, DriverRelease, DriverSystem, EngineRelease, Gpu, KernelFlavours
 from stepladder.errors import Violation, unknown_name
+from stepladder.mirrors import filled, mirrored
 from stepladder.setting import older
 
 RED_HAT = {"RedHat", "CentOS", "Rocky", "AlmaLinux", "OracleLinux"}
@@ -65,6 +65,7 @@ class Wish:
         gpu: the GPU type. branch, version: other than the catalogue's; a version of a branch that it knows.
         mirrors: by the repository's name `url`, `key_url`, `key`, `fingerprints`, `suites`, each instead of its own.
         packages: instead of the catalogue's own.
+        install: whether it is installed; else only the one that is there is looked at.
         engine, engine_version: whose floor the driver has to reach; empty for none, and for the newest.
     """
 
@@ -73,6 +74,7 @@ class Wish:
     version: str = ""
     mirrors: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     packages: Sequence[str] = ()
+    install: bool = True
     engine: str = ""
     engine_version: str = ""
 
@@ -85,10 +87,11 @@ def driver_plan(wish: Mapping[str, Any], facts: Mapping[str, Any], directory: st
         facts: of the node's system, as `System.of` reads them.
         directory: of the catalogue.
 
-    Returns: `vendor` (cpu where there is nothing to do), `summary`, `version`, `packages`, `repositories`, `pins`,
-        `hold`, `module_streams`, `services`, `kernel_modules`, `kernel_parameters`, `sysctl`, `module`, `library`,
-        `main_package`, `same_version` (packages with the versions that fit), and `faults`, each with `what`,
-        `found`, `needed` and `mend`.
+    Returns: `vendor` (cpu where there is nothing to do), `title`, `summary`, `version`, `packages`, `repositories`,
+        `pins`, `hold`, `module_streams`, `services`, `kernel_modules`, `kernel_parameters`, `sysctl`, `module`,
+        `library`, `main_package`, `same_version` (packages with the versions that fit), `minimum` and `minimum_of`
+        (oldest driver and whose need it is, where the node's own is only looked at), and `faults`, each with
+        `what`, `found`, `needed` and `mend`.
 
     Raises:
         CatalogueError: the catalogue is broken.
@@ -101,6 +104,8 @@ def driver_plan(wish: Mapping[str, Any], facts: Mapping[str, Any], directory: st
         return _nothing("unknown", "unknown GPU type") | {"faults": [_fault(violation)]}
     if gpu.driver is None:
         return _nothing(gpu.vendor, f"{gpu.title}: there is nothing to do for a driver")
+    if not wanted.install:
+        return _as_found(wanted, gpu, catalogue)
     system = System.of(facts)
     system = replace(system, flavour=_flavour(system, catalogue.drivers.kernels))
     faults: list[Violation] = []
@@ -183,21 +188,38 @@ def _system(
     return fitting[0]
 
 
-def _below_floor(wanted: Wish, gpu: Gpu, catalogue: Catalogue) -> list[Violation]:
-    """The driver is older than what the engine's release needs, or its image."""
+def _floor(wanted: Wish, gpu: Gpu, catalogue: Catalogue) -> tuple[str, str]:
+    """The oldest driver that the engine's release runs on, and that release by name; both empty for none."""
     engine = catalogue.engines.get(wanted.engine)
-    version = wanted.version or wanted.branch or (gpu.driver.branch if gpu.driver else "")
-    if not engine:
-        return []
-    releases = [each for each in engine.releases if each.platform == gpu.platform]
+    releases = [each for each in engine.releases if each.platform == gpu.platform] if engine else []
     wished: EngineRelease | None = next((r for r in releases if r.version == wanted.engine_version), None)
     chosen = wished or (releases[0] if releases else None)
-    floor = chosen.minimum_driver if chosen else None
-    if not chosen or not floor or not older(version, floor):
+    if not engine or not chosen or not chosen.minimum_driver:
+        return "", ""
+    return chosen.minimum_driver, f"{engine.title} {chosen.version}"
+
+
+def _below_floor(wanted: Wish, gpu: Gpu, catalogue: Catalogue) -> list[Violation]:
+    """The driver to be installed is older than what the engine's release needs, or its image."""
+    version = wanted.version or wanted.branch or (gpu.driver.branch if gpu.driver else "")
+    floor, release = _floor(wanted, gpu, catalogue)
+    if not floor or not older(version, floor):
         return []
     kind = "driver" if gpu.vendor == "nvidia" else "ROCm"
-    found = f"{version}; {engine.title} {chosen.version} and its image need {floor} or newer"
+    found = f"{version}; {release} and its image need {floor} or newer"
     return [Violation(kind, found, "Set gpu_driver_branch and gpu_driver_version, or deployment_engine_version.")]
+
+
+def _as_found(wanted: Wish, gpu: Gpu, catalogue: Catalogue) -> dict[str, Any]:
+    """The plan where the driver is not ours to install: nothing is set, what is there is held against the floor."""
+    floor, release = _floor(wanted, gpu, catalogue)
+    return _nothing(gpu.vendor, f"{gpu.title}: the driver that is there") | {
+        "title": gpu.title,
+        "module": MODULES[gpu.vendor],
+        "library": LIBRARIES[gpu.vendor],
+        "minimum": floor,
+        "minimum_of": release,
+    }
 
 
 def _flavour(system: System, kernels: Sequence[KernelFlavours]) -> str:
@@ -229,21 +251,24 @@ def _plan(wanted: Wish, gpu: Gpu, release: DriverRelease, known: DriverSystem, s
     }
     fabric = gpu.driver.fabric
     parts = [*(wanted.packages or known.packages), *known.fabric_packages.get(fabric, ())]
-    names = [_filled(name, words) for name in parts]
+    names = [filled(name, words) for name in parts]
     patterns = {name: known.package_versions.get(name, known.package_version) for name in names}
-    versioned = [name if "=" in name else f"{name}={_filled(patterns[name], words)}" for name in names]
+    versioned = [name if "=" in name else f"{name}={filled(patterns[name], words)}" for name in names]
     kernels = [name for name in known.kernel_packages if system.flavour or "{kernel_flavour}" not in name]
     beside = [*kernels, *known.companions.get(fabric, ())]
     nvidia = gpu.vendor == "nvidia"
     return {
         "vendor": gpu.vendor,
+        "title": gpu.title,
         "summary": _summary(gpu, release),
         "version": release.version,
-        "packages": [_filled(name, words) for name in beside] + versioned,
-        "repositories": [_repository(each.model_dump(), wanted.mirrors, words) for each in known.repositories],
+        "packages": [filled(name, words) for name in beside] + versioned,
+        "repositories": [
+            mirrored(each.model_dump(), wanted.mirrors.get(each.name, {}), words) for each in known.repositories
+        ],
         "pins": [{"packages": list(known.pin), "version": f"{release.version}-*"}] if known.pin else [],
         "hold": list(known.hold) or [f"*={release.version}-*", *known.companions.get(fabric, ())],
-        "module_streams": [_filled(each, words) for each in known.module_streams.get(system.distribution, ())],
+        "module_streams": [filled(each, words) for each in known.module_streams.get(system.distribution, ())],
         "services": [*([PERSISTENCE] if nvidia else []), *FABRIC_SERVICES.get(fabric, [])],
         "kernel_modules": list(known.kernel_modules.get(fabric, ())),
         "kernel_parameters": list(gpu.driver.kernel_parameters),
@@ -252,6 +277,8 @@ def _plan(wanted: Wish, gpu: Gpu, release: DriverRelease, known: DriverSystem, s
         "library": LIBRARIES[gpu.vendor],
         "main_package": names[0].partition("=")[0],
         "same_version": versioned,
+        "minimum": "",
+        "minimum_of": "",
     }
 
 
@@ -259,27 +286,6 @@ def _number(version: str) -> str:
     """A version as AMD's packages carry it: 70204 for 7.2.4."""
     first, *rest = version.split(".")
     return first + "".join(part.zfill(2) for part in rest)
-
-
-def _repository(
-    known: dict[str, Any], mirrors: Mapping[str, Mapping[str, Any]], words: Mapping[str, str]
-) -> dict[str, Any]:
-    """A repository with the site's mirror in place of the vendor's."""
-    mirror = {name: value for name, value in mirrors.get(known["name"], {}).items() if value not in (None, "")}
-    merged = known | mirror
-    if "key" in mirror:
-        merged.pop("key_url")
-    filled = {
-        name: _filled(value, words) if name in {"url", "key_url"} else [_filled(v, words) for v in value]
-        if name in {"suites", "components"} else value
-        for name, value in merged.items()
-    }  # fmt: skip
-    return {name: value for name, value in filled.items() if value not in (None, "")}
-
-
-def _filled(text: str, words: Mapping[str, str]) -> str:
-    """A text with what stands in braces filled in; an unknown word stays, and shows."""
-    return re.sub(r"\{(\w+)\}", lambda found: words.get(found[1], found[0]), text)
 
 
 def _summary(gpu: Gpu, release: DriverRelease) -> str:
@@ -300,7 +306,7 @@ def _nothing(vendor: str, summary: str) -> dict[str, Any]:
         *("packages", "repositories", "pins", "hold", "module_streams", "services", "kernel_modules"),
         *("kernel_parameters", "same_version", "faults"),
     ]
-    texts = ("version", "module", "library", "main_package")
+    texts = ("title", "version", "module", "library", "main_package", "minimum", "minimum_of")
     return {"vendor": vendor, "summary": summary, "sysctl": {}} | {n: [] for n in lists} | dict.fromkeys(texts, "")
 
 

@@ -17,6 +17,7 @@ class ExitStatus(IntEnum):
     WENT_BACK = 20
     NO_WAY_BACK = 21
     NOTHING_TO_GO_BACK_TO = 22
+    NOT_DRAINED = 23
     HELD = 30
     FROZEN = 31
     NOT_CONFIRMED = 32

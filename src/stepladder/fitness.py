@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from stepladder import runtime
 from stepladder.units import planned_ports
 
 FORMATS = ("human", "json", "failures")
@@ -72,18 +73,22 @@ class Fitness(BaseModel):
         return [one.node for one in self.nodes if one.problem]
 
 
-def wishes(deployment_slice: Mapping[str, Any], state_directory: str, minimum_toolkit: str) -> dict[str, Any]:
+def wishes(
+    deployment_slice: Mapping[str, Any], state_directory: str, minimum_docker: str = "", minimum_toolkit: str = ""
+) -> dict[str, Any]:
     """The parameters of `stepladder.core.preflight` for a node.
 
     Args:
         deployment_slice: the node's slice of the plan; an empty one asks for nothing.
         state_directory: where the toolkit keeps everything on a node.
-        minimum_toolkit: oldest NVIDIA container toolkit.
+        minimum_docker, minimum_toolkit: oldest Docker that is given GPUs, and oldest NVIDIA container toolkit; empty
+            for the catalogue's.
     """
     if not deployment_slice:
         space = {"path": state_directory, "minimum_free_bytes": 0, "purpose": "everything of the toolkit"}
         return {"paths": [space]}
     node = deployment_slice["node"]
+    oldest = runtime.floors(minimum_docker, minimum_toolkit)
     required = node["requirements"]
     result = {
         "deployment": f"{state_directory}/deployments/{deployment_slice['deployment']['name']}",
@@ -100,7 +105,8 @@ def wishes(deployment_slice: Mapping[str, Any], state_directory: str, minimum_to
         "ranks": max(1, len(node["ranks"])),
         "environment": (node["venv"] or {}).get("path", ""),
         "images": node["images"],
-        "minimum_toolkit": minimum_toolkit,
+        "minimum_docker": oldest["docker"],
+        "minimum_toolkit": oldest["toolkit"],
     }
     return result | ({"gpus": required["gpus"]} if required["gpus"] else {})
 

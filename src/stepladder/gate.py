@@ -76,3 +76,13 @@ def told(results: Sequence[Mapping[str, Any]]) -> str:
         elif each.get("line"):
             lines.append(str(each["line"]))
     return "\n".join(lines)
+
+
+def told_of_all(variables: Mapping[str, Any], hosts: Sequence[str]) -> str:
+    """What was measured on some nodes; empty where nothing was.
+
+    Args:
+        variables: of every host; `release_told` is what `told` gave there.
+        hosts: the nodes.
+    """
+    return "\n".join(f"{host}: {text}" for host in hosts if (text := variables[host].get("release_told")))

@@ -10,6 +10,7 @@ from typing import Any
 
 from stepladder.engines.common import Replica
 from stepladder.errors import PlanRefusedError, Violation
+from stepladder.exit_status import ExitStatus
 from stepladder.plan import ID_DIGITS, Gateway, GatewayNode, GatewayServer, NodePlan, Note
 from stepladder.request import EVERYWHERE, GatewayHost, GatewayWish
 
@@ -67,7 +68,7 @@ def plan_gateway(
         stall_seconds=wish.stall_seconds,
         affinity_header=wish.affinity_header,
     )
-    if broken := [*_unreachable(gateway), *_taken(gateway, nodes)]:
+    if broken := [*_open(gateway, wish), *_unreachable(gateway), *_taken(gateway, nodes)]:
         raise PlanRefusedError(broken)
     return gateway
 
@@ -75,6 +76,15 @@ def plan_gateway(
 def _base_url(wish: GatewayWish, host: GatewayHost, tls: bool) -> str:
     address = host.address if wish.bind_address == EVERYWHERE else wish.bind_address
     return f"{'https' if tls else 'http'}://{address}:{wish.port}/v1"
+
+
+def _open(gateway: Gateway, wish: GatewayWish) -> list[Violation]:
+    """A door without a lock that nobody asked for."""
+    if gateway.keys or wish.open or _is_loopback(gateway.bind_address):
+        return []
+    found = f"it would listen on {_bound(gateway.bind_address, gateway.port)} and answer anyone, for it has no keys"
+    mend = "Set gateway_api_keys_file, or gateway_open to true where whoever reaches it may ask."
+    return [Violation("gateway", found, mend)]
 
 
 def _unreachable(gateway: Gateway) -> list[Violation]:
@@ -260,7 +270,8 @@ def _engines(gateway: Gateway) -> list[str]:
         *balance,
         # Whether it takes requests; whether tokens come is the agent's matter, which knows busy from hung.
         f"option httpchk GET {gateway.check_path}",
-        "http-check expect status 200",
+        # While replicas change from an engine to another the path is unknown to some of them, which take requests.
+        "http-check expect rstatus ^(200|404)$",
         f"default-server check inter 2s fastinter 500ms fall 3 rise 2 weight {INITIAL_WEIGHT} {agent}",
         *servers,
     ]
@@ -271,6 +282,23 @@ def gateway_text(plan: Mapping[str, Any], host: str, taking_requests: int) -> st
     gateway = Gateway.model_validate(plan)
     url = next(node.base_url for node in gateway.nodes if node.name == host)
     return f"The gateway is up: {url} ({host}), {taking_requests} of {len(gateway.servers)} replica(s) get requests"
+
+
+def drain_warning(plan: Mapping[str, Any], drain_seconds: int) -> str:
+    """That a rollout may stop at a request that the gateway allows; empty where it does not.
+
+    Args:
+        plan: the plan as a document.
+        drain_seconds: how long a rollout waits for the requests of a replica.
+    """
+    allowed = plan["gateway"]["answer_seconds"] if plan.get("gateway") else 0
+    if plan["deployment"]["replicas"] == 1 or drain_seconds >= allowed:
+        return ""
+    return (
+        f"Warning: an answer may be silent for {allowed} s (gateway_answer_seconds), and a deploy waits "
+        f"{drain_seconds} s for those of a replica (deploy_drain_seconds): one that takes longer stops it before that "
+        f"replica, with exit status {ExitStatus.NOT_DRAINED:d}. To wait as long: -e deploy_drain_seconds={allowed}"
+    )
 
 
 def server_name(replica: int) -> str:

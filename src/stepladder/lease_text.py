@@ -39,7 +39,8 @@ def refusal(variables: Mapping[str, Any], hosts: Sequence[str]) -> dict[str, str
     cold = {host: answer["frozen"] for host, answer in told.items() if answer.get("frozen") and not answer.get("taken")}
     held = {host: answer["holder"] for host, answer in told.items() if answer.get("holder") and not answer.get("taken")}
     stale = [host for host, answer in told.items() if answer.get("stale")]
-    silent = [host for host, answer in told.items() if not answer.get("taken") and host not in {*cold, *held, *stale}]
+    asked = [host for host, answer in told.items() if not (answer.get("taken") or answer.get("not_asked"))]
+    silent = [host for host in asked if host not in {*cold, *held, *stale}]
     if not (cold or held or silent or stale):
         return {"text": "", "exit_status": ""}
     lines = ["This run may not change the nodes, and changed nothing:", *_reasons(cold, held)]
@@ -53,12 +54,13 @@ def in_the_way(variables: Mapping[str, Any], hosts: Sequence[str]) -> dict[str, 
     """Why gateway and watchdog are not to be touched, and the exit status for it; an empty text where they may be.
 
     Args:
-        variables: of every host; `lease_seen` as the role `lease` keeps it, after this run's own lease was given back.
+        variables: of every host; `lease_seen` as the role `lease` keeps it. This run's own lease is in nobody's way.
         hosts: the nodes of the play.
     """
     seen = {host: variables[host]["lease_seen"] for host in hosts}
     cold = {host: told["frozen"] for host, told in seen.items() if told["frozen"]}
-    held = {host: told["holder"] for host, told in seen.items() if (told["holder"] or {}).get("state") == "held"}
+    others = {host: told["holder"] or {} for host, told in seen.items() if not told.get("mine")}
+    held = {host: lease for host, lease in others.items() if lease.get("state") == "held"}
     if not (cold or held):
         return {"text": "", "exit_status": ""}
     head = "Every node is as planned. Gateway and watchdog were left as they are; run the same again later:"
@@ -66,6 +68,19 @@ def in_the_way(variables: Mapping[str, Any], hosts: Sequence[str]) -> dict[str, 
         "text": "\n".join([head, *_reasons(cold, held), *_cures(cold, held)]),
         "exit_status": "frozen" if cold else "held",
     }
+
+
+def at_work(variables: Mapping[str, Any], hosts: Sequence[str], deployment: str) -> str:
+    """Whose run changes a deployment just now; empty where none does, as far as the nodes answered.
+
+    Args:
+        variables: of every host; `lease_seen` as the role `lease` keeps it.
+        hosts: the nodes that were asked.
+        deployment: its name.
+    """
+    held = [(variables[host].get("lease_seen") or {}).get("holder") or {} for host in hosts]
+    live = [lease for lease in held if lease.get("state") == "held" and lease["deployment"] == deployment]
+    return holder(live[0]) if live else ""
 
 
 def _reasons(cold: Mapping[str, Any], held: Mapping[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What operators are told about environments and images that nothing needs any more."""
+"""What operators are told about environments, images and caches that nothing needs any more."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ def removable(leftovers: Sequence[Mapping[str, Any]], node: Mapping[str, Any]) -
     """
     wanted = {node[part]["path"] for part in ("venv", "tools") if node.get(part)}
     images = [str(name) for name in node.get("images") or ()]
+    values = [value for process in node.get("processes") or () for value in process["env"].values()]
     return [
         one["name"]
         for one in leftovers
         if not one["used_by"]
         and one["name"] not in wanted
+        and not any(value.startswith(f"{one['name']}/") for value in values)
         and not any(one["shown"].endswith(name.partition("@")[0]) for name in images)
     ]
 
@@ -42,5 +44,5 @@ def prune_text(variables: Mapping[str, Any], hosts: Sequence[str]) -> str:
             fate = "will be removed" if goes else f"stays: {', '.join(one['used_by']) or 'wanted by the inventory'}"
             lines.append(f"{host}: {one['shown']} ({gigabytes(one['bytes'])}) {fate}")
     if not lines:
-        return "There are no environments or images of the toolkit's on these nodes."
+        return "There are no environments, images or caches of the toolkit's on these nodes."
     return "\n".join([*lines, f"{gigabytes(freed)} will be freed." if freed else "Nothing is to be removed."])

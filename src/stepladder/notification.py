@@ -31,7 +31,7 @@ from stepladder.exit_status import ExitStatus
 
 FORMATS = ("json", "slack", "feishu", "dingtalk")
 SIGNED = ("feishu", "dingtalk")
-EVENTS = ("start", "red", "back", "end")
+EVENTS = ("start", "green", "red", "back", "end")
 TRIES = 3
 PAUSE_SECONDS = 0.5
 ANSWER_BYTES = 65536
@@ -40,6 +40,7 @@ LONGEST_TEXT = 2000
 ENDINGS: dict[int, str] = {
     ExitStatus.WENT_BACK: "the new release failed, the one before serves again",
     ExitStatus.NO_WAY_BACK: "the new release failed, and none was brought back",
+    ExitStatus.NOT_DRAINED: "a replica could not be taken out of rotation, those after it run on as they did",
 }
 
 
@@ -115,6 +116,8 @@ def message(event: str, run: Mapping[str, Any]) -> str:
     why = f"\nwhy: {run['why']}" if run.get("why") else ""
     if event == "start":
         text = f"{what}{release} begins{nodes}, by {who}{why}"
+    elif event == "green":
+        text = f"{what}{release} is green{nodes}: it gave the right answers\n{run.get('reason', '')}"
     elif event == "red":
         text = f"{what}{release} is RED{nodes}\n{run.get('reason', '')}"
     elif event == "back":

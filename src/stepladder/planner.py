@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from stepladder.layout import Weighed, choose_layout
 from stepladder.memory import MIB
 from stepladder.plan import (
     FORMAT_VERSION,
+    ID_DIGITS,
     Candidate,
     Chosen,
     Endpoint,
@@ -32,7 +34,17 @@ from stepladder.plan import (
     Verification,
     Weights,
 )
-from stepladder.request import DEFAULT_FEATURES, EVERYWHERE, FEATURES, PRIVATE, Deployment, Node, Parallel, PlanRequest
+from stepladder.request import (
+    DEFAULT_FEATURES,
+    EVERYWHERE,
+    FEATURES,
+    PRIVATE,
+    Deployment,
+    Node,
+    Parallel,
+    PlanRequest,
+    is_ip_address,
+)
 from stepladder.setting import Setting, memory_budget
 
 RENDERERS = {
@@ -100,7 +112,7 @@ def make_plan(request: PlanRequest, catalogue: Catalogue) -> Plan:
         gateway=gateway,
         bytes_from_hub=setting.variant.bytes_on_disk * len({node.name for r in replicas for node in r.nodes}),
         verification=_verification(setting),
-        notes=tuple(_general_notes(request, setting, parallel, topology) + gateway_notes(gateway) + notes),
+        notes=tuple(_general_notes(request, setting, parallel, topology, replicas) + gateway_notes(gateway) + notes),
     )
 
 
@@ -318,7 +330,7 @@ def _place(
                 topology=topology,
                 parallel=parallel,
                 served_name=deployment.served_name or setting.model.served_name,
-                bind_address=_bind_address(deployment, nodes[0], loopback_only),
+                bind_address=_bind_address(request, nodes[0], loopback_only),
                 port=first_port + slot,
                 first_gpu=slot * parallel.world_size,
                 model_path=supplies.weights.path,
@@ -326,16 +338,33 @@ def _place(
                 deployment=deployment.name,
                 deployment_path=f"{request.state_directory}/deployments/{deployment.name}",
                 programs_path=f"{request.state_directory}/programs/{deployment.name}",
-                cache_path=f"{request.state_directory}/cache",
+                cache_path=f"{request.state_directory}/cache/engines/{_cache_name(setting, supplies)}",
             )
         )
     return replicas
 
 
-def _bind_address(deployment: Deployment, head: Node, loopback_only: bool) -> str:
-    if deployment.bind_address == PRIVATE:
+def _cache_name(setting: Setting, supplies: Supplies) -> str:
+    """Compiled kernels are of one build of an engine and one GPU; engines tell arguments apart below that."""
+    if supplies.venv:
+        build = supplies.venv.path.rpartition("/")[2]
+    else:
+        _, _, digest = setting.image.partition("@sha256:")
+        digest = digest or hashlib.sha256(setting.image.encode()).hexdigest()
+        build = f"{setting.engine.name}-{setting.release.version}-image-{digest[:ID_DIGITS]}"
+    return f"{build}-{setting.gpu.name}"
+
+
+def _bind_address(request: PlanRequest, head: Node, loopback_only: bool) -> str:
+    wished = request.deployment.bind_address
+    if wished == PRIVATE:
         return head.address
-    return deployment.bind_address or ("127.0.0.1" if loopback_only else EVERYWHERE)
+    if wished or loopback_only:
+        return wished or "127.0.0.1"
+    # Whoever reaches an engine's port goes around the gateway's keys and paths: none but where the gateway asks. Not by
+    # name, which the node itself may take for its loopback.
+    reached = head.client_address or head.address
+    return reached if request.gateway and request.gateway.hosts and is_ip_address(reached) else EVERYWHERE
 
 
 def _render(setting: Setting, replicas: Sequence[Replica], supplies: Supplies) -> tuple[list[NodePlan], list[Note]]:
@@ -519,7 +548,9 @@ def _verification(setting: Setting) -> Verification:
     )
 
 
-def _general_notes(request: PlanRequest, setting: Setting, parallel: Parallel, topology: str) -> list[Note]:
+def _general_notes(
+    request: PlanRequest, setting: Setting, parallel: Parallel, topology: str, replicas: Sequence[Replica]
+) -> list[Note]:
     notes = []
     if left_out := sorted({*request.deployment.features} - {*setting.deployment.features}):
         text = f"{setting.engine.title} parses nothing out of an answer: what belongs to it stands in its text."
@@ -532,7 +563,7 @@ def _general_notes(request: PlanRequest, setting: Setting, parallel: Parallel, t
         notes.append(Note(kind="note", topic="stand-in", text=text, source=f"catalog/stand_ins/{each.name}"))
     if setting.gpu.platform != "cpu":
         text = "An engine asks for no key and answers anyone who reaches its port"
-        if request.deployment.bind_address == PRIVATE:
+        if replicas[0].bind_address != EVERYWHERE:
             text += ": it listens on its node's own address alone; let only the gateway and this machine reach that."
         elif request.gateway:
             text += ": set deployment_bind_address to 'private', so that it listens on its node's own address alone."

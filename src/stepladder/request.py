@@ -39,6 +39,15 @@ class Wish(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def is_ip_address(value: str) -> bool:
+    """Whether it is an address and no name."""
+    try:
+        ipaddress.ip_address(value)
+    except ValueError:
+        return False
+    return True
+
+
 class Parallel(Wish):
     """How one replica is cut into GPUs; the world size is tensor * pipeline * data."""
 
@@ -212,8 +221,9 @@ class GatewayWish(Wish):
     """One endpoint in front of all replicas, on each of its hosts.
 
     `answer_seconds` is how long an engine may stay silent within an answer, and how long a reload lets streams run on;
-    `affinity_header` names a header whose value decides the replica. `agent_port` is the loopback's alone. The files
-    lie on the controller; the plan knows only whether there are any.
+    `affinity_header` names a header whose value decides the replica. `agent_port` is the loopback's alone. `open` says
+    that whoever reaches it may ask without a key. The files lie on the controller; the plan knows only whether there
+    are any.
     """
 
     hosts: tuple[GatewayHost, ...]
@@ -227,6 +237,7 @@ class GatewayWish(Wish):
     answer_seconds: PositiveInt = 3600
     stall_seconds: Annotated[int, Field(ge=30)] = 100
     affinity_header: HeaderName | None = None
+    open: bool = False
     certificate_file: str | None = None
     private_key_file: str | None = None
     api_keys_file: str | None = None

@@ -14,22 +14,45 @@ from stepladder.units import longest_stop
 class _Replica:
     """A replica on the nodes that change.
 
-    parts: by node the names of its processes. place: what it takes there, and where it answers. states: of its
-    processes, held against what is wanted.
+    parts: by node the names of its processes. gpus: by node those that it takes. url: where it answers. ports: those
+    that are asked, with their nodes. states: of its processes, held against what is wanted. earlier: by node the states
+    of what an earlier release runs of it under another name, as after a change of the engine.
     """
 
     number: int
     parts: dict[str, list[str]] = field(default_factory=dict)
-    place: list[Any] = field(default_factory=list)
+    gpus: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    url: str | None = None
+    ports: set[tuple[str, int | None]] = field(default_factory=set)
     states: list[Mapping[str, Any]] = field(default_factory=list)
+    earlier: dict[str, list[Mapping[str, Any]]] = field(default_factory=dict)
 
     @property
     def answers(self) -> bool:
-        return bool(self.states) and all(state["running"] and state["phase"] == "ready" for state in self.states)
+        return _all_ready(self.states) or self.answers_as_before
+
+    @property
+    def answers_as_before(self) -> bool:
+        """Whether an earlier release's engine does; Ray alone answers nobody."""
+        programs: dict[str, list[Mapping[str, Any]]] = {}
+        for state in (state for states in self.earlier.values() for state in states):
+            programs.setdefault(state["name"].rpartition("-")[0], []).append(state)
+        return any(_all_ready(states) for program, states in programs.items() if program != "ray")
 
     @property
     def outdated(self) -> bool:
-        return any(state["outdated"] for state in self.states)
+        return any(state["outdated"] for state in self.states) or not _all_ready(self.states)
+
+    def see(self, host: str, state: Mapping[str, Any]) -> None:
+        """Take in the state of a process; one on a node that the replica leaves is nothing of its future."""
+        if state["name"] in self.parts.get(host, ()):
+            self.states.append(state)
+        elif host in self.parts:
+            self.earlier.setdefault(host, []).append(state)
+
+
+def _all_ready(states: Sequence[Mapping[str, Any]]) -> bool:
+    return bool(states) and all(state["running"] and state["phase"] == "ready" for state in states)
 
 
 def replica_of(process: str) -> int:
@@ -42,9 +65,10 @@ def rollout(variables: Mapping[str, Any], hosts: Sequence[str], max_unavailable:
 
     Args:
         variables: of every host; `deployment_slice` is what is wanted, `release_before` the slice that was current,
-            `service_states` what runs. `release_seen` of nodes that do not change says how they were found, where this
-            run looked at them. `release_ready` says that the node came so far; `release_suspect` are the
-            replicas of a wave that did not come to its end, whatever they say of themselves.
+            `service_states` what runs, of what earlier releases named otherwise too. `release_seen` of nodes that do
+            not change says how they were found, where this run looked at them. `release_ready` says that the node came
+            so far; `release_suspect` are the replicas of a wave that did not come to its end, whatever they say of
+            themselves.
         hosts: the nodes that change.
         max_unavailable: how many replicas that answer may be out at the same time.
         again: whether what runs as wanted is started anew, too.
@@ -66,7 +90,8 @@ def rollout(variables: Mapping[str, Any], hosts: Sequence[str], max_unavailable:
     before = _replicas({host: variables[host].get("release_before") or {} for host in hosts})
     for host in hosts:
         for state in variables[host]["service_states"]:
-            wanted[replica_of(state["name"])].states.append(state)
+            if each := wanted.get(replica_of(state["name"])):
+                each.see(host, state)
     count = int(kept["deployment"]["replicas"])
     suspect = {number for host in hosts for number in variables[host].get("release_suspect") or ()}
     broken = [each for each in wanted.values() if not each.answers or each.number in suspect]
@@ -88,7 +113,7 @@ def rollout(variables: Mapping[str, Any], hosts: Sequence[str], max_unavailable:
             waves.append(_wave(rest[start : start + most], batch, batch, kept))
         if gone := [before[number] for number in sorted(before.keys() - wanted.keys())]:
             waves.append(_last_wave(gone, wanted))
-    _complete(waves, variables, bool(why), again)
+    _complete(waves, variables, wanted, bool(why), again)
     if not why and rest and not standing and not right and not broken and len(rest) <= most:
         why = "no other one was looked at"
     outage = bool(why and rest and not standing)
@@ -103,13 +128,45 @@ def rollout(variables: Mapping[str, Any], hosts: Sequence[str], max_unavailable:
     }  # fmt: skip
 
 
-def _complete(waves: Sequence[dict[str, Any]], variables: Mapping[str, Any], at_once: bool, again: bool) -> None:
+def foretold(variables: Mapping[str, Any], hosts: Sequence[str], max_unavailable: Any) -> str:
+    """How replicas will be changed, as far as it can be said without a look at what answers; empty where none is.
+
+    Args:
+        variables: of every host; `deployment_slice` is what is wanted, `release_slice` what is current, empty where
+            nothing is.
+        hosts: the nodes of the plan.
+        max_unavailable: how many replicas that answer may be out at the same time.
+
+    Raises:
+        ValueError: `max_unavailable` is no number of replicas.
+    """
+    most = _number(max_unavailable)
+    slices = {host: variables[host]["deployment_slice"] for host in hosts}
+    current = {host: variables[host].get("release_slice") or {} for host in hosts}
+    before, wanted = _replicas(current), _replicas(slices)
+    if not before or all(current[host].get("plan_id") == slices[host]["plan_id"] for host in hosts):
+        return ""
+    why = _why_at_once(before, wanted, int(slices[hosts[0]]["deployment"]["replicas"]), most)
+    if why:
+        return _text_at_once(slices.values(), [*wanted], why, outage=True, unsure=False)
+    return "One replica after the other, while those that answer now go on."
+
+
+def _complete(
+    waves: Sequence[dict[str, Any]],
+    variables: Mapping[str, Any],
+    wanted: Mapping[int, _Replica],
+    at_once: bool,
+    again: bool,
+) -> None:
     """Number the waves, and tell each node of one what it stops and starts there."""
     for number, wave in enumerate(waves):
         later = {host for each in waves[number + 1 :] for host in each["nodes"]}
         wave |= {"number": number, "at_once": at_once}
         for host, part in wave["nodes"].items():
             part["forget"] = host not in later
+            earlier = [state for number in wave["replicas"] for state in wanted[number].earlier.get(host, ())]
+            part["ends"] = [s["name"] for s in earlier if s["running"] or s["phase"] == "crash_looping"]
             part["again"] = _again(
                 variables[host]["service_states"], part["processes"], again and bool(wave["replicas"])
             )
@@ -167,18 +224,30 @@ def _replicas(slices: Mapping[str, Mapping[str, Any]]) -> dict[int, _Replica]:
             number = replica_of(process["name"])
             each = found.setdefault(number, _Replica(number))
             each.parts.setdefault(host, []).append(process["name"])
-            gpus = visible_gpu_indices(process["env"])
-            each.place.append((host, process["name"], process["health"]["port"], gpus, urls.get(number)))
+            each.gpus[host] = tuple(sorted({*each.gpus.get(host, ()), *(visible_gpu_indices(process["env"]) or ())}))
+            each.ports.add((host, process["health"]["port"]))
+            each.url = urls.get(number)
     return dict(sorted(found.items()))
 
 
 def _why_at_once(before: Mapping[int, _Replica], wanted: Mapping[int, _Replica], count: int, most: int) -> str:
     """Why replicas cannot be changed one after the other; empty where they can."""
-    if moved := [number for number, each in wanted.items() if number in before and before[number].place != each.place]:
-        return f"{_named(moved)} will have another node, port, GPUs or program"
+    if moved := _moved(before, wanted):
+        return f"{_named(moved)} will have another node, port or GPUs"
     if count == 1:
         return "there is no other one"
     return f"deploy_max_unavailable is {most}" if most >= count else ""
+
+
+def _moved(before: Mapping[int, _Replica], wanted: Mapping[int, _Replica]) -> list[int]:
+    """The replicas that change their place, or need a port that another one still has."""
+    held = {spot: number for number, each in before.items() for spot in each.ports}
+    return [
+        number
+        for number, each in wanted.items()
+        if (old := before.get(number))
+        and ((old.gpus, old.url) != (each.gpus, each.url) or any(held.get(p, number) != number for p in each.ports))
+    ]
 
 
 def _wave(
@@ -249,6 +318,11 @@ def _text_in_order(waves: Sequence[Mapping[str, Any]], broken: Sequence[_Replica
 def _named(numbers: Sequence[int]) -> str:
     listed = ", ".join(str(number) for number in numbers)
     return f"replica {listed}" if len(numbers) == 1 else f"replicas {listed}"
+
+
+def doing(wave: Mapping[str, Any], count: int) -> str:
+    """How far a rollout of so many waves has come, for `status`."""
+    return f"wave {wave['number'] + 1} of {count}: {_named(wave['replicas'] or wave['drain'])}"
 
 
 def goes_on(variables: Mapping[str, Any], hosts: Sequence[str], number: int) -> bool:

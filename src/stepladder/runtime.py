@@ -6,9 +6,11 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from stepladder.catalogue import Catalogue
+from stepladder.catalogue import DEFAULT_DIRECTORY, Catalogue
 from stepladder.setting import older
 
+# Containers get AMD's GPUs by these, without AMD's container toolkit.
+AMD_DEVICES = ("/dev/kfd", "/dev/dri")
 CDI_GPU = re.compile(r"^nvidia\.com/gpu=", re.MULTILINE)
 
 
@@ -29,6 +31,20 @@ def gpu_vendor(wished: str, gpu: str, catalogue: str) -> str:
     return "none" if vendor == "cpu" else vendor
 
 
+def floors(docker: str = "", toolkit: str = "", catalogue: str = str(DEFAULT_DIRECTORY)) -> dict[str, str]:
+    """The oldest `docker` and `toolkit` that will do.
+
+    Args:
+        docker, toolkit: the inventory's own, empty for the catalogue's.
+        catalogue: its directory.
+
+    Raises:
+        CatalogueError: the catalogue is broken.
+    """
+    known = Catalogue(Path(catalogue)).containers
+    return {"docker": docker or known.docker, "toolkit": toolkit or known.toolkit}
+
+
 def runtime_faults(
     found: Mapping[str, str], floors: Mapping[str, str], vendor: str, reboot_due: bool = False
 ) -> list[str]:
@@ -36,8 +52,9 @@ def runtime_faults(
 
     Args:
         found: what was printed: `docker` (the server's version), `toolkit` (`nvidia-ctk --version`), `devices`
-            (`nvidia-ctk cdi list`); empty where there is no such program or it does not answer.
-        floors: oldest version of `docker` and of `toolkit`.
+            (`nvidia-ctk cdi list`); empty where there is no such program or it does not answer. On AMD `devices` are
+            those of `AMD_DEVICES` that are there, with spaces.
+        floors: as `floors` tells them.
         vendor: whose GPUs containers are to be given.
         reboot_due: whether a driver waits for the node's restart: no GPU can be found before that.
     """
@@ -62,6 +79,11 @@ def runtime_faults(
         faults.append(
             "CDI knows no GPU (nvidia-ctk cdi list). Is the driver loaded (nvidia-smi)? The toolkit's service "
             "nvidia-cdi-refresh describes the GPUs anew: systemctl restart nvidia-cdi-refresh."
+        )
+    if vendor == "amd" and not reboot_due and (missing := set(AMD_DEVICES) - set(found["devices"].split())):
+        faults.append(
+            f"There is no {' and no '.join(sorted(missing))}, by which containers are given AMD's GPUs. Is the driver "
+            "loaded (lsmod | grep amdgpu)?"
         )
     return faults
 

@@ -135,7 +135,10 @@ def _head_rows(plan: Plan) -> list[tuple[str, str]]:
 def _redeploy(plan: Plan) -> str:
     """What clients see of one."""
     if plan.deployment.replicas > 1:
-        return "goes replica by replica (deploy_max_unavailable), the others answer meanwhile"
+        return (
+            "one replica after the other (deploy_max_unavailable), the others answering, unless one gets another node, "
+            "port or GPUs: -e plan_diff=true tells"
+        )
     stop = longest_stop([process.model_dump() for node in plan.nodes for process in node.processes])
     start = plan.nodes[0].load_deadline_seconds
     text = f"stops the only replica: nothing answers until it is ready again, {stop + start:,} s at most"

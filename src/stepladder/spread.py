@@ -54,13 +54,14 @@ def bundles(paths: Sequence[str], sizes: Mapping[str, int], most: int) -> list[l
     return result
 
 
-def exchanges(nodes: Mapping[str, Mapping[str, Any]], port: int) -> dict[str, dict[str, Any]]:
+def exchanges(nodes: Mapping[str, Mapping[str, Any]], port: int, above: int = 0) -> dict[str, dict[str, Any]]:
     """Who exchanges what with whom: nodes that need the same revision, and those that hold it already.
 
     Args:
         nodes: by name in the order of the inventory: `address`, `model_id`, `revision`, `complete`, and for those that
             are not complete `wanted` (path and size of every file); `have` where there is something.
         port: of the exchange on every node.
+        above: bytes that nodes lack in all for which an exchange is worth its seconds.
 
     Returns: by node what `stepladder.core.model_weights` takes as `spread`; empty for a node that is better alone.
     """
@@ -78,6 +79,8 @@ def exchanges(nodes: Mapping[str, Mapping[str, Any]], port: int) -> dict[str, di
             continue
         sizes = {one["path"]: int(one["size"]) for one in nodes[needy[0]]["wanted"]}
         have = {name: list(sizes) if nodes[name]["complete"] else nodes[name].get("have", []) for name in names}
+        if sum(sizes[path] for name in needy for path in sizes.keys() - set(have[name])) < above:
+            continue
         divided = shares(sizes, have)
         run = hashlib.sha256("\n".join([*key, *sorted(sizes)]).encode()).hexdigest()[:16]
         for name in names:

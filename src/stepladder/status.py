@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from stepladder import signatures
 from stepladder.durations import duration
 from stepladder.lease_text import frozen, holder
+from stepladder.rollout import replica_of
 
 HEALTHY = {"ready"}
 UNUSED = "unused"
@@ -30,13 +31,16 @@ class Around(NamedTuple):
 class StatusRow(BaseModel):
     """One process as its node reports it; `phase` as `stepladder.core.engine_state` names them.
 
-    `members` are the nodes that the deployment has, as far as this one knows.
+    `rank` is the node's place among those of the `replica`, 0 where it has no other. `members` are the nodes that the
+    deployment has, as far as this one knows.
     """
 
     model_config = ConfigDict(frozen=True)
 
     node: str
     process: str = "-"
+    replica: int | None = None
+    rank: int | None = None
     phase: str
     detail: str
     release: str | None = None
@@ -58,24 +62,29 @@ def rows(host: str, deployment: Mapping[str, Any] | None, states: Sequence[Mappi
     """
     if not deployment:
         return [_empty_row(host, "absent", "nothing is deployed here")]
-    urls = {endpoint["node"]: endpoint["base_url"] for endpoint in deployment["endpoints"]}
+    urls = {(endpoint["node"], endpoint["replica"]): endpoint["base_url"] for endpoint in deployment["endpoints"]}
+    node = deployment.get("node", {})
+    members = dict.fromkeys([*(name for name, _ in urls), *(rank["node"] for rank in node.get("ranks", ()))])
     result = []
     for state in states:
         tail, ill = state.get("log_tail") or [], state["phase"] not in HEALTHY
         # What its log tells of may be of an earlier start.
         young = state["phase"] in YOUNG
+        replica = replica_of(state["name"])
         row = StatusRow(
             node=host,
             process=state["name"],
+            replica=replica,
+            rank=node.get("rank", 0),
             phase=state["phase"],
             detail=state["detail"],
             release=deployment["plan_id"],
             seconds=state.get("since"),
             pid=state.get("pid"),
-            endpoint=urls.get(host),
+            endpoint=urls.get((host, replica)),
             last_line=tail[-1] if tail and ill else None,
             cure=signatures.cure([*(state.get("first_errors") or []), *tail]) or None if ill and not young else None,
-            members=(*urls, *(rank["node"] for rank in deployment.get("node", {}).get("ranks", ()))),
+            members=tuple(members),
         )
         result.append(row.model_dump())
     return result
@@ -177,7 +186,8 @@ def text(
     if form != "human":
         raise ValueError(f"status_format '{form}' is unknown. Choose one of: human, json.")
     header = ("NODE", "PROCESS", "PHASE", "SINCE", "RELEASE", "DETAIL")
-    cells = [header, *(_cells(row) for row in found)]
+    several = {row.replica for row in found if row.rank}
+    cells = [header, *(_cells(row, row.replica in several) for row in found)]
     widths = [max(len(line[column]) for line in cells) for column in range(len(header))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
     for row in found:
@@ -334,5 +344,7 @@ def _empty_row(host: str, phase: str, detail: str) -> dict[str, Any]:
     return StatusRow(node=host, phase=phase, detail=detail).model_dump()
 
 
-def _cells(row: StatusRow) -> tuple[str, ...]:
-    return (row.node, row.process, row.phase, duration(row.seconds), row.release or "-", row.detail)
+def _cells(row: StatusRow, of_several: bool) -> tuple[str, ...]:
+    """Of a row for people; of_several: whether its replica has other nodes."""
+    process = f"{row.process} rank {row.rank}" if of_several else row.process
+    return (row.node, process, row.phase, duration(row.seconds), row.release or "-", row.detail)

@@ -62,6 +62,27 @@ def unit_names(processes: Sequence[Mapping[str, Any]], deployment: str) -> dict[
     return {unit["name"]: unit["unit"] for unit in service_units(processes, deployment)}
 
 
+def superseded(
+    known: Sequence[Mapping[str, Any]], slices: Mapping[str, Mapping[str, Any]], wanted: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Processes that releases on a node have and the wanted slice has not, as after a change of the engine.
+
+    Of all releases: a run that was broken off has made the new one current while engines of the one before still run.
+
+    Args:
+        known: the releases, newest first, as `stepladder.core.deployments` tells them.
+        slices: their slices of the plan by plan id.
+        wanted: the node's slice that is to run.
+    """
+    names = {process["name"] for process in wanted["node"]["processes"]}
+    found: dict[str, dict[str, Any]] = {}
+    for kept in sorted(known, key=lambda kept: (not kept["current"], not kept["previous"])):
+        for process in slices.get(kept["plan_id"], {}).get("node", {}).get("processes", ()):
+            if process["name"] not in names:
+                found.setdefault(process["name"], dict(process))
+    return [*found.values()]
+
+
 def planned_ports(processes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Every port that the processes will listen on, as `stepladder.core.preflight` takes them."""
     return [
@@ -208,6 +229,16 @@ def _is_there(state: Mapping[str, Any]) -> bool:
 def gives_tokens(node: Mapping[str, Any]) -> bool:
     """Whether a node's slice has a process that answers clients, and not only ranks that follow one."""
     return any(process["health"].get("model") for process in node["processes"])
+
+
+def watched_nodes(variables: Mapping[str, Any], hosts: Sequence[str]) -> list[str]:
+    """Those of some nodes that the inventory wants a watchdog on.
+
+    Args:
+        variables: of every host.
+        hosts: the nodes.
+    """
+    return [host for host in hosts if variables[host].get("watchdog_mode", "off") != "off"]
 
 
 def standalone_slice(name: str, process: Mapping[str, Any], tools_path: str, fingerprint: str) -> dict[str, Any]:

@@ -165,6 +165,19 @@ def failures(variables: Mapping[str, Any], hosts: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
+def is_undrained(variables: Mapping[str, Any], hosts: Sequence[str]) -> bool:
+    """Whether a rollout stopped for nothing but a replica that could not be taken out of rotation.
+
+    Nothing of its wave was stopped then, what came before was proven, and nothing speaks against the release.
+
+    Args:
+        variables: of every host; `release_not_drained`, the replicas of a wave whose turn did not come, `release_went`.
+        hosts: the nodes of the play.
+    """
+    held = [host for host in hosts if variables[host].get("release_not_drained")]
+    return bool(held) and all(variables[host].get("release_went") is True for host in hosts if host not in held)
+
+
 def failure_text(task: str, failed: Mapping[str, Any]) -> str:
     """A failed task in a few lines; the whole stood on the screen before.
 
@@ -235,13 +248,16 @@ def ending(variables: Mapping[str, Any], hosts: Sequence[str], now: float) -> di
     Args:
         variables: of every host; `release_given_up`, `release_choice`, `release_went`, `release_evidence`,
             `release_told`, `release_too_slow`, `release_tried_at`, `release_others`, `release_suspect` as the role
-            `release` keeps them.
+            `release` keeps them; of a rollout that could not drain `release_not_drained`, `release_rollout`,
+            `release_walked`, `deployment_slice`.
         hosts: the nodes that were looked at after the failure; none where nothing failed.
         now: seconds since 1970.
     """
     if not hosts:
         return {"text": "", "exit_status": "done"}
     first = variables[hosts[0]]
+    if "release_given_up" not in first and any(variables[host].get("release_not_drained") for host in hosts):
+        return {"text": _not_drained(variables, hosts), "exit_status": "not_drained"}
     failed, choice = first["release_given_up"], first["release_choice"]
     lines = [f"Release {failed['plan_id']} did not run right and was given up:", _indented(failed["reason"])]
     kept = [
@@ -264,15 +280,38 @@ def ending(variables: Mapping[str, Any], hosts: Sequence[str], now: float) -> di
     return {"text": "\n".join(lines), "exit_status": status}
 
 
+def _not_drained(variables: Mapping[str, Any], hosts: Sequence[str]) -> str:
+    """Where a rollout stopped that could not take a replica out of rotation, and how it goes on."""
+    held = variables[next(host for host in hosts if variables[host].get("release_not_drained"))]
+    walked = held["release_walked"]
+    waves = held["release_rollout"]["waves"]
+    done = [number for wave in waves[:walked] for number in wave["replicas"]]
+    rest = [number for wave in waves[walked:] for number in wave["replicas"] or wave["drain"]]
+    return "\n".join(
+        [
+            f"Release {held['deployment_slice']['plan_id']} goes no further: replica "
+            f"{_listed(held['release_not_drained'])} could not be taken out of rotation:",
+            _indented(held["release_went"]),
+            f"Replica {_listed(done)} has it and answers as promised." if done else "Nothing had been stopped.",
+            f"Replica {_listed(rest)} runs on as before; should one end by itself, it starts as the new release. "
+            "Nothing was marked as failed, and nothing is brought back.",
+            "Run the same command again: it goes on from here. Or give requests longer: -e deploy_drain_seconds=...",
+        ]
+    )
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(str(number) for number in sorted(numbers))
+
+
 def _left(variables: Mapping[str, Any], hosts: Sequence[str]) -> list[str]:
     """What a rollout that stopped leaves behind."""
     numbers = sorted({number for host in hosts for number in variables[host].get("release_suspect") or ()})
     if not numbers or not any(variables[host].get("release_others") for host in hosts):
         return []
-    named = ", ".join(str(number) for number in numbers)
     return [
-        f"Replica {named} does not serve, and gets no requests from a gateway. Replicas that the rollout had not "
-        "reached run on as they did. 'deploy' goes on from here, 'rollback' goes back."
+        f"Replica {_listed(numbers)} does not serve, and gets no requests from a gateway. Replicas that the rollout "
+        "had not reached run on as they did. 'deploy' goes on from here, 'rollback' goes back."
     ]
 
 

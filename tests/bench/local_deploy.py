@@ -35,8 +35,8 @@ OPENINGS = {
     "Install the engine": "engine install",
     "Serve the model for a rehearsal": "model and hub",
     "Bring the weights": "weights",
-    "| vllm-0: ": "engine load",
-    "Prove that it answers": "verify",
+    "Start the engine and prove that it answers": "release and Ray",
+    "| vllm-0: ": "engine load and verify",
 }
 
 

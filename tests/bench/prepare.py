@@ -5,6 +5,7 @@
 
 The driver comes from a signed repository on this machine, as stand-ins: what is measured is the toolkit, apt and dpkg,
 not a download of gigabytes and the build of a kernel module. Needs what a lab needs (docs/lab.md), apt-utils and gpg.
+Ends with status 1 where a first run changes nothing on a node, or a second one anything.
 """
 
 from __future__ import annotations
@@ -39,12 +40,29 @@ def run(environ: dict[str, str], *arguments: str) -> str:
     return done.stdout
 
 
+def changed_tasks(output: str, nodes: int) -> dict[str, int]:
+    """Changed tasks by node, from the recap, which has to have all nodes."""
+    changed = {name: int(count) for name, count in re.findall(r"(?m)^(\S+)\s+: ok=\d+\s+changed=(\d+)", output)}
+    if len(changed) != nodes:
+        sys.exit(f"the recap has {len(changed)} of {nodes} nodes:\n{output[-2000:]}")
+    return changed
+
+
+def fault(which: str, changed: dict[str, int]) -> str:
+    """What is wrong with a run; empty where nothing is."""
+    if which == "first":
+        idle = [name for name, count in changed.items() if not count]
+        return f"the first run changed nothing on {', '.join(idle)}" if idle else ""
+    again = [f"{name} ({count})" for name, count in changed.items() if count]
+    return f"the second run changed something on {', '.join(again)}" if again else ""
+
+
 def measure(nodes: int, scratch: Path) -> list[str]:
-    """Rows for a number of nodes: which run, seconds, changed tasks of all nodes."""
+    """Print rows for a number of nodes (which run, seconds, changed tasks of all nodes); what is wrong with them."""
     environ = {**os.environ, "XDG_STATE_HOME": str(scratch / "state")}
     inventory = str(scratch / "inventory")
     lab = ("--name", "bench-prepare")
-    rows = []
+    faults = []
     try:
         run(environ, "lab", "up", *lab, "--nodes", str(nodes), "--inventory", inventory)
         subnet = json.loads(run(environ, "lab", "status", *lab, "--json"))["subnet"]
@@ -65,24 +83,28 @@ def measure(nodes: int, scratch: Path) -> list[str]:
                 started = time.monotonic()
                 output = run(environ, "prepare", "-i", inventory, "-e", f"@{scratch / 'variables.json'}")
                 seconds = time.monotonic() - started
-                changed = sum(map(int, re.findall(r"(?m)^\S+\s+: ok=\d+\s+changed=(\d+)", output)))
-                rows.append(f"{nodes:5}  {which:6}  {seconds:7.1f}  {changed:7}")
+                changed = changed_tasks(output, nodes)
+                faults.append(fault(which, changed))
+                print(f"{nodes:5}  {which:6}  {seconds:7.1f}  {sum(changed.values()):7}", flush=True)
     finally:
         run(environ, "lab", "down", *lab)
-    return rows
+    return [f"{nodes} nodes: {one}" for one in faults if one]
 
 
 def main() -> None:
-    """Measure each number of nodes and print a table."""
+    """Measure each number of nodes, print a table, and end with status 1 where a run did what it may not."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("nodes", type=int, nargs="+")
+    options = parser.parse_args()
     if lacking := signed_repository.lacking():
         sys.exit(f"this machine lacks {lacking}")
     print("nodes  run     seconds  changed", flush=True)
-    for nodes in parser.parse_args().nodes:
+    faults: list[str] = []
+    for nodes in options.nodes:
         with tempfile.TemporaryDirectory(prefix="sl-bench-", dir="/var/tmp") as scratch:
-            for row in measure(nodes, Path(scratch)):
-                print(row, flush=True)
+            faults += measure(nodes, Path(scratch))
+    if faults:
+        sys.exit("\n".join(faults))
 
 
 if __name__ == "__main__":

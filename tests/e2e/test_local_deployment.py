@@ -130,7 +130,7 @@ def test_remove_and_status_where_nothing_was_deployed(local: Local) -> None:
             {
                 "node": "localhost", "process": "-", "phase": "absent", "detail": "nothing is deployed here",
                 "release": None, "seconds": None, "pid": None, "endpoint": None, "last_line": None,
-                "cure": None,
+                "cure": None, "replica": None, "rank": None,
             }
         ],
         "nodes": {

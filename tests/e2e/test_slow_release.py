@@ -60,7 +60,7 @@ class Client:
         self.over = threading.Event()
         self.answered: list[float] = [time.monotonic()]
         self.failed = 0
-        self.thread = threading.Thread(target=self.run)
+        self.thread = threading.Thread(target=self.run, daemon=True)
         self.thread.start()
 
     def run(self) -> None:

@@ -103,9 +103,17 @@ def amd_packages(kernel: str) -> dict[str, list[StandIn]]:
     return {part: [StandIn(name, version) for name, version in all_.items()] for part, all_ in versions.items()}
 
 
-def build(folder: Path, packages: Sequence[StandIn], extra: Sequence[Path] = ()) -> None:
-    """Make a flat apt repository of stand-ins and of real packages; it is signed by `sign`."""
-    folder.mkdir(parents=True, exist_ok=True)
+def build(folder: Path, packages: Sequence[StandIn], extra: Sequence[Path] = (), suite: str = "") -> None:
+    """Make an apt repository of stand-ins and of real packages; it is signed by `sign`.
+
+    Args:
+        folder: for it.
+        packages: stand-ins.
+        extra: files of real packages.
+        suite: what it has, with the one component `main`, as AMD's has; empty makes a flat one, as NVIDIA's is.
+    """
+    pool = folder / "pool" / "main" if suite else folder
+    pool.mkdir(parents=True, exist_ok=True)
     for one in packages:
         tree = folder / "tree"
         files = {
@@ -125,14 +133,20 @@ def build(folder: Path, packages: Sequence[StandIn], extra: Sequence[Path] = ())
             else:
                 target.write_text(text)
                 target.chmod(0o755 if text.startswith("#!") else 0o644)
-        _run(["dpkg-deb", "--root-owner-group", "-b", str(tree), str(folder)])
+        _run(["dpkg-deb", "--root-owner-group", "-b", str(tree), str(pool)])
         shutil.rmtree(tree)
     for path in extra:
-        shutil.copy(path, folder)
-    (folder / "Packages").write_text(_run(["apt-ftparchive", "packages", "."], folder))
-    options = ["-o", "APT::FTPArchive::Release::Origin=stand-in", "-o", "APT::FTPArchive::Release::Label=stand-in"]
-    (folder / "Release").unlink(missing_ok=True)
-    (folder / "Release").write_text(_run(["apt-ftparchive", *options, "release", "."], folder))
+        shutil.copy(path, pool)
+    top = folder / "dists" / suite if suite else folder
+    listed = top / "main" / f"binary-{ARCHITECTURE}" if suite else folder
+    listed.mkdir(parents=True, exist_ok=True)
+    (listed / "Packages").write_text(_run(["apt-ftparchive", "packages", "pool" if suite else "."], folder))
+    said = {"Origin": "stand-in", "Label": "stand-in"}
+    if suite:
+        said |= {"Suite": suite, "Codename": suite, "Components": "main", "Architectures": ARCHITECTURE}
+    options = [word for key, value in said.items() for word in ("-o", f"APT::FTPArchive::Release::{key}={value}")]
+    (top / "Release").unlink(missing_ok=True)
+    (top / "Release").write_text(_run(["apt-ftparchive", *options, "release", "."], top))
 
 
 def new_key(home: Path) -> str:
@@ -148,8 +162,10 @@ def new_key(home: Path) -> str:
 
 def sign(folder: Path, home: Path) -> None:
     """Sign a repository with a key and put the key beside it."""
-    (folder / "InRelease").unlink(missing_ok=True)
-    _gpg(home, "--clearsign", "-o", str(folder / "InRelease"), str(folder / "Release"))
+    for release in (*folder.glob("Release"), *folder.glob("dists/*/Release")):
+        signed = release.with_name("InRelease")
+        signed.unlink(missing_ok=True)
+        _gpg(home, "--clearsign", "-o", str(signed), str(release))
     _end_agent(home)
     (folder / "key.asc").write_text(_gpg(home, "--armor", "--export"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -23,9 +24,12 @@ from stepladder.lab.places import places
 
 pytestmark = [pytest.mark.lab, pytest.mark.nightly, pytest.mark.timeout(2400)]
 
+# What a lab's node may not set: settings of the kernel, the machine's swap, a higher limit of pinned memory.
+OF_A_LAB = {"host_strict": False, "host_swap_off": False, "container_runtime_pin_memory": False}
+
 
 class Site:
-    """Two nodes with Docker, a registry with images of engines, and a hub: all that a deploy needs."""
+    """Two nodes, a registry with images of engines, and a hub: all that `prepare` and a deploy need."""
 
     def __init__(self, lab: RealLab, registry: Registry, hub: str) -> None:
         self.lab, self.registry, self.hub = lab, registry, hub
@@ -33,6 +37,8 @@ class Site:
         assert found is not None
         self.docker = found.command()
         self.images: dict[str, str] = {}
+        self.foreseen: dict[str, int] = {}
+        self.prepared: dict[str, int] = {}
 
     def image(self, name: str) -> str:
         """An engine's image in the registry, made when first asked for."""
@@ -57,6 +63,11 @@ class Site:
             "deployment_model": "tiny-step3p5",
             "deployment_context_length": 1024,
             "deployment_weights_endpoint": self.hub,
+            "container_runtime_docker": "distribution",
+            "container_runtime_gpus": "none",
+            "container_runtime_authorities": {self.registry.host: self.registry.authority.read_text()},
+            "container_runtime_mirrors": [f"https://{self.registry.host}"],
+            **OF_A_LAB,
             **deployment,
         }
         (self.lab.inventory / "group_vars").mkdir(exist_ok=True)
@@ -81,13 +92,15 @@ def site() -> Iterator[Site]:
         hub = subprocess.Popen([*served, "--port", str(port)], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         wait_open(gateway, port)
         with Registry(state / "registry", gateway) as registry:
-            for node in ("node1", "node2"):
-                certificate = registry.authority.read_text()
-                folder = f"/etc/docker/certs.d/{registry.host}"
-                lab.ssh(node, f"mkdir -p {folder} && printf %s '{certificate}' > {folder}/ca.crt")
-                settings = json.loads(lab.ssh(node, "cat /etc/docker/daemon.json").stdout) | {"live-restore": True}
-                lab.ssh(node, f"echo '{json.dumps(settings)}' > /etc/docker/daemon.json && systemctl reload docker")
-            yield Site(lab, registry, f"http://{gateway}:{port}")
+            found = Site(lab, registry, f"http://{gateway}:{port}")
+            # node2 gets Docker from the role; what node1's daemon has for the lab has to stay as it is.
+            lab.ssh("node2", "apt-get remove -y -q docker.io")
+            found.settle(
+                deployment_engine="transformers", deployment_replicas=2, deployment_image=f"{registry.host}/later:1"
+            )
+            foreseen = lab.play("prepare", "--check", "--diff")
+            found.foreseen, found.prepared = changed(foreseen.stdout), changed(lab.play("prepare").stdout)
+            yield found
     finally:
         if hub:
             hub.terminate()
@@ -102,6 +115,23 @@ def changed(output: str) -> dict[str, int]:
     recap = output[output.index("PLAY RECAP") :]
     lines = [line.split() for line in recap.splitlines() if "changed=" in line]
     return {line[0]: int(next(word for word in line if word.startswith("changed="))[8:]) for line in lines}
+
+
+def test_prepare_sets_docker_up(site: Site) -> None:
+    """By the role container_runtime: installed where it is missing, the authority, the mirror, live-restore."""
+    lab = site.lab
+    assert all(count > 0 for count in (*site.foreseen.values(), *site.prepared.values()))
+    seen = "docker info --format '{{.LiveRestoreEnabled}} {{.RegistryConfig.Mirrors}}'"
+    for node in ("node1", "node2"):
+        assert lab.ssh(node, seen).stdout.split() == ["true", f"[https://{site.registry.host}/]"]
+        settings = json.loads(lab.ssh(node, "cat /etc/docker/daemon.json").stdout)
+        assert settings["bip"].startswith("198.19."), "what others set in daemon.json stays"
+        # An image that is not there: the registry is reached and trusted.
+        unknown = lab.ssh(node, f"docker pull {site.registry.host}/none:1", check=False)
+        assert "manifest unknown" in unknown.stdout + unknown.stderr
+        assert lab.ssh(node, "systemctl is-enabled docker").stdout.strip() == "enabled"
+    assert changed(lab.play("prepare").stdout) == {"node1": 0, "node2": 0}
+    assert changed(lab.play("prepare", "--check", "--diff").stdout) == {"node1": 0, "node2": 0}
 
 
 def test_a_deploy_and_its_end(site: Site) -> None:
@@ -163,3 +193,49 @@ def test_vllm_serves_from_an_image(site: Site) -> None:
     assert done.stdout.count("exact") >= 2
     assert set(changed(lab.play("deploy").stdout).values()) == {0}
     lab.play("remove", "-e", "confirm_approved=true")
+
+
+IMAGE = """
+- hosts: engines
+  gather_facts: false
+  any_errors_fatal: true
+  roles:
+    - role: deployment
+    - role: service
+      vars: {service_tools: /nonexistent}
+    - role: engine_image
+"""
+
+
+def test_without_a_way_out_each_node_pulls_from_the_sites_registry(site: Site) -> None:
+    """Nothing but this machine is reached; without apt's lists the program that spreads an image cannot be had."""
+    lab, image = site.lab, site.image("transformers")
+    site.settle(deployment_engine="transformers", deployment_replicas=2, deployment_image=image)
+    ways = {node: lab.ssh(node, "ip route show default").stdout.strip() for node in ("node1", "node2")}
+    play = lab.state / "image.yml"
+    play.write_text(IMAGE)
+    try:
+        for node in ways:
+            lab.ssh(node, "docker images --quiet | xargs -r docker rmi --force; apt-get purge -y -q docker-registry; "
+                          "apt-get clean; rm -rf /var/lib/apt/lists/*_*; ip route del default")  # fmt: skip
+        before = site.registry.sent()
+        settings = {
+            "deployment_hosts": sorted(ways),
+            "deployment_gpu": "cpu",
+            "engine_image_catalogue": str(REPOSITORY / "catalog"),
+            "stepladder_state_directory": "/var/lib/stepladder",
+        }
+        done = subprocess.run(
+            [REPOSITORY / ".venv/bin/ansible-playbook", play, "-i", lab.inventory, "-e", json.dumps(settings)],
+            cwd=REPOSITORY, env={**os.environ, **lab.environ}, stdin=subprocess.DEVNULL, capture_output=True,
+            text=True, timeout=600, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout[-3000:]
+        assert done.stdout.count(f"every node pulls {image} for itself") == 1, done.stdout[-3000:]
+        size = sum(layer["size"] for layer in json.loads(run_manifest(site, image))["layers"])
+        assert 2 * size <= site.registry.sent() - before < 2.2 * size
+        for node in ways:
+            assert lab.ssh(node, f"docker image inspect {image}").returncode == 0
+    finally:
+        for node, way in ways.items():
+            lab.ssh(node, f"ip route add {way}; docker images --quiet | xargs -r docker rmi --force", check=False)

@@ -149,7 +149,9 @@ def test_acceptance_names_a_slow_link(lab: RealLab) -> None:
     """Of two nodes neither can be told from the other, and a figure has to be given."""
     refused = lab.play("acceptance", check=False)
     assert refused.returncode == 2
-    assert "acceptance_minimum_gbit where there are no more than two" in refused.stderr
+    assert "No driver tells the line rate of node1 and node2, and of two nodes neither is the measure" in refused.stderr
+    quick = lab.play("acceptance", "-e", '{"acceptance_without": ["network"]}')
+    assert "No GPU was measured." in quick.stdout
     sound = lab.play("acceptance", "-e", "acceptance_minimum_gbit=0.3")
     assert "Every link has 300 Mbit/s or more" in sound.stdout
     lab.run("slow", "node2", "--rate", "100mbit")

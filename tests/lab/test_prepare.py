@@ -75,7 +75,7 @@ def mirror(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mirror]:
     signed_repository.build(www / "nvidia", packages)
     signed_repository.sign(www / "nvidia", folder / "keys" / "good")
     for part, packages in signed_repository.amd_packages(platform.release()).items():
-        signed_repository.build(www / part, packages)
+        signed_repository.build(www / part, packages, suite="jammy")
         signed_repository.sign(www / part, folder / "keys" / "good")
     signed_repository.build(www / "strange", [StandIn("nvidia-driver-cuda", f"{VERSION}-1")])
     signed_repository.sign(www / "strange", folder / "keys" / "other")
@@ -207,7 +207,7 @@ def carry_in(lab: RealLab, mirror: Mirror) -> None:
     packages = mirror.folder / "packages"
     packages.mkdir()
     subprocess.run(["apt-get", "download", *names], cwd=packages, check=True, capture_output=True, timeout=120)
-    signed_repository.build(mirror.folder / "debian", [], [*packages.iterdir()])
+    signed_repository.build(mirror.folder / "debian", [], [*packages.iterdir()], suite="site")
     signed_repository.sign(mirror.folder / "debian", mirror.folder.parent / "keys" / "good")
 
 
@@ -334,26 +334,33 @@ def test_a_full_disk_is_told_and_a_rerun_goes_on(island: RealLab, mirror: Mirror
 
 @pytest.mark.nightly
 def test_a_run_that_was_killed_in_dpkg_is_finished_by_the_next(island: RealLab, mirror: Mirror) -> None:
-    forget(island, "node1")
+    """And a node that falls out half way keeps no other from being prepared; the report names both."""
+    for node in ("node1", "node2"):
+        forget(island, node)
     island.ssh("node1", "touch /run/stand-in-hangs")
     variables = at(mirror, island).variables()
-    with started(island, variables, "--limit", "node1") as running:
+    with started(island, variables) as running:
         deadline = time.monotonic() + 180
         while island.ssh("node1", "pgrep -f [s]leep.600", check=False).returncode:
             assert time.monotonic() < deadline, "dpkg never came to the package that hangs"
             time.sleep(1)
         island.run("kill", "node1")
-        running.kill()
-        running.communicate()
+        said, _ = running.communicate(timeout=400)
+    assert running.returncode != 0
+    assert "node1: not prepared, see above" in said, said[-3000:]
+    assert re.search(r"node2: prepared; \d+ changes; a reboot is due", said), said[-3000:]
+    held = island.ssh("node2", "apt-mark showhold").stdout.split()
+    assert SLOW in held, "the other node was finished"
     island.run("start", "node1")
     island.ssh("node1", "ip route del default 2>/dev/null; rm -f /run/stand-in-hangs")
     status = island.ssh("node1", f"dpkg-query -W -f '${{db:Status-Abbrev}}' {SLOW}").stdout
     assert status.strip() in {"iF", "iU", "iH"}
-    done = prepare(island, variables, "--limit", "node1")
+    done = prepare(island, variables)
     assert "finish what an earlier dpkg left" in done.stdout
+    assert changed_tasks(done)["node2"] == 0
     status = island.ssh("node1", f"dpkg-query -W -f '${{db:Status-Abbrev}}' {SLOW}").stdout
     assert status.strip() == "hi"
-    assert changed_tasks(prepare(island, variables, "--limit", "node1")) == {"node1": 0}
+    assert changed_tasks(prepare(island, variables)) == {"node1": 0, "node2": 0}
 
 
 @pytest.mark.nightly
@@ -372,7 +379,7 @@ def test_without_root_nothing_is_tried(island: RealLab, mirror: Mirror) -> None:
 def test_the_firewall_lets_peers_in_and_strangers_not(island: RealLab, mirror: Mirror) -> None:
     here = at(mirror, island)
     site = {"name": "site", "url": f"{here.url}debian/", "key_url": f"{here.url}debian/key.asc",
-            "fingerprints": [here.fingerprint]}  # fmt: skip
+            "suites": ["site"], "components": ["main"], "fingerprints": [here.fingerprint]}  # fmt: skip
     peer, stranger = ("peer", "198.19.77"), ("stranger", "198.19.78")
     peers = [*(island.address(node) for node in ("node1", "node2")), "198.19.77.2"]
     variables = here.variables(host_repositories=[site], host_firewall=True, host_firewall_peers=peers)
@@ -408,13 +415,13 @@ def test_the_firewall_lets_peers_in_and_strangers_not(island: RealLab, mirror: M
 def test_amd_gets_rocm_groups_and_kernel_settings(island: RealLab, mirror: Mirror) -> None:
     forget(island, "node2")
     here = at(mirror, island)
-    flat = {
-        part: {"url": f"{here.url}{part}/", "suites": ["/"], "components": [], "key_url": f"{here.url}{part}/key.asc",
-               "fingerprints": [here.fingerprint]}
+    # Suite and component are the vendor's: the catalogue's own line has to fit.
+    mirrors = {
+        part: {"url": f"{here.url}{part}/", "key_url": f"{here.url}{part}/key.asc", "fingerprints": [here.fingerprint]}
         for part in ("amdgpu", "rocm")
-    }  # fmt: skip
+    }
     variables = here.variables(
-        deployment_gpu="mi355x", gpu_driver_mirrors=flat, gpu_driver_strict=False,
+        deployment_gpu="mi355x", gpu_driver_mirrors=mirrors, gpu_driver_strict=False,
         gpu_driver_users=["serving"],
     )  # fmt: skip
     island.ssh("node2", "id serving >/dev/null 2>&1 || useradd serving")

@@ -108,6 +108,64 @@ def test_a_minimum_finds_what_all_share() -> None:
     assert not acceptance.judge(links(everything), 9000.0).accepted
 
 
+MEASURES: dict[str, tuple[float, list[float], float, tuple[float, str]]] = {
+    "a figure": (5000.0, [10.0], 9400.0, (5000.0, "acceptance_minimum_gbit")),
+    "the line rate": (0, [10.0, 10.0], 950.0, (6000.0, "60% of the line rate, 10 Gbit/s")),
+    "a port that came up too slow is no measure": (
+        0, [1.0, 25.0, 25.0], 0.0, (10000.0, "what iperf3 moves on one core; the line rate is 25 Gbit/s"),
+    ),
+    "a line that one core does not fill, and peers that do better": (
+        0, [400.0], 40000.0, (24000.0, "60% of 40.00 Gbit/s, the middle one of what the nodes reach"),
+    ),
+    "no driver tells": (
+        0, [], 9000.0,
+        (5400.0, "60% of 9.00 Gbit/s, the middle one of what the nodes reach; no driver tells a line rate"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("minimum", "lines", "middle", "expected"), MEASURES.values(), ids=MEASURES)
+def test_what_a_link_has_to_have(
+    minimum: float, lines: list[float], middle: float, expected: tuple[float, str]
+) -> None:
+    found = acceptance.wanted(minimum, lines, middle)
+    assert (pytest.approx(found[0]), found[1]) == expected
+
+
+def test_nodes_that_all_share_a_fault_are_held_against_the_line_rate() -> None:
+    everything = dict.fromkeys(itertools.permutations(NAMES, 2), 950.0)
+    found = acceptance.judge(links(everything), 0, dict.fromkeys(NAMES, 10.0))
+    assert (found.slow_nodes, len(found.slow_links)) == (("a", "b", "c"), 2), "of the last two neither is to blame"
+    told = acceptance.sentences(report(found))
+    assert "A link has to have 6.00 Gbit/s (60% of the line rate, 10 Gbit/s)." in told
+
+
+def test_two_nodes_need_a_measure_only_where_no_driver_tells() -> None:
+    known, unknown = {"acceptance_line": {"line_gbit": 25.0}}, {"acceptance_line": {"line_gbit": None}}
+    assert acceptance.immeasurable({"a": known, "b": {}}, ["a", "b"], 0) == ""
+    assert acceptance.immeasurable({"a": unknown, "b": {}}, ["a", "b"], 5) == ""
+    assert acceptance.immeasurable(dict.fromkeys("abc", unknown), ["a", "b", "c"], 0) == ""
+    assert acceptance.immeasurable({"a": unknown, "b": {}}, ["a", "b"], 0) == (
+        "No driver tells the line rate of a and b, and of two nodes neither is the measure for the other. Give the "
+        "rate that their link has to have (-e acceptance_minimum_gbit=GBIT), or leave it out "
+        """(-e '{"acceptance_without": ["network"]}')."""
+    )
+
+
+def test_a_bond_sends_to_one_peer_over_one_member(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files of sysfs are made by the test; the VLAN lies on the bond."""
+    names = ("vlan", "nic", "veth")
+    own = [{"name": name, "address": name, "speed_mbit": 50000} for name in names]
+    monkeypatch.setattr(link_speed.peer_network, "interfaces", lambda: own)
+    net = tmp_path / "class/net"
+    for folder in ("nic/device", "vlan/lower_bond", "bond/bonding", "bond/lower_m1", "bond/lower_m2", "m1", "m2"):
+        (net / folder).mkdir(parents=True)
+    (net / "bond/bonding/slaves").write_text("m1 m2\n")
+    for member in ("m1", "m2"):
+        (net / member / "speed").write_text("25000\n")
+    assert [link_speed.line_gbit(name, tmp_path) for name in (*names, "none")] == [25.0, 50.0, None, None]
+
+
 def test_texts() -> None:
     found = report(acceptance.judge(links(slow_node("c", names=NAMES[:3]), NAMES[:3]), 5000.0))
     assert acceptance.text(found, "human") == (
@@ -121,6 +179,7 @@ def test_texts() -> None:
         "      look at its cable, its port at the switch, its NIC's speed and PCIe lanes\n"
         "\n"
         "Not accepted: 1 slow (c).\n"
+        "A link has to have 5.00 Gbit/s (acceptance_minimum_gbit).\n"
         "No GPU was measured."
     )
     told = json.loads(acceptance.text(found, "json"))

@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 import yaml
 from ansible.template import Templar, trust_as_template
+from ansible_collections.stepladder.core.plugins.module_utils import package_sources
 
 from stepladder.catalogue import Catalogue
 from stepladder.errors import PlanRefusedError
+from stepladder.mirrors import mirrored
 from stepladder.plan import Plan
 from stepladder.planner import make_plan
 from stepladder.request import parse_request
-from stepladder.runtime import gpu_vendor, runtime_faults, version_in
+from stepladder.runtime import floors, gpu_vendor, runtime_faults, version_in
 from stepladder.units import CONTAINER_LAUNCHER, release_processes, service_units, watched_units
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -145,7 +147,8 @@ DEVICES = "INFO[0000] Found 2 CDI devices\nnvidia.com/gpu=0\nnvidia.com/gpu=all\
     [
         ("29.1.2\n", TOOLKIT.format("1.19.1"), DEVICES, "nvidia", []),
         ("20.10.24+dfsg1", "", "", "none", []),
-        ("20.10.24+dfsg1", "", "", "amd", []),
+        ("20.10.24+dfsg1", "", "/dev/dri /dev/kfd", "amd", []),
+        ("20.10.24+dfsg1", "", "/dev/dri", "amd", ["There is no /dev/kfd, by which containers are given AMD's GPUs"]),
         ("", "", "", "none", ["Docker does not answer"]),
         ("24.0.9", TOOLKIT.format("1.18.2"), "", "nvidia",
          ["Docker is 24.0.9, and devices by CDI need 25.0", "toolkit is 1.18.2, which has known holes; 1.19.1",
@@ -167,6 +170,13 @@ def test_a_driver_that_waits_for_a_restart_is_no_fault_of_containers() -> None:
     bare = {"docker": "29.1.2", "toolkit": TOOLKIT.format("1.18.2"), "devices": ""}
     (fault,) = runtime_faults(bare, FLOORS, "nvidia", reboot_due=True)
     assert "toolkit is 1.18.2" in fault
+    assert runtime_faults(bare, FLOORS, "amd", reboot_due=True) == []
+
+
+def test_the_floors_are_the_catalogues_or_the_inventorys() -> None:
+    known = Catalogue().containers
+    assert floors() == {"docker": known.docker, "toolkit": known.toolkit}
+    assert floors("26.0", "") == {"docker": "26.0", "toolkit": known.toolkit}
 
 
 @pytest.mark.parametrize(
@@ -180,6 +190,21 @@ def test_the_toolkit_is_looked_for_by_the_machines_name(family: str, machine: st
     values |= {"ansible_facts": facts}
     url = trust_as_template(variables["__container_runtime_toolkit_repository"]["url"])
     assert Templar(None, values).template(url) == f"https://nvidia.github.io/libnvidia-container/stable/{folder}"
+
+
+def test_a_mirror_may_bring_its_key_along() -> None:
+    """The vendors' repositories of the role, as the module that installs from them takes them."""
+    variables = yaml.safe_load((ROOT / "roles/container_runtime/vars/main.yml").read_text())
+    for name in ("docker", "toolkit"):
+        known = variables[f"__container_runtime_{name}_repository"] | {"url": "https://vendor.example/x"}
+        mirror = {"url": "http://198.18.0.5/x", "key": "-----BEGIN", "fingerprints": ["AB" * 20]}
+        (repository,) = package_sources.parsed([mirrored(known, mirror)])
+        assert (repository.url, repository.key, repository.key_url) == ("http://198.18.0.5/x", "-----BEGIN", "")
+        assert package_sources.problems(repository) == []
+        assert f"__container_runtime_{name}_repository | stepladder.core.mirrored(" in str(variables)
+    both = package_sources.parsed([mirrored({"name": "a", "key_url": "http://a/1"}, {"key": "k", "key_url": "http://b/2"})
+                                   | {"url": "http://a/", "fingerprints": ["A"]}])[0]  # fmt: skip
+    assert package_sources.problems(both) == ["repository a: give its key or the key's address (key_url), one of both"]
 
 
 def test_whose_gpus_a_node_has() -> None:

@@ -31,7 +31,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 KEPT: dict[str, Any] = {
     "plan_id": "abc",
-    "endpoints": [{"node": "n0", "base_url": "http://198.18.0.2:8000/v1"}],
+    "endpoints": [{"node": "n0", "replica": 0, "base_url": "http://198.18.0.2:8000/v1"}],
     "node": {"ranks": [{"node": "n0", "address": "198.18.0.2"}, {"node": "n1", "address": "198.18.0.3"}]},
 }
 START = "stepladder: starting vllm-0 at 2026-11-21T01:00:00Z"

@@ -210,6 +210,16 @@ def test_a_version_of_a_known_branch_needs_no_catalogue() -> None:
     assert plan(NOBLE, version="595.71.05")["version"] == "595.71.05"
 
 
+@pytest.mark.parametrize(("gpu", "minimum"), [("h20-96", "580"), ("mi355x", "7.2")])
+def test_a_driver_that_is_only_looked_at(gpu: str, minimum: str) -> None:
+    """Whatever the node's system is: nothing is installed, set or started, and the floor is asked of what is there."""
+    found = plan({"distribution": "Amazon", "distribution_version": "2023"}, gpu=gpu, install=False, version="1.2")
+    assert (found["faults"], found["version"], found["packages"], found["services"]) == ([], "", [], [])
+    assert (found["minimum"], found["minimum_of"]) == (minimum, "vLLM 0.33.0")
+    assert found["module"]
+    assert plan({}, gpu=gpu, install=False, engine="")["minimum"] == ""
+
+
 def test_mixed_types() -> None:
     types = {"a": "h20-96", "b": "h20-96", "c": "h200", "d": "mi355x"}
     deployments = {"a": "x", "b": "x", "c": "x", "d": "y"}
@@ -269,6 +279,10 @@ DONE = Facts("gpu1", loaded=V, on_disk=V, library=V, packages={"cuda": f"{V}-1",
              booted_at=100, gpus={"nvidia": 8})  # fmt: skip
 
 
+FOUND = Wanted("nvidia", module="nvidia", library="libnvidia-ml.so.1", install=False, minimum="580",
+               minimum_of="vLLM 0.33.0")  # fmt: skip
+
+
 def having(facts: Facts, **changes: Any) -> Facts:
     return Facts(**{**vars(facts), **changes})
 
@@ -292,6 +306,11 @@ BEFORE = {
         ["driver: 570.86.15, not from the package cuda"],
     ),
     "a driver of other means that stays": (having(BARE, library="570.86.15"), wanting(install=False), []),
+    "one that stays, new enough": (having(BARE, loaded="580.65.06"), FOUND, []),
+    "one that stays, below the engine's floor": (
+        having(BARE, loaded="550.54.15", library="580.65.06"), FOUND, ["driver: 550.54.15 as found"],
+    ),
+    "one that is to stay, and there is none": (BARE, FOUND, ["driver: none, and gpu_driver_install is false"]),
     "ours in another version": (
         having(DONE, packages={"cuda": "580.95.05-1"}),
         NVIDIA,
@@ -366,6 +385,9 @@ AFTER: dict[str, tuple[Facts, Wanted, list[str], list[str]]] = {
         [],
         [],
     ),
+    "a driver that is not ours is below the floor": (
+        having(DONE, packages={}, loaded="550.54.15", library="550.54.15"), FOUND, ["driver: 550.54.15 as found"], [],
+    ),
     "a newer kernel came without headers": (
         having(DONE, kernels={"6.8.0-50-generic": "", "6.8.0-51-generic": V}),
         NVIDIA,
@@ -420,6 +442,21 @@ AMD_CASES: dict[str, tuple[Facts, list[str], list[str]]] = {
 def test_how_amds_fits(facts: Facts, faults: list[str], reboot: list[str]) -> None:
     assert [f"{one.what}: {one.found}" for one in preparation.faults_after(facts, AMD)] == faults
     assert preparation.reboot_reasons(facts, AMD) == reboot
+
+
+@pytest.mark.parametrize(
+    ("rocm", "loaded", "expected"),
+    [
+        ("6.4.1", "6.12.12", [("ROCm", "6.4.1 as found", "7.2 or newer for SGLang 0.5.23 and its image")]),
+        ("7.2.4", "6.16.13", []),
+        ("", "6.16.13", []),  # it need not be outside of containers
+        ("", "", [("driver", "none, and gpu_driver_install is false", "one")]),
+    ],
+)
+def test_amds_as_found(rocm: str, loaded: str, expected: list[tuple[str, str, str]]) -> None:
+    found = Wanted("amd", module="amdgpu", install=False, minimum="7.2", minimum_of="SGLang 0.5.23")
+    faults = preparation.faults_before(having(AMD_DONE, rocm=rocm, loaded=loaded), found)
+    assert [(one.what, one.found, one.needed) for one in faults] == expected
 
 
 def test_an_older_rocm_is_no_green_prepare() -> None:

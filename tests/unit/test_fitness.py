@@ -178,8 +178,11 @@ def test_wishes_of_a_real_plan_are_what_the_module_takes() -> None:
          "state_directory": "/var/lib/stepladder"}
     )  # fmt: skip
     [first, _] = make_plan(request, Catalogue()).slices().values()
-    wished = fitness.wishes(first, "/var/lib/stepladder", "1.17.8")
+    wished = fitness.wishes(first, "/var/lib/stepladder", minimum_toolkit="2.0")
+    known = Catalogue().containers
+    assert (wished["minimum_docker"], wished["minimum_toolkit"]) == (known.docker, "2.0")
+    assert fitness.wishes(first, "/x")["minimum_toolkit"] == known.toolkit
     assert wished["deployment"] == "/var/lib/stepladder/deployments/s"
     assert (wished["ranks"], wished["gpus"]["model"], wished["gpus"]["count"]) == (2, "H20", 8)
     assert {port["port"] for port in wished["ports"]} >= {8000, 6379}
-    assert fitness.wishes({}, "/srv", "1")["paths"][0]["path"] == "/srv"
+    assert fitness.wishes({}, "/srv")["paths"][0]["path"] == "/srv"

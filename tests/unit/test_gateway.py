@@ -33,7 +33,7 @@ def plan_for(wish: dict[str, Any] | None, address: str = "198.18.0.1", **deploym
     flash = {"model": "step-3.5-flash", "variant": "fp8", "parallel": "TP4+EP", "replicas": 2, "engine": "vllm"}
     nodes = [{"name": "n0", "address": address, "gpu": "h200"}]
     if wish is not None:
-        wish = {"hosts": [HOST], **wish}
+        wish = {"hosts": [HOST], "open": True, **wish}
     return make_plan(parse_request({"deployment": flash | deployment, "nodes": nodes, "gateway": wish}), CATALOGUE)
 
 
@@ -66,10 +66,11 @@ def test_the_plan_names_endpoint_replicas_and_limits() -> None:
 ENGINE = "An engine asks for no key and answers anyone who reaches its port"
 ACCESS = [
     pytest.param(None, {}, f"{ENGINE}: keep it on a private network, or put the gateway in front", id="none"),
-    pytest.param({}, {}, f"{ENGINE}: set deployment_bind_address to 'private'", id="everywhere"),
     pytest.param(
-        {}, {"bind_address": "private"}, f"{ENGINE}: it listens on its node's own address alone", id="private"
+        {}, {"bind_address": "0.0.0.0"}, f"{ENGINE}: set deployment_bind_address to 'private'", id="everywhere"
     ),
+    pytest.param({}, {"address": "n0.site"}, f"{ENGINE}: set deployment_bind_address to 'private'", id="name"),
+    pytest.param({}, {}, f"{ENGINE}: it listens on its node's own address alone", id="own"),
     pytest.param({}, {}, "gateway_api_keys_file is not set: the gateway answers anyone", id="no-keys"),
     pytest.param({"api_keys_file": "k"}, {}, "keys and prompts cross the network as plain text", id="no-tls"),
 ]
@@ -81,13 +82,69 @@ def test_what_stays_open_is_said(wish: dict[str, Any] | None, deployment: dict[s
     assert any(text in note.text for note in plan.notes if note.kind == "warning")
 
 
-def test_private_engines_listen_on_their_nodes_address() -> None:
-    plan = plan_for({}, bind_address="private")
-    assert "--host 198.18.0.1 --port 8001" in " ".join(plan.nodes[0].processes[1].argv)
-    assert plan.endpoints[1].base_url == "http://198.18.0.1:8001/v1"
+def test_a_deploy_that_waits_less_than_the_gateway_allows_is_warned_of() -> None:
+    plan = plan_for({"hosts": [{"name": "gw", "address": "198.18.0.1"}]}, replicas=2).as_document()
+    assert gateway.drain_warning(plan, 600) == (
+        "Warning: an answer may be silent for 3600 s (gateway_answer_seconds), and a deploy waits 600 s for those of a "
+        "replica (deploy_drain_seconds): one that takes longer stops it before that replica, with exit status 23. To "
+        "wait as long: -e deploy_drain_seconds=3600"
+    )
+    assert gateway.drain_warning(plan, 3600) == ""
+    assert gateway.drain_warning({**plan, "deployment": {"replicas": 1}}, 600) == ""
+    assert gateway.drain_warning({**plan, "gateway": None}, 600) == ""
+
+
+@pytest.mark.parametrize(
+    ("wish", "deployment", "host"),
+    [
+        ({}, {}, "198.18.0.1"),
+        ({}, {"bind_address": "private"}, "198.18.0.1"),
+        ({}, {"bind_address": "0.0.0.0"}, "0.0.0.0"),
+        (None, {}, "0.0.0.0"),
+        ({"hosts": []}, {}, "0.0.0.0"),
+        # The node may take a name for its own loopback, where no gateway of another node reaches it.
+        ({}, {"address": "n0.site"}, "0.0.0.0"),
+        ({}, {"address": "127.0.0.1"}, "127.0.0.1"),
+        (None, {"address": "127.0.0.1"}, "127.0.0.1"),
+    ],
+)
+def test_where_engines_listen(wish: dict[str, Any] | None, deployment: dict[str, Any], host: str) -> None:
+    plan = plan_for(wish, **deployment)
+    assert f"--host {host} --port 8001" in " ".join(plan.nodes[0].processes[1].argv)
+    reached = deployment.get("address", "198.18.0.1") if host == "0.0.0.0" else host
+    assert plan.endpoints[1].base_url == f"http://{reached}:8001/v1"
+
+
+@pytest.mark.parametrize(
+    ("bind", "hosts"), [(None, ["198.18.0.1", "198.18.0.2"]), ("private", ["198.18.1.1", "198.18.1.2"])]
+)
+def test_each_rank_listens_on_an_address_of_its_own_node(bind: str | None, hosts: list[str]) -> None:
+    """The network that joins the nodes is another than the one that the gateway reaches them over."""
+    nodes = [
+        {
+            "name": f"n{rank}",
+            "address": f"198.18.1.{rank + 1}",
+            "client_address": f"198.18.0.{rank + 1}",
+            "gpu": "h20-141",
+        }
+        for rank in range(2)
+    ]
+    step3 = {"model": "step3", "engine": "sglang", "topology": "dist_init", "parallel": "TP16", "bind_address": bind}
+    wish = {"hosts": [HOST], "open": True}
+    plan = make_plan(parse_request({"deployment": step3, "nodes": nodes, "gateway": wish}), CATALOGUE)
+    argv = [node.processes[0].argv for node in plan.nodes]
+    assert [words[words.index("--host") + 1] for words in argv] == hosts
+    assert [next(p.host for p in node.processes[0].ports if p.scope == "clients") for node in plan.nodes] == hosts
+    assert plan.gateway
+    assert [server.address for server in plan.gateway.servers] == hosts[:1]
 
 
 REFUSED = [
+    pytest.param(
+        {"open": False}, {}, "gateway: it would listen on 0.0.0.0:8080 and answer anyone, for it has no keys. Set "
+        "gateway_api_keys_file, or gateway_open to true where whoever reaches it may ask.",
+    ),
+    pytest.param({"open": False, "bind_address": "198.18.0.1"}, {}, "it would listen on 198.18.0.1:8080 and answer"),
     pytest.param({"port": 8001}, {}, "gateway_port is 8001, which vllm-1 has on n0. Set another gateway_port."),
     pytest.param({"metrics_port": 8406}, {}, "gateway_metrics_port and gateway_agent_port are both 8406."),
     pytest.param({"metrics_address": "0.0.0.0"}, {}, "variable gateway_metrics_address: found '0.0.0.0'. Value"),
@@ -102,6 +159,11 @@ REFUSED = [
         "gateway: gw cannot reach replica 0: it answers on 127.0.0.1 of n0 alone. Set deployment_bind_address to",
     ),
 ]  # fmt: skip
+
+
+def test_a_gateway_needs_no_keys_where_only_its_own_host_reaches_it() -> None:
+    for wish in ({"open": False, "bind_address": "127.0.0.1"}, {"open": False, "api_keys_file": "k"}):
+        assert plan_for(wish).gateway
 
 
 @pytest.mark.parametrize(("wish", "deployment", "message"), REFUSED)

@@ -103,9 +103,9 @@ class Gateway:
 
     def connect(self) -> http.client.HTTPConnection:
         if not self.certificate:
-            return http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+            return http.client.HTTPConnection("127.0.0.1", self.port, timeout=90)
         context = ssl.create_default_context(cadata=self.certificate)
-        return http.client.HTTPSConnection("localhost", self.port, timeout=30, context=context)
+        return http.client.HTTPSConnection("localhost", self.port, timeout=90, context=context)
 
     def ask(
         self, path: str = "/v1/chat/completions", body: Any = None, key: str | None = KEYS["alice"], **headers: str

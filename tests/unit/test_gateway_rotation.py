@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +17,8 @@ from ansible_collections.stepladder.core.plugins.module_utils import haproxy, ro
 from gateway_engine import Engine, engines
 from test_gateway_haproxy import PROGRAM, Gateway, drain, module
 from waiting import until
+
+ROOT = Path(__file__).resolve().parents[2]
 
 pytestmark = [
     pytest.mark.skipif(PROGRAM is None, reason="haproxy is not installed: apt-get install -y haproxy"),
@@ -70,19 +76,107 @@ def test_a_replica_that_moved_stays_out_until_the_gateway_knows_the_place(gatewa
     assert (gateway.up(), rotation.marked(str(gateway.directory))) == (["replica-0", "replica-1"], set())
 
 
-def test_requests_are_waited_for_and_those_that_do_not_end_keep_the_replica_in_rotation(
-    gateway: Gateway, two: list[Engine]
-) -> None:
-    two[1].hung.set()
+def hang(gateway: Gateway, engine: Engine) -> list[threading.Thread]:
+    """Have requests in flight at an engine that do not end until it is let go."""
+    engine.hung.set()
     asked: list[threading.Thread] = []
 
     def one_hangs() -> bool:
         asked.append(threading.Thread(target=gateway.ask, kwargs={"body": {}}))
         asked[-1].start()
         time.sleep(0.1)
-        return two[1].running > 0
+        return engine.running > 0
 
     until(one_hangs, 10)
+    return asked
+
+
+def let_go(engine: Engine, asked: list[threading.Thread]) -> None:
+    engine.hung.clear()
+    for thread in asked:
+        thread.join()
+
+
+class Job(threading.Thread):
+    """What a run's job on the gateway's host does; `said` is how it ended."""
+
+    def __init__(self, gateway: Gateway, *replicas: int, **more: Any) -> None:
+        super().__init__()
+        self.gateway, self.replicas, self.more, self.said = gateway, replicas, more, ""
+        self.start()
+
+    def run(self) -> None:
+        try:
+            out(self.gateway, *self.replicas, **self.more)
+            self.said = "out"
+        except haproxy.GatewayError as error:
+            self.said = str(error)
+
+
+def test_a_job_that_outlives_its_run_takes_nothing_back_from_the_run_after_it(
+    gateway: Gateway, two: list[Engine]
+) -> None:
+    directory = str(gateway.directory)
+    asked = hang(gateway, two[1])
+    left_behind = Job(gateway, 1, seconds=2.0, run="killed")
+    until(lambda: rotation.marks(directory) == {1: "killed"}, 5)
+    rerun = Job(gateway, 1, seconds=20.0, run="rerun")
+    until(lambda: rotation.marks(directory) == {1: "rerun"}, 5)
+    left_behind.join()
+    assert left_behind.said.startswith("Replica 1 was not stopped: while its requests were waited for, somebody else")
+    assert (gateway.up(), rotation.marks(directory)) == (["replica-0"], {1: "rerun"})
+    let_go(two[1], asked)
+    rerun.join()
+    assert (rerun.said, gateway.up(), rotation.marks(directory)) == ("out", ["replica-0"], {1: "rerun"})
+    # The one that lives has the replica proven, whoever took it out.
+    rotation.mark(directory, {1: "killed"})
+    assert back(gateway, 1) == [1]
+
+
+def test_what_gets_requests_again_is_drained_again_unless_a_person_wants_it_so(
+    gateway: Gateway, two: list[Engine]
+) -> None:
+    directory = str(gateway.directory)
+    asked = hang(gateway, two[1])
+    job = Job(gateway, 1, seconds=20.0, run="mine")
+    until(lambda: gateway.up() == ["replica-0"], 5)
+    gateway.master.change(f"set server {haproxy.BACKEND}/replica-1 state ready")
+    let_go(two[1], asked)
+    job.join()
+    assert (job.said, gateway.up()) == ("out", ["replica-0"])
+    back(gateway, 1)
+
+    asked = hang(gateway, two[1])
+    job = Job(gateway, 1, seconds=20.0, run="mine")
+    until(lambda: gateway.up() == ["replica-0"], 5)
+    drain(gateway, 1, "ready", deadline=10)
+    let_go(two[1], asked)
+    job.join()
+    assert job.said == (
+        "Replica 1 was not stopped: while its requests were waited for, somebody else put it back or took it over "
+        "('status' shows it)."
+    )
+    assert (gateway.up(), rotation.marks(directory)) == (["replica-0", "replica-1"], {})
+
+
+def test_whether_it_gets_requests_again_is_told_as_it_is(gateway: Gateway, two: list[Engine]) -> None:
+    asked = hang(gateway, two[1])
+    # Taken out by a run of before.
+    out(gateway, 1, patient=(), run="killed")
+    with pytest.raises(haproxy.GatewayError, match="was not stopped, and gets requests again"):
+        out(gateway, 1, seconds=0.2, run="rerun")
+    until(lambda: gateway.up() == ["replica-0", "replica-1"], 5)
+    drain(gateway, 1, deadline=0)
+    with pytest.raises(haproxy.GatewayError, match="was not stopped, and stays out of rotation as it was before"):
+        out(gateway, 1, seconds=0.2)
+    assert gateway.up() == ["replica-0"]
+    let_go(two[1], asked)
+
+
+def test_requests_are_waited_for_and_those_that_do_not_end_keep_the_replica_in_rotation(
+    gateway: Gateway, two: list[Engine]
+) -> None:
+    asked = hang(gateway, two[1])
     with pytest.raises(haproxy.GatewayError) as error:
         out(gateway, 1, seconds=0.2)
     assert str(error.value).startswith(
@@ -99,9 +193,7 @@ def test_requests_are_waited_for_and_those_that_do_not_end_keep_the_replica_in_r
     assert back(gateway, 1) == [1]
     # Nobody waits for those of an engine that gives no tokens.
     assert out(gateway, 1, patient=()) == (True, [])
-    two[1].hung.clear()
-    for thread in asked:
-        thread.join()
+    let_go(two[1], asked)
 
 
 def test_the_last_one_is_not_taken_out(gateway: Gateway, two: list[Engine]) -> None:
@@ -136,6 +228,25 @@ def test_what_a_person_drained_stays_a_persons(gateway: Gateway) -> None:
     assert back(gateway, 1) == []
 
 
+def test_what_a_living_rollout_took_out_is_not_a_persons_to_put_back(gateway: Gateway) -> None:
+    out(gateway, 1, run="ann's")
+    at_work = {"deadline": 10, "at_work": "ann from ops1: deploy two"}
+    for check in (True, False):
+        assert drain(gateway, 1, "ready", check=check, **at_work)["msg"] == (
+            "Replica 1 was not put back: a rollout took it out, to stop its engine, and is still at work (ann from "
+            "ops1: deploy two). It puts it back itself once it answers as promised. Wait for it, or add "
+            "-e gateway_allow_rollout=true."
+        )
+    assert (gateway.up(), rotation.marks(str(gateway.directory))) == (["replica-0"], {1: "ann's"})
+    assert drain(gateway, 1, "ready", allow_rollout=True, **at_work)["changed"]
+    assert (gateway.up(), rotation.marks(str(gateway.directory))) == (["replica-0", "replica-1"], {})
+    # The run is gone; and what a person drained is a person's at any time.
+    out(gateway, 1, run="ann's")
+    assert drain(gateway, 1, "ready", deadline=10)["changed"]
+    drain(gateway, 1, deadline=5)
+    assert drain(gateway, 1, "ready", **at_work)["changed"]
+
+
 def test_a_rollout_that_ended_in_the_middle_is_put_right_by_the_next_deploy(gateway: Gateway) -> None:
     out(gateway, 1)
     gateway.stop(9)
@@ -162,6 +273,48 @@ def test_the_module_drains_once_and_says_what_is_not_there(gateway: Gateway, tmp
     assert "Replica 1 was not drained, no other replica" in module("gateway_rotation", given)["msg"]
 
 
+@pytest.mark.timeout(150)
+def test_what_one_gateway_cannot_take_out_is_back_at_all_of_them(
+    gateway: Gateway, two: list[Engine], tmp_path: Path
+) -> None:
+    """The role itself, with two gateways in front of the same replicas; behind one a request does not end."""
+    places = {"gw0": tmp_path / "0/gateway/two", "gw1": tmp_path / "1/gateway/two"}
+    made = [Gateway(place, two) for place in places.values()]
+    hosts: dict[str, Any] = {"node": {}}
+    for (name, place), one in zip(places.items(), made, strict=True):
+        place.mkdir(parents=True)
+        one.start()
+        hosts[name] = {"stepladder_state_directory": str(place.parents[1])}
+    try:
+        asked = hang(made[1], two[1])
+        common = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable, "deployment_name": "two"}
+        (tmp_path / "inventory.yml").write_text(json.dumps({"all": {"hosts": hosts, "vars": common}}))
+        given = {
+            "gateway_rotation": "out", "gateway_replicas": [1], "gateway_patient": [1], "gateway_drain_seconds": 2,
+            "gateway_hosts": [*places],
+        }  # fmt: skip
+        rotate = {"name": "gateway", "tasks_from": "rotate"}
+        play = {
+            "hosts": "node", "gather_facts": False,
+            "tasks": [{"ansible.builtin.include_role": rotate, "vars": given}],
+        }  # fmt: skip
+        (tmp_path / "play.yml").write_text(json.dumps([play]))
+        done = subprocess.run(
+            [sys.executable, "-m", "ansible", "playbook", "-i", "inventory.yml", "play.yml"], cwd=tmp_path,
+            env={**os.environ, "ANSIBLE_CONFIG": f"{ROOT}/ansible.cfg", "ANSIBLE_ROLES_PATH": f"{ROOT}/roles"},
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert done.returncode == 2, done.stdout + done.stderr
+        assert "Replica 1 still has" in done.stdout
+        for one in made:
+            until(lambda one=one: one.up() == ["replica-0", "replica-1"], 5)
+            assert rotation.marks(str(one.directory)) == {}
+        let_go(two[1], asked)
+    finally:
+        for one in made:
+            one.stop()
+
+
 def test_a_gateway_that_is_not_there_or_does_not_know_a_replica_is_said(gateway: Gateway, tmp_path: Path) -> None:
     assert rotation.not_there(f"{tmp_path}/none", "two") == "there is no gateway for two yet"
     assert rotation.not_there(str(gateway.directory), "two") == ""
@@ -171,6 +324,13 @@ def test_a_gateway_that_is_not_there_or_does_not_know_a_replica_is_said(gateway:
         "the gateway for two does not run (The gateway's"
     )
     gateway.start()
+
+
+def test_marks_of_before_name_no_run_and_are_read(tmp_path: Path) -> None:
+    (tmp_path / rotation.MARKS).write_text('{"format_version": 1, "replicas": [0, 2]}')
+    assert rotation.marks(str(tmp_path)) == {0: "", 2: ""}
+    rotation.forget(str(tmp_path), 0)
+    assert (tmp_path / rotation.MARKS).read_text() == '{"format_version": 2, "replicas": {"2": ""}}'
 
 
 def test_marks_that_cannot_be_read_are_none(tmp_path: Path) -> None:

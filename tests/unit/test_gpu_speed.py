@@ -17,6 +17,7 @@ from ansible_collections.stepladder.core.plugins.module_utils.gpu_speed import F
 
 from stepladder import gpu_acceptance
 from stepladder.catalogue import Catalogue
+from stepladder.engines.common import NVIDIA_CONTAINER
 from stepladder.gpu_acceptance import Row
 from stepladder.lab import stand_ins
 
@@ -188,7 +189,8 @@ def test_the_program_on_torch(tmp_path: Path) -> None:
     }
     image = torch_runs.command(str(tmp_path), "", "an/image", "nvidia", 7)
     assert image[-5:] == ["an/image", "-k", "5", "7", "python3"]
-    assert tuple(image[image.index("--gpus") :][:2]) == ("--gpus", "all")
+    assert {*NVIDIA_CONTAINER} <= {*image}, "as the engines' own containers get GPUs"
+    assert "--gpus" not in image
 
 
 # ---- who is slow -----------------------------------------------------------------------------------------------------

@@ -9,28 +9,86 @@ import json
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from ansible_collections.stepladder.core.plugins.module_utils import engine_image
 from ansible_collections.stepladder.core.plugins.module_utils import image_cache as ic
+from ansible_collections.stepladder.core.plugins.module_utils.docker_settings import proxy_file
+from ansible_collections.stepladder.core.plugins.modules import image_cache
 
 from stepladder.catalogue import DEFAULT_DIRECTORY
 from stepladder.contents import image_seekers, known_images
 
+HUB = "https://registry-1.docker.io"
+# As Docker 20.10 says it of `insecure-registries: ["reg.example:5000", "198.18.7.0/24"]`, what is read of it.
+CONFIG = {
+    "InsecureRegistryCIDRs": ["198.18.7.0/24", "127.0.0.0/8"],
+    "IndexConfigs": {"docker.io": {"Secure": True}, "reg.example:5000": {"Secure": False}},
+    "Mirrors": ["https://mirror.example/", "https://other.example/"],
+}
+
 
 @pytest.mark.parametrize(
-    ("registry", "mirrors", "url"),
+    ("registry", "config", "urls"),
     [
-        ("docker.io", [], "https://registry-1.docker.io"),
-        ("docker.io", ["https://mirror.example/", "https://other.example"], "https://mirror.example"),
+        ("docker.io", {}, [HUB]),
+        ("docker.io", CONFIG, ["https://mirror.example", "https://other.example", HUB]),
         # Docker asks mirrors for images of its hub alone.
-        ("reg.example:5000", ["https://mirror.example"], "https://reg.example:5000"),
+        ("198.18.8.1:5000", CONFIG, ["https://198.18.8.1:5000"]),
+        ("reg.example:5000", CONFIG, ["https://reg.example:5000", "http://reg.example:5000"]),
+        ("198.18.7.1:5000", CONFIG, ["https://198.18.7.1:5000", "http://198.18.7.1:5000"]),
+        ("localhost:5000", CONFIG, ["https://localhost:5000", "http://localhost:5000"]),
     ],
 )
-def test_where_the_copy_gets_what_it_lacks(registry: str, mirrors: list[str], url: str) -> None:
-    assert ic.remote_url(registry, mirrors) == url
+def test_where_the_copy_may_get_what_it_lacks(registry: str, config: dict[str, Any], urls: list[str]) -> None:
+    assert ic.remotes(registry, config) == urls
+
+
+def test_proxies_are_read_as_they_are_written() -> None:
+    given = {"https_proxy": 'http://u:p"q@198.18.0.9:3128', "no_proxy": "localhost,.example"}
+    found = ic.proxy_variables(proxy_file(given))
+    assert found == {
+        name: value for key, value in given.items() for name, value in ((key, value), (key.upper(), value))
+    }
+
+
+class Registry(http.server.BaseHTTPRequestHandler):
+    """A registry that is asked for `/v2/` and answers what its server says."""
+
+    def do_GET(self) -> None:
+        self.send_response(self.server.status)  # type: ignore[attr-defined]
+        self.end_headers()
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def registry(status: int) -> Iterator[str]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Registry) as server:
+        server.status = status  # type: ignore[attr-defined]
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+def test_who_answers() -> None:
+    """One that is silent has a deadline, one without TLS is told from one with it, and a login may be wanted."""
+    with registry(200) as open_, registry(401) as closed, registry(502) as broken, socket.socket() as mute:
+        mute.bind(("127.0.0.1", 0))
+        mute.listen()
+        assert ic.silence(f"http://{open_}") == ic.silence(f"http://{closed}") == ""
+        assert ic.silence(f"http://{broken}") == "answers 502"
+        assert "SSL" in ic.silence(f"https://{open_}")
+        begun = time.monotonic()
+        assert "timed out" in ic.silence(f"http://127.0.0.1:{mute.getsockname()[1]}", 0.3)
+        assert time.monotonic() - begun < 3
+        port = mute.getsockname()[1]
+    assert "refused" in ic.silence(f"http://127.0.0.1:{port}")
 
 
 def test_credentials_stand_in_the_file_and_in_no_command() -> None:
@@ -62,9 +120,16 @@ def test_the_login_lies_on_disk_only_while_the_copy_starts(
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     with socket.create_server(("127.0.0.1", 0)) as server, contextlib.suppress(ic.CacheError):
-        ic.start_cache("secret", config, "reg.example", "127.0.0.1", server.getsockname()[1])
+        ic.start_cache("secret", config, "", "127.0.0.1", server.getsockname()[1])
     assert seen.read_text() == "secret"
     assert not config.exists()
+
+
+def test_the_authority_is_the_mirrors_own(tmp_path: Path) -> None:
+    (tmp_path / "198.18.0.1:5000").mkdir()
+    (tmp_path / "198.18.0.1:5000/ca.crt").touch()
+    assert ic.authority_of("https://198.18.0.1:5000", tmp_path) == f"{tmp_path}/198.18.0.1:5000/ca.crt"
+    assert ic.authority_of("https://other.example", tmp_path) == ""
 
 
 def test_an_authority_is_trusted_by_file() -> None:
@@ -133,6 +198,44 @@ def copy(tmp_path: Path) -> Iterator[ic.Copy]:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield ic.Copy("127.0.0.1", server.server_address[1], "a/b")
         server.shutdown()
+
+
+def filled(monkeypatch: pytest.MonkeyPatch, copy: ic.Copy, tmp_path: Path, mirrors: list[str], has: str) -> Any:
+    """The module's work, with a Docker that has mirrors and a copy that only one of them fills."""
+    manifest = Copy.bodies.pop("/v2/a/b/manifests/sha256:m")
+
+    def start(settings: str, *_: object) -> None:
+        proxy = json.loads(settings)["proxy"]
+        Copy.bodies |= {"/v2/a/b/manifests/sha256:m": manifest} if proxy["remoteurl"] == has else {}
+        logins.append((proxy["remoteurl"], proxy.get("username", "")))
+
+    logins: list[tuple[str, str]] = []
+    docker = engine_image.Docker
+    monkeypatch.setattr(docker, "info", lambda _: {"RegistryConfig": {"Mirrors": mirrors}})
+    monkeypatch.setattr(docker, "login", lambda _, name: ("me", "secret") if name == "docker.io" else ("", ""))
+    monkeypatch.setattr(ic, "start_cache", start)
+    monkeypatch.setattr(ic, "stop_units", lambda: None)
+    monkeypatch.setattr(ic, "HUB_URL", mirrors[0])
+    given = {"address": copy.address, "port": copy.port, "name": "a/b:1", "digest": "sha256:m", "socket": "/none",
+             "storage": str(tmp_path), "progress_file": None}  # fmt: skip
+    return image_cache.filled(given), logins
+
+
+def test_mirrors_are_asked_in_their_order_until_one_has_the_image(
+    copy: ic.Copy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as closed, registry(200) as empty, registry(401) as good:
+        closed.bind(("127.0.0.1", 0))
+        dead = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        mirrors = [dead, f"http://{empty}", f"http://{good}"]
+        result, logins = filled(monkeypatch, copy, tmp_path, mirrors, mirrors[2])
+        assert (result["remote"], result["bytes"]) == (mirrors[2], 152)
+        assert [one.partition(": ")[0] for one in result["passed_over"]] == mirrors[:2]
+        assert "Connection refused" in result["passed_over"][0]
+        assert "404" in result["passed_over"][1]
+        assert logins == [(mirrors[1], ""), (mirrors[2], "")], "the hub's login is sent to no mirror"
+        with pytest.raises(ic.CacheError, match=r"nobody gives a/b:1 to the copy for all nodes: http://\S+: "):
+            filled(monkeypatch, copy, tmp_path, mirrors, "nobody")
 
 
 def test_every_piece_is_asked_for_once_and_a_rerun_asks_for_none(copy: ic.Copy, tmp_path: Path) -> None:

@@ -225,6 +225,17 @@ def test_a_full_disk_begins_no_run_and_occupies_no_node(tmp_path: Path, monkeypa
     assert lease.read(str(tmp_path)) is None
 
 
+def test_a_full_disk_keeps_nobody_from_what_takes_no_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    by = {**dict.fromkeys(lease.AUDITED, ""), "verb": "drain"}
+    assert lease.log(str(tmp_path), by, "") == ""
+    monkeypatch.setattr(lease, "append", full)
+    said = f"{tmp_path}/audit/audit.jsonl could not be written: No space left on device"
+    assert lease.log(str(tmp_path), by, "done") == said
+
+
 def test_a_run_that_is_gone_is_taken_over_from(tmp_path: Path, clock: Any) -> None:
     lease.take(str(tmp_path), MINE)
     assert lease.take(str(tmp_path), BOB, supersede="other")["taken"] is False
@@ -280,12 +291,25 @@ def test_gateway_and_watchdog_are_left_alone_while_somebody_is_at_work_or_in_a_f
         told["text"].splitlines()[1].startswith("  n2: held by ann from ops1: deploy step3 3f9a (new weights), since ")
     )
     assert told["text"].splitlines()[2] == lease_text.MEND
+    own = {"lease_seen": {**seen(tmp_path)["lease_seen"], "mine": True}}
+    assert lease_text.in_the_way({"n1": free, "n2": own}, ["n1", "n2"])["text"] == ""
     clock.seconds += 121
     assert lease_text.in_the_way({"n2": seen(tmp_path)}, ["n2"])["text"] == "", "its run is gone"
     lease.freeze(str(tmp_path), "ann", "ops1", "trade fair")
     told = lease_text.in_the_way({"n1": free, "n2": seen(tmp_path)}, ["n1", "n2"])
     assert told["exit_status"] == "frozen"
     assert "To end a freeze: bin/stepladder unfreeze -e freeze_reason=TEXT" in told["text"]
+
+
+def test_whose_run_changes_a_deployment_just_now(tmp_path: Path, clock: Any) -> None:
+    silent: dict[str, Any] = {"lease_seen": {"unreachable": True}}
+    lease.take(str(tmp_path), MINE)
+    nodes = {"n1": {}, "n2": silent, "n3": seen(tmp_path)}
+    assert lease_text.at_work(nodes, [*nodes], "step3").startswith("ann from ops1: deploy step3 3f9a (new weights)")
+    assert lease_text.at_work(nodes, [*nodes], "other") == ""
+    assert lease_text.at_work(nodes, ["n1", "n2"], "step3") == ""
+    clock.seconds += 121
+    assert lease_text.at_work({"n3": seen(tmp_path)}, ["n3"], "step3") == "", "its run is gone"
 
 
 def test_who_lost_which_lease_is_told_for_all_nodes(tmp_path: Path) -> None:

@@ -101,6 +101,26 @@ def test_only_what_nothing_needs_goes(root: Path) -> None:
     assert (root / "venvs/vllm-2/pyvenv.cfg").exists()
 
 
+def test_a_cache_goes_with_the_last_release_of_its_engine_and_gpu(root: Path) -> None:
+    names = ("engines/vllm-3-aa-h200", "engines/vllm-2-bb-h200", "engines/vllm-1-cc-h200", "vllm", "uv")
+    caches = {name: root / "cache" / name for name in names}
+    for path in caches.values():
+        (path / "triton").mkdir(parents=True)
+        (path / "triton/kernel").write_text("x")
+    for plan_id, name in (("p5", "engines/vllm-3-aa-h200"), ("p4", "engines/vllm-2-bb-h200")):
+        release(root, plan_id, {"processes": [{"env": {"TRITON_CACHE_DIR": f"{caches[name]}/triton"}}]})
+    found = [one for one in node_side.find(str(root), docker()) if one.kind == "cache"]
+    assert {Path(one.name).name: bool(one.used_by) for one in found} == {
+        "vllm-3-aa-h200": True, "vllm-2-bb-h200": True, "vllm-1-cc-h200": False, "vllm": False,
+    }  # fmt: skip
+    plain = [vars(one) for one in found]
+    wanted = {"processes": [{"env": {"TRITON_CACHE_DIR": f"{caches['engines/vllm-1-cc-h200']}/triton"}}]}
+    assert leftovers.removable(plain, wanted) == [str(caches["vllm"])]
+    doomed = leftovers.removable(plain, {})
+    assert node_side.prune(str(root), doomed, docker()) == doomed
+    assert [name for name, path in caches.items() if path.exists()] == [*names[:2], "uv"]
+
+
 def test_what_the_inventory_wants_next_stays(root: Path) -> None:
     plain = [vars(one) for one in node_side.find(str(root), docker())]
     node = {"venv": {"path": str(root / "venvs/vllm-1")}, "images": ["vllm/vllm-openai:v1@sha256:aa"]}
@@ -113,7 +133,7 @@ def test_what_is_in_use_is_refused_and_nothing_goes(root: Path) -> None:
     with pytest.raises(node_side.LeftoversError) as raised:
         node_side.prune(str(root), names, engine)
     assert str(raised.value).splitlines() == [
-        f"{root}/deployments is no environment or image of the toolkit's",
+        f"{root}/deployments is no environment, cache or image of the toolkit's",
         f"{root}/venvs/vllm-2 is used by deployment d (release p2, to go back to)",
         "Nothing was removed. Leave these out.",
     ]
@@ -142,5 +162,5 @@ def test_the_list_says_what_becomes_of_each() -> None:
         "2.0 GB will be freed.",
     ]
     assert leftovers.prune_text({"n0": {}}, ["n0"]) == (
-        "There are no environments or images of the toolkit's on these nodes."
+        "There are no environments, images or caches of the toolkit's on these nodes."
     )

@@ -11,6 +11,8 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -112,11 +114,11 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(project: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+def run(project: Path, **variables: Any) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "ansible", "playbook", "-i", "inventory.yml", "play.yml"]
     environ = {
         "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "XDG_STATE_HOME": str(project / "state"),
-        "ANSIBLE_ROLES_PATH": f"{project / 'roles'}:{ROOT / 'roles'}",
+        "ANSIBLE_LOCAL_TEMP": str(project / "tmp"), "ANSIBLE_ROLES_PATH": f"{project / 'roles'}:{ROOT / 'roles'}",
     }  # fmt: skip
     return subprocess.run(
         [*command, "-e", json.dumps(variables)],
@@ -159,10 +161,128 @@ def test_what_a_run_does_that_loses_its_lease(
         assert ": the lease was broken, or was given back" in done.stdout
 
 
+@pytest.mark.nightly
+def test_a_chat_is_told_of_a_green_gate(project: Path) -> None:
+    told: list[dict[str, Any]] = []
+
+    class Chat(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            told.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+    with HTTPServer(("127.0.0.1", 0), Chat) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        (project / "hook").write_text(f"http://127.0.0.1:{server.server_port}/")
+        (project / "hook").chmod(0o400)
+        done = run(project, lost_at="never", gate="green", notify_url_file=str(project / "hook"))
+        server.shutdown()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [(each["event"], each["nodes"]) for each in told] == [
+        ("start", ["a", "b"]),
+        ("green", ["a", "b"]),
+        ("end", ["a", "b"]),
+    ]
+
+
+@pytest.mark.nightly
+def test_a_run_says_which_wave_it_is_at(project: Path) -> None:
+    """The role's own task files; what they reach on nodes is replaced by a look at what is said meanwhile."""
+    waves = [{**WAVE, "endpoints": [{}]}, {**WAVE, "number": 1, "replicas": [], "drain": [2]}]
+    rollout = {"waves": waves, "text": "", "outage": False, "others": True, "not_seen": []}
+    (project / "roles/release/tasks/describe.yml").write_text(
+        json.dumps([fact(release_ready=True, release_rollout=rollout)])
+    )
+    for name in ("wave_drain", "wave_change", "ask", "wave_back"):
+        shutil.copy(ROOT / f"roles/release/tasks/{name}.yml", project / f"roles/release/tasks/{name}.yml")
+    look = [
+        {f"{BUILTIN}.shell": "cat $ANSIBLE_LOCAL_TEMP/*/stepladder-doing", "register": "at", "changed_when": False},
+        {"stepladder.core.show": {"text": "noted: {{ at.stdout }}"}, "when": "inventory_hostname == 'a'"},
+    ]
+    for name in ("gateway/tasks/rotate", "e/tasks/start", "verify/tasks/main"):
+        (project / f"roles/{name}.yml").parent.mkdir(parents=True)
+        (project / f"roles/{name}.yml").write_text(json.dumps(look))
+    done = run(project, lost_at="never", gate="green", deployment_slice={**SLICE, "deployment": {"engine": "e"}})
+    said = re.findall("noted: Start the engine and prove that it answers, (.*): .* : ", done.stdout)
+    assert said == [
+        "wave 1 of 2: replica 0, draining", "wave 1 of 2: replica 0, starting", "wave 1 of 2: replica 0, asking",
+        "wave 1 of 2: replica 0, putting back", "wave 2 of 2: replica 2, draining", "wave 2 of 2: replica 2, stopping",
+    ], done.stdout  # fmt: skip
+
+
 OTHERS = {
     "run": "r", "who": "ann", "origin": "ops1", "verb": "redeploy", "why": "", "deployment": "d", "plan_id": "p",
     "ttl": 1200.0, "controller": {},
 }  # fmt: skip
+
+
+def test_what_cannot_be_drained_ends_the_rollout_and_says_nothing_against_the_release(project: Path) -> None:
+    """Replica 0 is through, replica 1 has a request that does not end."""
+    tasks = project / "roles/release/tasks"
+    second = {**WAVE, "number": 1, "replicas": [1], "drain": [1], "patient": [1]}
+    waves = {"waves": [WAVE, second], "text": "", "outage": False, "others": True, "not_seen": []}
+    (tasks / "describe.yml").write_text(
+        json.dumps([note("described"), fact(release_ready=True, release_rollout=waves)])
+    )
+    shutil.copy(ROOT / "roles/release/tasks/wave_drain.yml", tasks)
+    (project / "roles/gateway/tasks").mkdir(parents=True)
+    in_flight = "Replica 1 still has 3 request(s) in flight after 600 s."
+    stays = {f"{BUILTIN}.fail": {"msg": in_flight}, "when": "gateway_replicas == [1]"}
+    (project / "roles/gateway/tasks/rotate.yml").write_text(json.dumps([note("rotated"), stays]))
+    done = run(project, lost_at="never", gate="green")
+    assert done.returncode == ExitStatus.NOT_DRAINED, done.stdout + done.stderr
+    assert re.findall("noted: (.*)", done.stdout) == ["described", "rotated", "started", "put back", "rotated"]
+    assert proven(project) == []
+    assert not [*project.glob("*/deployments/d/outcomes/*.json")]
+    assert "Release new goes no further: replica 1 could not be taken out of rotation:" in done.stdout
+    assert in_flight in done.stdout
+    assert "Replica 0 has it and answers as promised." in done.stdout
+    assert [lease.read(str(project / name)) for name in "ab"] == [None, None]
+    ends = [json.loads(line) for line in (project / "a/audit/audit.jsonl").read_text().splitlines()]
+    assert ends[-1]["outcome"] == "not_drained"
+
+
+def test_a_run_that_is_refused_asks_no_node_after_that(project: Path) -> None:
+    """The third of four in sorted order is held; the inventory has them in another."""
+    names = ["d", "c", "b", "a"]
+    inventory = json.loads((project / "inventory.yml").read_text())
+    inventory["all"]["hosts"] = {name: {"stepladder_state_directory": str(project / name)} for name in names}
+    (project / "inventory.yml").write_text(json.dumps(inventory))
+    plays = json.loads((project / "play.yml").read_text())
+    plays[0]["tasks"] = plays[0]["tasks"][:2]
+    plays[1] = {"import_playbook": str(ROOT / "playbooks/_lease.yml")}
+    (project / "play.yml").write_text(json.dumps(plays))
+    assert lease.take(str(project / "c"), OTHERS)["taken"]
+    done = run(project)
+    assert done.returncode == ExitStatus.HELD, done.stdout + done.stderr
+    assert "c: held by ann from ops1: redeploy d p" in done.stdout
+    assert "did not answer" not in done.stdout
+    asked = {name: (project / name / "lease/last").exists() for name in sorted(names)}
+    assert asked == {"a": True, "b": True, "c": True, "d": False}
+    assert [lease.read(str(project / name)) is None for name in "abd"] == [True] * 3
+    assert not (project / "d/audit").exists()
+
+
+def test_a_deploy_keeps_its_lease_until_the_gateway_is_as_planned(project: Path) -> None:
+    """What deploy does from the start on; the gateway's stand-in looks whose the nodes are."""
+    plays = yaml.safe_load((ROOT / "playbooks/deploy.yml").read_text())
+    start = next(number for number, play in enumerate(plays) if "_start.yml" in json.dumps(play))
+    plays[start][f"{BUILTIN}.import_playbook"] = str(ROOT / "playbooks/_start.yml")
+    head = json.loads((project / "play.yml").read_text())[0]
+    head["tasks"] += [{f"{BUILTIN}.group_by": {"key": name}} for name in ("planned_nodes", "gateway")]
+    # The last one shows how to use it.
+    (project / "play.yml").write_text(json.dumps([head, *plays[start:-1]]))
+    (project / "roles/gateway/tasks").mkdir(parents=True)
+    look = {"stepladder.core.lease": {"state_directory": "{{ stepladder_state_directory }}", "state": "read"}}
+    said = note("{{ 'mine' if whose.mine else 'free' }}")
+    (project / "roles/gateway/tasks/main.yml").write_text(json.dumps([{**look, "register": "whose"}, said]))
+    done = run(project, lost_at="never", gate="green", watchdog_mode="off")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.findall("noted: (.*)", done.stdout) == [*WHOLE, "put back", "mine"]
+    for name in "ab":
+        assert lease.read(str(project / name)) is None
+        ends = [json.loads(line) for line in (project / name / "audit/audit.jsonl").read_text().splitlines()]
+        assert [(line["event"], line.get("outcome")) for line in ends] == [("begin", None), ("end", "done")]
 
 
 @pytest.mark.parametrize(("somebody", "status"), [(False, 0), (True, ExitStatus.HELD)], ids=["nobody", "somebody"])

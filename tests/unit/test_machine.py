@@ -174,6 +174,19 @@ def test_docker() -> None:
     )  # fmt: skip
 
 
+def test_devices_by_cdi() -> None:
+    """As Docker 28.3 tells them (API 1.51, SystemInfo), and `nvidia-ctk cdi list` of toolkit 1.17.8."""
+    on = machine.parse_docker(
+        '{"ServerVersion":"28.3.0","CDISpecDirs":["/etc/cdi","/var/run/cdi"],"DiscoveredDevices":'
+        '[{"Source":"cdi","ID":"nvidia.com/gpu=all"},{"Source":"cdi","ID":"nvidia.com/gpu=0"}]}'
+    )
+    assert on.cdi_folders == ("/etc/cdi", "/var/run/cdi")
+    assert on.cdi == ("nvidia.com/gpu=0", "nvidia.com/gpu=all")
+    assert machine.parse_docker(ENGINE_ON).cdi_folders == ()
+    listed = 'time="x" level=info msg="Found 2 CDI devices"\nnvidia.com/gpu=0\nnvidia.com/gpu=all\n'
+    assert machine.parse_cdi(listed) == on.cdi
+
+
 def test_toolkit() -> None:
     assert machine.parse_toolkit("NVIDIA Container Toolkit CLI version 1.17.8\ncommit: f202b80a\n") == "1.17.8"
     assert machine.parse_toolkit("") == ""

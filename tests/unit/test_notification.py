@@ -232,6 +232,26 @@ def test_settings_show_no_secret_and_survive_the_run(tmp_path: Path) -> None:
     assert Settings.read(tmp_path / "none") is None
 
 
+@pytest.mark.parametrize(
+    ("reason", "text"),
+    [
+        ("", "[step3] redeploy of release abc is green on n0, n1: it gave the right answers"),
+        (
+            "n0: 31 tokens/s",
+            "[step3] redeploy of release abc is green on n0, n1: it gave the right answers\nn0: 31 tokens/s",
+        ),
+    ],
+)
+def test_a_green_gate_is_told_with_what_was_measured(chat: Chat, reason: str, text: str) -> None:
+    chat.answers = [TAKEN["json"]]
+    send(
+        check({"format": "json", "url": chat.url, "seconds": 5, "events": ["green"]}),
+        "green",
+        {**RUN, "reason": reason},
+    )
+    assert chat.got[0][1]["text"] == text
+
+
 def test_an_event_that_is_not_wanted_is_not_sent(chat: Chat) -> None:
     send(Settings("slack", chat.url, events=("end",)), "start", RUN)
     assert chat.got == []

@@ -22,7 +22,7 @@ from ansible_collections.stepladder.core.plugins.module_utils import (
     system_packages,
 )
 from ansible_collections.stepladder.core.plugins.module_utils.package_plan import Foreseen, Package, Spec
-from ansible_collections.stepladder.core.plugins.module_utils.package_sources import Pin, Repository
+from ansible_collections.stepladder.core.plugins.module_utils.package_sources import Pin, Release, Repository
 
 # ---- recorded: dpkg and apt of Debian 12 (apt 2.6.1), 2026-11, stand-ins of the lab's repository ---------------------
 
@@ -186,14 +186,11 @@ def test_a_file_with_a_further_key_is_refused() -> None:
 
 
 def test_files_of_apt() -> None:
-    assert package_sources.apt_files(changed(priority=600, suites=["noble"], components=["main"]), KEY) == {
+    assert package_sources.apt_files(changed(suites=["noble"], components=["main"]), KEY) == {
         "/etc/apt/keyrings/stepladder-nvidia-driver.gpg": KEY,
         "/etc/apt/sources.list.d/stepladder-nvidia-driver.sources": (
             b"# Written by stepladder; a rerun writes it again.\nTypes: deb\nURIs: http://mirror/nvidia/\n"
             b"Suites: noble\nComponents: main\nSigned-By: /etc/apt/keyrings/stepladder-nvidia-driver.gpg\n"
-        ),
-        "/etc/apt/preferences.d/stepladder-nvidia-driver": (
-            b'# Written by stepladder; a rerun writes it again.\nPackage: *\nPin: origin "mirror"\nPin-Priority: 600\n'
         ),
     }
     assert package_sources.apt_pin_file("gpu", [Pin(["*nvidia*"], "580.126.20-*")]) == {
@@ -202,6 +199,49 @@ def test_files_of_apt() -> None:
             b"Pin-Priority: 1001\n"
         )
     }
+
+
+MIRROR, NVIDIA_CUDA = "http://mirror/nvidia", ("NVIDIA", "NVIDIA CUDA")
+DEBIAN = Release("http://mirror/debian", "Debian", "Debian")
+PRIORITIES: dict[str, tuple[list[Release], str]] = {
+    "by what it calls itself": ([Release(f"{MIRROR}/", *NVIDIA_CUDA), DEBIAN], "release o=NVIDIA,l=NVIDIA CUDA"),
+    "by one name": ([Release(MIRROR, "", "site-nvidia"), DEBIAN], "release l=site-nvidia"),
+    "it has no names": ([Release(MIRROR, "", ""), DEBIAN], 'origin "mirror"'),
+    "no list of it yet": ([DEBIAN], 'origin "mirror"'),
+    "two suites of unlike names": ([Release(MIRROR, "a", "a"), Release(MIRROR, "b", "b")], 'origin "mirror"'),
+    "another host's calls itself the same": (
+        [Release(MIRROR, "Debian", "Debian"), Release("http://other/debian", "Debian", "Debian")],
+        'origin "mirror"',
+    ),
+    "another's of the host calls itself the same": (
+        [Release(MIRROR, "Debian", "Debian"), DEBIAN], "release o=Debian,l=Debian",
+    ),
+    "a name that would be a wild card": ([Release(MIRROR, "a*", "")], 'origin "mirror"'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("releases", "pin"), PRIORITIES.values(), ids=PRIORITIES)
+def test_a_priority_is_for_one_repository(releases: list[Release], pin: str) -> None:
+    ((path, content),) = package_sources.apt_priority_file(changed(priority=600), releases).items()
+    assert path == "/etc/apt/preferences.d/stepladder-nvidia-driver"
+    head = "# Written by stepladder; a rerun writes it again.\n"
+    assert content.decode() == f"{head}Package: *\nPin: {pin}\nPin-Priority: 600\n"
+    assert package_sources.apt_priority_file(GOOD, releases) == {}
+
+
+def test_a_priority_stays_while_apt_has_no_list_of_its_repository() -> None:
+    ((_, known),) = package_sources.apt_priority_file(
+        changed(priority=600), [Release(MIRROR, *NVIDIA_CUDA)]
+    ).items()  # fmt: skip
+    assert [*package_sources.apt_priority_file(changed(priority=600), [DEBIAN], known).values()] == [known]
+    assert [*package_sources.apt_priority_file(changed(priority=700), [DEBIAN], known).values()] != [known]
+
+
+def test_releases_are_read_as_apt_tells_them() -> None:
+    """`apt-get indextargets` of apt 2.6.1, once for a flat repository and twice for one with two components."""
+    text = "http://mirror/nvidia/\tNVIDIA\tNVIDIA CUDA\n" + "http://mirror/debian\tDebian\tDebian\n" * 2 + "broken\n"
+    assert package_sources.parse_releases(text) == [Release(f"{MIRROR}/", *NVIDIA_CUDA), DEBIAN]
+    assert package_sources.parse_releases("file:/x/\t\t\n") == [Release("file:/x/", "", "")]
 
 
 def test_files_of_dnf() -> None:
@@ -339,6 +379,7 @@ class Recorder:
     def __init__(self, installed: dict[str, Package], foreseen: Foreseen | None = None) -> None:
         self.there, self.foreseen = installed, foreseen or Foreseen({})
         self.done: list[str] = []
+        self.named: list[Release] = []  # what the repositories in the lists call themselves
         self.lacking = self.unreachable = 0  # how often it does not know a package, and does not get its lists
 
     def installed(self) -> dict[str, Package]:
@@ -359,6 +400,9 @@ class Recorder:
         if self.unreachable:
             self.unreachable -= 1
             raise apt.PackagesError("Failed to fetch the lists of packages")
+
+    def releases(self, into: Path | None = None) -> list[Release]:
+        return self.named if "update in a copy" in self.done or "update" in self.done else []
 
     def wait(self) -> None:
         self.done.append("wait")
@@ -383,7 +427,9 @@ def node(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., tuple
     for name in ("APT_KEYS", "APT_SOURCES", "APT_PINS"):
         monkeypatch.setattr(package_sources, name, str(tmp_path / name))
     defaults = package_sources.apt_files.__defaults__
-    folders = (str(tmp_path / "APT_KEYS"), str(tmp_path / "APT_SOURCES"), str(tmp_path / "APT_PINS"))
+    folders = (str(tmp_path / "APT_KEYS"), str(tmp_path / "APT_SOURCES"))
+    pins = (None, str(tmp_path / "APT_PINS"))
+    monkeypatch.setattr(package_sources.apt_priority_file, "__defaults__", pins)
     monkeypatch.setattr(package_sources.apt_files, "__defaults__", folders)
     assert defaults is not None
     (tmp_path / "key").write_bytes(KEY)
@@ -407,6 +453,23 @@ def test_first_the_copy_then_files_then_packages_then_holds(node: Callable[..., 
     assert recorder.done == ["update in a copy", "wait", "update", "install fm=580.126.20-*", "hold fm"]
     assert [action.split()[0] for action in outcome.actions] == ["write", "write", "install", "hold"]
     assert len(list(tmp_path.glob("APT_*/*"))) == 2
+
+
+def test_a_priority_goes_by_what_the_repository_calls_itself_once_it_is_known(
+    node: Callable[..., Any], tmp_path: Path
+) -> None:
+    repository = changed(key_url=(tmp_path / "key").as_uri(), priority=600)
+    written = tmp_path / "APT_PINS" / "stepladder-nvidia-driver"
+    for check in (True, False):
+        recorder = Recorder({}, FRESH)
+        recorder.named = [Release(MIRROR, *NVIDIA_CUDA)]
+        outcome = node(recorder, check=check, repository=repository, packages=[Spec.of("fm")])
+        assert "Pin: release o=NVIDIA,l=NVIDIA CUDA" in outcome.after[str(written)]
+        assert written.exists() is not check
+    assert b"Pin: release o=NVIDIA,l=NVIDIA CUDA" in written.read_bytes()
+    assert (
+        node(Recorder({"fm": Package("580.126.20-1")}), repository=repository, packages=[Spec.of("fm")]).actions == []
+    )
 
 
 def test_check_mode_writes_nothing_and_tells_the_same(node: Callable[..., Any], tmp_path: Path) -> None:

@@ -64,8 +64,10 @@ def test_nothing_but_the_ports_named_is_dropped() -> None:
 WRONG = {
     "good": (GOOD, []),
     "a name": (
-        changed(peers=["node1"]),
-        ["peers: 'node1' is no address and no network; a name could lead elsewhere tomorrow"],
+        changed(peers=["node1"], clients=["gateway"]),
+        ["peers: 'node1' is no address and no network; set deployment_address of the node that is called so, or "
+         "host_firewall_peers",
+         "clients: 'gateway' is no address and no network; name its address in host_firewall_clients"],
     ),
     "no port": (
         changed(ports=["30000-20000", "x", "70000"]),
@@ -115,5 +117,8 @@ def test_peers_are_all_addresses_that_the_inventory_tells() -> None:
         "a": {"deployment_address": "198.18.5.1", "ansible_host": "198.18.0.1", "lab_storage_address": None},
         "b": {"ansible_host": "198.18.0.2", "lab_storage_address": "198.19.0.2"},
         "c": {},
+        "d": {"deployment_address": "198.18.5.4", "ansible_host": "d.site"},
+        "e": {"ansible_host": "e.site"},
     }
-    assert preparing.firewall_peers(rows) == ["198.18.5.1", "198.18.0.1", "198.18.0.2", "198.19.0.2", "c"]
+    addresses = ["198.18.5.1", "198.18.0.1", "198.18.0.2", "198.19.0.2", "c", "198.18.5.4", "e.site"]
+    assert preparing.firewall_peers(rows) == addresses

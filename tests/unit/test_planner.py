@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -589,3 +590,31 @@ def test_huggingfaces_own_name_is_asked_for_there_and_one_that_it_has_not_is_ref
 def test_what_is_no_revision_is_refused(revision: str) -> None:
     with pytest.raises(PlanRefusedError, match="variable deployment_revision"):
         plan_for(revision=revision)
+
+
+DIGEST = "0123456789ab"
+CACHED = [
+    ({}, r"vllm-0\.33\.0-cuda-[0-9a-f]+-h200"),
+    ({"gpu": "b200"}, r"vllm-0\.33\.0-cuda-[0-9a-f]+-b200"),
+    ({"image": f"my/vllm:v1@sha256:{DIGEST.ljust(64, '0')}"}, rf"vllm-0\.33\.0-image-{DIGEST}-h200"),
+    ({"image": "my/vllm:v1"}, r"vllm-0\.33\.0-image-[0-9a-f]{12}-h200"),
+    ({"image": "my/vllm:v2"}, r"vllm-0\.33\.0-image-[0-9a-f]{12}-h200"),
+    ({"engine": "sglang", "install": "venv"}, r"sglang-0\.5\.23-cuda-[0-9a-f]+-h200"),
+]
+
+
+def test_what_is_compiled_is_kept_by_build_and_gpu() -> None:
+    folders = []
+    for wish, name in CACHED:
+        deployment = {"model": "step-3.7-flash", "engine": "vllm", "parallel": "TP4+EP", "replicas": 2, **wish}
+        node = {"name": "n0", "address": "198.18.0.1", "gpu": deployment.pop("gpu", "h200")}
+        plan = make_plan(parse_request({"deployment": deployment, "nodes": [node]}), CATALOGUE)
+        for process in plan.nodes[0].processes:
+            folder = process.env["TRITON_CACHE_DIR"].removesuffix("/triton")
+            assert re.fullmatch(f"/var/lib/stepladder/cache/engines/{name}", folder)
+            own = "VLLM_CACHE_ROOT" if deployment["engine"] == "vllm" else "SGLANG_CACHE_DIR"
+            kept = {"HF_HOME", "TORCHINDUCTOR_CACHE_DIR", "FLASHINFER_WORKSPACE_BASE", "TRITON_CACHE_DIR", own}
+            assert {key for key, value in process.env.items() if value.startswith(f"{folder}/")} == kept
+            assert not process.image or f"{folder}:{folder}" in process.argv
+        folders.append(folder)
+    assert len(set(folders)) == len(CACHED)

@@ -21,10 +21,12 @@ from ansible_collections.stepladder.core.plugins.module_utils.machine import (
 )
 from ansible_collections.stepladder.core.plugins.module_utils.preflight import Disk, Facts, Wanted
 
+from stepladder.catalogue import Catalogue
+
 NIC = Nic("ens1", True, 100000, 1500)
 ACTIVE = RdmaPort("mlx5_0", 1, "ACTIVE", "LinkUp", "Ethernet", 400.0, gids=(Gid(3, "x", "RoCE v2", "e", "10.0.0.1"),))
-ENGINE = Docker("28.2.2", runtimes=("nvidia", "runc"), toolkit="1.17.8")
-SLICED = Wanted("flash", images=("vllm",), minimum_toolkit="1.17.8")
+ENGINE = Docker("28.2.2", cdi_folders=("/etc/cdi",), cdi=("nvidia.com/gpu=all",), toolkit="1.19.1")
+SLICED = Wanted("flash", images=("vllm",))
 BIG = {"path": "/models", "minimum_free_bytes": 240 * 10**9}
 GPUS = {"vendor": "nvidia", "count": 1, "model": "H20", "memory_mib": 1, "indices": []}
 
@@ -86,7 +88,8 @@ CASES: dict[str, tuple[Facts, Wanted, list[tuple[str, str, str, str]]]] = {
     "AMD's settings": (
         amd(sysctl={"kernel.numa_balancing": 1}), Wanted(),
         [("kernel", "numa_balancing", "1: memory is moved under the GPUs' feet", "warning"),
-         ("kernel", "iommu", "not iommu=pt", "warning")],
+         ("kernel", "iommu", "not iommu=pt", "warning"),
+         ("kernel", "pci=realloc", "not pci=realloc=off", "warning")],
     ),
     "AMD's settings are right": (
         amd(sysctl={"kernel.numa_balancing": 0}, boot_options=("iommu=pt", "pci=realloc=off")), Wanted(), [],
@@ -97,20 +100,11 @@ CASES: dict[str, tuple[Facts, Wanted, list[tuple[str, str, str, str]]]] = {
         Wanted(paths=[BIG]),
         [("disk", "/models", "on a hard disk (sda): 240.0 GB take about 20 minutes to read", "warning")],
     ),
-    "containers as they should be": (nvidia(machine=Machine(docker=ENGINE)), SLICED, []),
-    "containers by CDI": (
-        nvidia(machine=Machine(docker=replace(ENGINE, runtimes=("runc",), cdi=("nvidia.com/gpu=all",)))), SLICED, [],
-    ),
     "no engine for containers": (
         nvidia(machine=Machine(docker=Docker(problem="docker is not there"))), SLICED,
         [("docker", "container engine", "docker is not there", "failure")],
     ),
     "no engine, none needed": (nvidia(machine=Machine(docker=Docker(problem="docker is not there"))), Wanted(), []),
-    "no GPUs in containers, and a toolkit with a hole": (
-        nvidia(machine=Machine(docker=replace(ENGINE, runtimes=("runc",), toolkit="1.17.7"))), SLICED,
-        [("docker", "GPUs in containers", "runtimes runc, no CDI device of NVIDIA", "failure"),
-         ("docker", "NVIDIA container toolkit", "1.17.7", "failure")],
-    ),
     "the kernel's log": (
         nvidia(kernel_events=(FATAL, PASSING)), Wanted(),
         [("xid", "Xid 79 of 0000:01:00", "GPU has fallen off the bus.", "failure"),
@@ -136,6 +130,46 @@ def test_checks(facts: Facts, wanted: Wanted, expected: list[tuple[str, str, str
     found = preflight_checks.findings(facts, wanted)
     assert [(one.check, one.what, one.found, one.severity) for one in found if one.check != "shared memory"] == expected
     assert all(one.needed and one.mend for one in found)
+
+
+def test_amds_boot_options_are_those_that_prepare_sets() -> None:
+    known = {gpu.driver.kernel_parameters for gpu in Catalogue().gpus.values() if gpu.vendor == "amd" and gpu.driver}
+    assert known == {preflight_checks.AMD_BOOT_OPTIONS}
+
+
+NO_CDI = ("GPUs in containers", "no CDI device of NVIDIA")
+NO_FOLDER = ("devices by CDI", "Docker does not look for them")
+CONTAINERS: dict[str, tuple[Docker, str, list[tuple[str, str]]]] = {
+    "as they should be": (ENGINE, "nvidia", []),
+    "the runtime nvidia alone, which the plan does not use": (
+        replace(ENGINE, runtimes=("nvidia", "runc"), cdi=()), "nvidia", [NO_CDI],
+    ),
+    "devices of another vendor": (replace(ENGINE, cdi=("amd.com/gpu=all",)), "nvidia", [NO_CDI]),
+    "an old Docker": (
+        replace(ENGINE, version="20.10.24+dfsg1", cdi_folders=()), "nvidia", [("Docker", "20.10.24+dfsg1")],
+    ),
+    "a Docker that was not told": (replace(ENGINE, version="27.5.1", cdi_folders=()), "nvidia", [NO_FOLDER]),
+    "a toolkit with a hole": (
+        replace(ENGINE, toolkit="1.19.0"), "nvidia", [("NVIDIA container toolkit", "1.19.0")],
+    ),
+    "no toolkit": (
+        replace(ENGINE, toolkit=""), "nvidia",
+        [("NVIDIA container toolkit", "nvidia-ctk is not there, or tells no version")],
+    ),
+    "no GPUs planned": (Docker("20.10.24"), "", []),
+    "AMD's": (Docker("20.10.24"), "amd", [("GPUs in containers", "no /dev/kfd")]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("docker", "vendor", "expected"), CONTAINERS.values(), ids=CONTAINERS)
+def test_what_containers_are_given_gpus_by(docker: Docker, vendor: str, expected: list[tuple[str, str]]) -> None:
+    gpus = GPUS | {"vendor": vendor} if vendor else None
+    wanted = replace(SLICED, gpus=gpus, minimum_docker="25.0", minimum_toolkit="1.19.1")
+    found = list(preflight_checks.check_containers(on(docker=docker, amd_devices=("/dev/dri",)), wanted))
+    assert [(one.what, one.found) for one in found] == expected
+    assert all(one.needed and one.mend and one.severity == "failure" for one in found)
+    both = on(docker=docker, amd_devices=("/dev/kfd", "/dev/dri"))
+    assert vendor != "amd" or list(preflight_checks.check_containers(both, wanted)) == []
 
 
 def test_how_to_read_what_was_not() -> None:

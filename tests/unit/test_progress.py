@@ -49,8 +49,10 @@ def test_lines_show_changes_at_most_every_5_s_and_a_heartbeat_every_30_s():
     assert ProgressLines().next("", 31) == "at work (31 s)"
 
 
-def test_looks_get_rarer():
-    assert [round(interval, 2) for interval in islice(intervals(), 8)] == [0.5, 0.75, 1.12, 1.69, 2.53, 3.8, 5.0, 5.0]
+def test_looks_get_rarer_once_a_short_job_would_have_ended():
+    found = [round(interval, 2) for interval in islice(intervals(), 22)]
+    assert found == [0.5, 0.75, *[1.0] * 14, 1.5, 2.25, 3.38, 5.0, 5.0, 5.0]
+    assert list(islice(intervals(first=2.0), 3)) == [2.0, 2.0, 2.0]
 
 
 @pytest.mark.parametrize("value", ["soon", 0, -5, None])

@@ -113,13 +113,24 @@ def test_the_report_tells_changes_reboots_and_failures() -> None:
         "    reboot: driver 580 is installed, in the kernel none runs",
     ]
     assert lines[3] == "    driver: install p0 1"
-    assert lines[15:] == [
+    assert lines[15:-1] == [
         "    and 2 more; -v shows all",
         "b: prepared; nothing changed; no reboot is due",
         "    not possible here: swap: 2 GB are in use",
         "c: not prepared, see above; 1 change; no reboot is due",
         "    host: write /x",
     ]
+    assert lines[-1].startswith("Not asked yet whether they are fit: a. Restart them")
+
+
+def test_a_driver_that_was_not_installed_is_told_as_found() -> None:
+    plan = {"title": "NVIDIA H20", "summary": "NVIDIA H20: the driver that is there", "version": ""}
+    found = preparing.report({"a": {"gpu_driver_plan": plan, "gpu_driver_loaded": "580.95.05"}}, []).splitlines()
+    assert found[1] == "    NVIDIA H20: driver 580.95.05 as found"
+    ours = plan | {"summary": "NVIDIA H20: driver 580.126.20", "version": "580.126.20"}
+    told = preparing.report({"a": {"gpu_driver_plan": ours, "gpu_driver_loaded": "580.126.20"}}, []).splitlines()
+    assert told[1] == "    NVIDIA H20: driver 580.126.20"
+    assert preparing.report({"a": {"gpu_driver_plan": plan}}, ["a"]).splitlines()[1] == f"    {plan['summary']}"
 
 
 def test_the_report_of_a_look_tells_what_would_be_done() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from stepladder import rollout
+from stepladder import rollout, units
 
 
 def process(name: str, port: int = 8000, gpus: str = "") -> dict[str, Any]:
@@ -41,12 +41,21 @@ def node(wanted: dict[str, Any], *how: str, before: dict[str, Any] | None = None
     }  # fmt: skip
 
 
-def half_nodes(count: int = 2, first: int = 8000) -> dict[str, Any]:
+def and_still(known: dict[str, Any], **states: str) -> dict[str, Any]:
+    """A node that has processes of an earlier release under other names, too."""
+    more = [state(name.replace("_", "-"), how) for name, how in states.items()]
+    return known | {"service_states": known["service_states"] + more}
+
+
+def half_nodes(count: int = 2, first: int = 8000, engine: str = "vllm") -> dict[str, Any]:
     """Replicas of TP4 beside each other on one node with eight GPUs."""
     gpus = ["0,1,2,3", "4,5,6,7", "8,9,10,11"]
-    return a_slice(count, *(process(f"vllm-{n}", first + n, gpus[n]) for n in range(count)))
+    processes = (process(f"{engine}-{n}", first + n, gpus[n]) for n in range(count))
+    return a_slice(count, *processes, url=f"http://n:{first}+{{}}/v1")
 
 
+SGLANG = half_nodes(engine="sglang")
+SWAPPED = a_slice(2, process("sglang-0", 8001, "0,1,2,3"), process("sglang-1", 8000, "4,5,6,7"))
 ONE = a_slice(1, process("vllm-0"))
 TWO = half_nodes()
 THREE = {f"n{number}": a_slice(3, process(f"vllm-{number}"), name="n{}") for number in range(3)}
@@ -121,9 +130,24 @@ def each_on_its_own(*how: str) -> dict[str, Any]:
         ({"n": node(TWO, "old", "new", before=half_nodes(3))}, 1, False,
          [([1], [], []), ([0], [0], [0]), ([], [2], [2])],
          "One after the other, while the others answer: replica 0; then replica 2, which goes."),
+        # Another engine in the same place: what runs of the one before answers until its replica's turn.
+        ({"n": and_still(node(SGLANG, "gone", "gone", before=TWO), vllm_0="old", vllm_1="old")}, 1, False,
+         [([0], [0], [0]), ([1], [1], [1])],
+         "One after the other, while the others answer: replica 0; then replica 1."),
+        ({"n": and_still(node(SGLANG, "gone", "gone", before=TWO), vllm_0="old", vllm_1="gone")}, 1, False,
+         [([1], [1], []), ([0], [0], [0])],
+         "One after the other, while the others answer: replica 1, which does not serve; then replica 0."),
+        # The run was broken off after the first replica.
+        ({"n": and_still(node(SGLANG, "new", "gone"), vllm_0="gone", vllm_1="old")}, 1, False,
+         [([0], [], []), ([1], [1], [1])],
+         "One after the other, while the others answer: replica 1."),
+        ({"n": and_still(node(ONE, "gone"), ray_0="old")}, 1, False, [([0], [], [])], ""),
+        ({"n": and_still(node(SWAPPED, "gone", "gone", before=TWO), vllm_0="old", vllm_1="old")}, 1, False,
+         [([0, 1], [], [])],
+         "Replicas 0, 1 at once, because replicas 0, 1 will have another node, port or GPUs" + OUTAGE),
         # What one takes the other still has.
         ({"n": node(TWO, "old", "old", before=half_nodes(2, first=8001))}, 1, False, [([0, 1], [], [])],
-         "Replicas 0, 1 at once, because replicas 0, 1 will have another node, port, GPUs or program" + OUTAGE),
+         "Replicas 0, 1 at once, because replicas 0, 1 will have another node, port or GPUs" + OUTAGE),
     ],
 )  # fmt: skip
 def test_waves(nodes: dict[str, Any], most: Any, again: bool, waves: list[Any], text: str) -> None:
@@ -135,6 +159,27 @@ def test_waves(nodes: dict[str, Any], most: Any, again: bool, waves: list[Any], 
     assert not (found["outage"] and found["others"])
 
 
+@pytest.mark.parametrize(
+    ("wanted", "before", "most", "text"),
+    [
+        (SGLANG, TWO, 1, "One replica after the other, while those that answer now go on."),
+        (SGLANG, TWO, 2, "Replicas 0, 1 at once, because deploy_max_unavailable is 2" + OUTAGE),
+        (SWAPPED, TWO, 1, "Replicas 0, 1 at once, because replicas 0, 1 will have another node, port or GPUs" + OUTAGE),
+        (ONE, ONE, 1, "Replica 0 at once, because there is no other one" + OUTAGE),
+        (TWO, {}, 1, ""),
+    ],
+)
+def test_what_a_plan_foretells_is_what_the_rollout_decides(
+    wanted: dict[str, Any], before: dict[str, Any], most: int, text: str
+) -> None:
+    known = {"deployment_slice": {"plan_id": "new", **wanted}, "release_slice": {"plan_id": "old", **before}}
+    assert rollout.foretold({"n": known}, ["n"], most) == text
+    same = {**known, "release_slice": known["deployment_slice"]}
+    assert rollout.foretold({"n": same}, ["n"], most) == ""
+    with pytest.raises(ValueError, match="deploy_max_unavailable is 'x'"):
+        rollout.foretold({"n": known}, ["n"], "x")
+
+
 def test_a_wave_names_its_nodes_its_processes_and_its_endpoints() -> None:
     """Replicas over two nodes each, with Ray; ranks of one are changed together."""
     nodes = {}
@@ -143,7 +188,7 @@ def test_a_wave_names_its_nodes_its_processes_and_its_endpoints() -> None:
         kept = a_slice(2, process(f"ray-{replica}", 6379), process(f"vllm-{replica}"))
         nodes[f"n{number}"] = node(kept, "old", "old")
     first, second = rollout.rollout(nodes, list(nodes), 1, False)["waves"]
-    part = {"processes": ["ray-0", "vllm-0"], "forget": True, "again": []}
+    part = {"processes": ["ray-0", "vllm-0"], "forget": True, "again": [], "ends": []}
     assert (first["nodes"], first["first"]) == ({"n0": part, "n1": part}, "n0")
     assert [endpoint["replica"] for endpoint in second["endpoints"]] == [1]
     assert list(second["nodes"]) == ["n2", "n3"]
@@ -154,6 +199,28 @@ def test_a_node_forgets_what_the_plan_has_not_in_its_last_wave() -> None:
     waves = rollout.rollout(nodes, ["n"], 1, False)["waves"]
     assert [wave["nodes"]["n"]["forget"] for wave in waves] == [False, False, True]
     assert waves[2]["nodes"]["n"]["processes"] == ["vllm-0", "vllm-1"]
+
+
+def test_each_wave_stops_what_an_earlier_engine_runs_of_its_own_replicas() -> None:
+    nodes = {"n": and_still(node(SGLANG, "gone", "gone", before=TWO), vllm_0="old", vllm_1="old", vllm_2="old")}
+    waves = rollout.rollout(nodes, ["n"], 1, False)["waves"]
+    assert [wave["nodes"]["n"] for wave in waves] == [
+        {"processes": ["sglang-0"], "forget": False, "again": [], "ends": ["vllm-0"]},
+        {"processes": ["sglang-1"], "forget": True, "again": [], "ends": ["vllm-1"]},
+    ]
+
+
+def test_what_an_earlier_release_runs_is_told_by_all_releases() -> None:
+    """The broken-off run had made the new one current already."""
+    slices = {
+        "new": SGLANG, "old": half_nodes(3), "older": a_slice(2, process("vllm-0", 9000), process("ray-0", 6379)),
+    }  # fmt: skip
+    known = [{"plan_id": name, "current": name == "new", "previous": name == "old"} for name in ("older", "new", "old")]
+    found = units.superseded(known, slices, SGLANG)
+    assert [(each["name"], each["health"]["port"]) for each in found] == [
+        ("vllm-0", 8000), ("vllm-1", 8001), ("vllm-2", 8002), ("ray-0", 6379),
+    ]  # fmt: skip
+    assert units.superseded(known, {"new": SGLANG}, SGLANG) == []
 
 
 def test_what_hangs_is_started_again_and_so_is_everything_by_force() -> None:
@@ -231,3 +298,10 @@ def test_how_long_it_was_claims_nothing_of_what_nobody_looked_at() -> None:
     assert said == "Nothing that was looked at answered for 42 s at most, from the stop to the right answers."
     nodes["n1"]["release_rollout"] = {**found, "not_seen": []}
     assert rollout.back_text(nodes, found["waves"][0], 142.0).startswith("Nothing answered for 42 s")
+
+
+def test_how_far_it_has_come() -> None:
+    waves = rollout.rollout({"n": node(TWO, "new", "old", before=half_nodes(3))}, ["n"], 1, False)["waves"]
+    assert [rollout.doing(wave, len(waves)) for wave in waves] == [
+        "wave 1 of 3: replica 0", "wave 2 of 3: replica 1", "wave 3 of 3: replica 2",
+    ]  # fmt: skip

@@ -16,7 +16,8 @@ from stepladder.plan import Plan
 from stepladder.planner import make_plan
 from stepladder.request import parse_request
 
-KEPT = {"plan_id": "abc", "endpoints": [{"node": "n0", "base_url": "http://127.0.0.1:8000/v1"}]}
+ROOT = Path(__file__).resolve().parents[2]
+KEPT = {"plan_id": "abc", "endpoints": [{"node": "n0", "replica": 0, "base_url": "http://127.0.0.1:8000/v1"}]}
 
 
 def state(**changes: Any) -> dict[str, Any]:
@@ -51,6 +52,34 @@ def test_status_table_of_a_ready_and_a_silent_node() -> None:
         "n1    -        unreachable  -          -        the node did not answer",
         "Endpoint: http://127.0.0.1:8000/v1",
     ]
+
+
+def test_two_replicas_of_a_node_have_an_endpoint_each() -> None:
+    node = {"name": "n0", "address": "198.18.0.1", "gpu": "h200"}
+    wish = {"model": "step-3.7-flash", "engine": "vllm", "parallel": "tp4", "replicas": 2}
+    kept = make_plan(parse_request({"deployment": wish, "nodes": [node]}), Catalogue()).slices()["n0"]
+    states = [state(name=process["name"]) for process in kept["node"]["processes"]]
+    told = status.report({"n0": {"status_rows": status.rows("n0", kept, states)}}, ["n0"], "json")
+    shown = ("process", "replica", "rank", "endpoint")
+    assert [tuple(row[name] for name in shown) for row in json.loads(told["text"])["processes"]] == [
+        ("vllm-0", 0, 0, "http://198.18.0.1:8000/v1"),
+        ("vllm-1", 1, 0, "http://198.18.0.1:8001/v1"),
+    ]
+
+
+def test_ranks_of_a_replica_are_told_apart() -> None:
+    nodes = [{"node": f"n{rank}", "address": f"198.18.0.{rank + 1}"} for rank in range(2)]
+    rows = [
+        row
+        for rank in range(2)
+        for row in status.rows(f"n{rank}", {**KEPT, "node": {"rank": rank, "ranks": nodes}}, [state()])
+    ]
+    told = json.loads(status.text(rows, "json"))["processes"]
+    assert [(row["replica"], row["rank"], row["endpoint"]) for row in told] == [
+        (0, 0, "http://127.0.0.1:8000/v1"),
+        (0, 1, None),
+    ]
+    assert [line[4:19] for line in status.text(rows).splitlines()[1:3]] == ["  vllm-0 rank 0", "  vllm-0 rank 1"]
 
 
 def test_a_node_that_the_deployment_does_not_need_is_no_fault() -> None:
@@ -318,7 +347,7 @@ def test_status_tells_of_nodes_that_are_all_down(tmp_path: Path) -> None:
     inventory.write_text(json.dumps({"all": {"children": {"engines": {"hosts": {"n0": host}}}}}))
     command = [sys.executable, "bin/stepladder", "status", "-i", str(inventory), "-e", "deployment_name=local"]
     done = subprocess.run(
-        [*command, "-e", "status_format=json"], cwd=Path(__file__).resolve().parents[2],
+        [*command, "-e", "status_format=json"], cwd=ROOT,
         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 4, done.stderr
@@ -332,3 +361,18 @@ def test_what_could_not_be_looked_at_is_named() -> None:
         "unknown", "-", "-", "Read what is deployed: lease.json cannot be read",
     ]  # fmt: skip
     assert told["exit_status"] == "not_ready"
+
+
+def test_status_watch_looks_again(tmp_path: Path) -> None:
+    node = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
+    inventory = {"engines": {"hosts": {"n0": {**node, "stepladder_state_directory": str(tmp_path / "state")}}}}
+    (tmp_path / "inventory.yml").write_text(json.dumps(inventory))
+    command = [sys.executable, "bin/stepladder", "status", "-i", str(tmp_path / "inventory.yml")]
+    command += ["-e", "status_watch=true", "-e", "status_watch_seconds=1", "-e", "deployment_name=local"]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as run:
+        assert run.stdout is not None
+        told = [next((line.strip() for line in run.stdout if line.startswith("n0 ")), "") for _ in range(2)]
+        run.kill()
+    assert told == ["n0    -        absent  -      -        nothing is deployed here"] * 2

@@ -237,6 +237,43 @@ def test_ending_tells_what_was_away(more: dict[str, Any], outage: str) -> None:
     assert way_back.ending(nodes, ["n0"], 149.2)["text"].endswith(f"it was asked and answers as promised{outage}")
 
 
+UNDRAINED = "Tell the gateways:\n  Replica 1 still has 3 request(s) in flight after 600 s."
+
+
+@pytest.mark.parametrize(
+    ("walked", "lines"),
+    [
+        (0, ["Nothing had been stopped.", "Replica 0, 1, 2, 3 runs on as before; "]),
+        (2, ["Replica 0, 2 has it and answers as promised.", "Replica 1, 3 runs on as before; "]),
+    ],
+)
+def test_ending_of_a_rollout_that_could_not_drain(walked: int, lines: list[str]) -> None:
+    waves = [{"replicas": [2], "drain": [2]}, {"replicas": [0], "drain": [0]}, {"replicas": [1], "drain": [1]}]
+    waves.append({"replicas": [], "drain": [3]})
+    more = {"release_rollout": {"waves": waves}, "release_walked": walked, "deployment_slice": {"plan_id": "new"}}
+    nodes = {
+        "n0": {"release_went": True},
+        "n1": {**more, "release_went": UNDRAINED, "release_not_drained": [1]},
+    }
+    assert way_back.is_undrained(nodes, ["n0", "n1"])
+    ending = way_back.ending(nodes, ["n0", "n1"], 149.2)
+    said = ending["text"].splitlines()
+    assert ending["exit_status"] == "not_drained"
+    assert said[:3] == [
+        "Release new goes no further: replica 1 could not be taken out of rotation:", "  Tell the gateways:",
+        "    Replica 1 still has 3 request(s) in flight after 600 s.",
+    ]  # fmt: skip
+    assert [said[3], said[4][: len(lines[1])]] == lines
+    assert "Run the same command again" in said[5]
+
+
+def test_what_else_went_wrong_is_no_matter_of_draining() -> None:
+    held = {"release_went": UNDRAINED, "release_not_drained": [1]}
+    assert not way_back.is_undrained({"a": held, "b": {"release_went": "Wait: dead"}}, ["a", "b"])
+    assert not way_back.is_undrained({"a": held, "b": {}}, ["a", "b"])
+    assert not way_back.is_undrained({"a": {"release_went": "Wait: dead"}}, ["a"])
+
+
 def test_ending_tells_what_a_rollout_without_a_way_back_leaves() -> None:
     nodes = told("Wait: dead", {"plan_id": "", "nodes": [], "refusal": "deploy_way_back is false."})
     nodes["n0"] |= {"release_others": True, "release_suspect": [1]}

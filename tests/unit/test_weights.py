@@ -23,6 +23,7 @@ from ansible_collections.stepladder.core.plugins.module_utils import (
     weights_request,
     weights_store,
 )
+from ansible_collections.stepladder.core.plugins.module_utils.progress import ProgressFile
 from ansible_collections.stepladder.core.plugins.module_utils.weights_manifest import BadFile, Current, Listed, Proven
 from ansible_collections.stepladder.core.plugins.module_utils.weights_request import Request, WeightsError
 
@@ -250,6 +251,56 @@ def test_client_gets_the_token_by_its_environment_only() -> None:
     assert "MODELSCOPE_API_TOKEN" not in weights_client.client_environment(wanted, base, "")
 
 
+PATIENCE = {
+    # (seconds since the start, bytes there) of each failure, and how long is waited then
+    "longer and longer": ([(5, 0), (12, 0), (20, 0), (30, 0)], [2, 4, 8, 16]),
+    "a minute at most": ([(1, 0)] * 8, [2, 4, 8, 16, 32, 60, 60, 60]),
+    "given up": ([(1, 0), (599, 0), (600, 0)], [2, 1, -1]),
+    "a byte starts it anew": ([(1, 0), (590, 0), (599, 7), (1190, 7), (1200, 7)], [2, 4, 1, 2, -1]),
+    "what came before, and is fetched anew, is none": ([(10, 50), (20, 20), (30, 50), (610, 50)], [1, 2, 4, -1]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("failures", "expected"), PATIENCE.values(), ids=PATIENCE)
+def test_patience(failures: list, expected: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr(weights_client.time, "monotonic", lambda: clock[0])
+    patience = weights_client.Patience(600, 0)
+    found = []
+    for seconds, there in failures:
+        clock[0] = 1000.0 + seconds
+        found.append(patience.failed(there))
+    assert found == expected
+
+
+DRIP = """#!/bin/sh
+# Brings a byte and fails, until all are there.
+for word in "$@"; do case "$word" in --local-dir=*) folder=${word#*=};; esac; done
+[ "$(stat -c %s "$folder/a.bin" 2>/dev/null || echo 0)" -lt 6 ] || exit 0
+printf x >> "$folder/a.bin"; echo "error: [E1020] Connection failed"; exit 1
+"""
+
+
+def test_a_client_that_brings_some_bytes_each_time_is_never_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights_client, "FIRST_PAUSE", 0.01)
+    client = tmp_path / "client"
+    client.write_text(DRIP)
+    client.chmod(0o755)
+    wish = replace(REQUEST, path=str(tmp_path / "m"), client=str(client), patience=0, retries=1)
+    wish.bookkeeping.mkdir(parents=True)
+    ticks: list[int] = []
+    progress = weights_progress.Progress(ProgressFile(None), wish.bookkeeping)
+    transfer = weights_client.Transfer((), "", {"a.bin": 6}, progress, lambda: ticks.append(1))
+    weights_client.download(wish, transfer)
+    assert (tmp_path / "m" / "a.bin").read_bytes() == b"xxxxxx"
+    assert len(ticks) >= 6  # the rest of an exchange goes on while the hub is waited for
+    (tmp_path / "m" / "a.bin").unlink()
+    with pytest.raises(WeightsError, match=r"exit status 1 after 1 try, no byte came for 0 s\. "):
+        weights_client.download(wish, replace(transfer, sizes={"b.bin": 6}))
+
+
 def test_last_lines_leave_the_banner_and_the_token_out() -> None:
     banner = " _   .-')\n( '.( OO )_  ,--.  `.'   |( OO'\n"
     text = banner + "".join(f"line {number}\n" for number in range(20)) + f"error: {TOKEN} refused\n\n"
@@ -324,6 +375,7 @@ def wanted(served: SlowHub, tmp_path: Path) -> Request:
         token_file=str(token),
         progress_file=str(tmp_path / "progress"),
         retries=1,
+        patience=0,
     )
 
 
@@ -576,7 +628,7 @@ def test_wrong_hash_in_the_listing_fails_in_the_client(
         weights.ensure(replace(wanted, retries=3), "present")
     message = str(error.value)
     assert message.startswith(
-        f"{CLIENT} could not fetch {MODEL}@master: exit status 1 after 1 of 3 tries, the error is a lasting one. "
+        f"{CLIENT} could not fetch {MODEL}@master: exit status 1 after 1 try, the error is a lasting one. "
         "Files that are whole are kept: mend what its last lines name, then run this again to go on.\n"
     )
     assert "config.json: [E2020] Hash mismatch for config.json: expected 0000000000000000..." in message

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from ansible_collections.stepladder.core.plugins.action.model_weights import ActionModule
 from ansible_collections.stepladder.core.plugins.module_utils import weights
 from ansible_collections.stepladder.core.plugins.module_utils.weights_manifest import Listed
 from ansible_collections.stepladder.core.plugins.module_utils.weights_request import Request
-from ansible_collections.stepladder.core.plugins.module_utils.weights_spread import Claims, Fellow, next_claims
+from ansible_collections.stepladder.core.plugins.module_utils.weights_spread import (
+    Claims,
+    Fellow,
+    batch,
+    next_claims,
+    rivalled,
+    streams,
+)
+from ansible_collections.stepladder.core.plugins.plugin_utils.progress import ProgressAction
 from test_weights import flip
 
 import hub
@@ -89,6 +100,32 @@ ALONE = {
 }
 
 
+FORESEEN = {
+    "a look has just seen it": ({"missing": True}, False, True),
+    "a string, as templates give": ({"missing": "False"}, False, False),
+    "it may have to be passed on": ({"missing": False, "spread": {"run": "r"}}, False, True),
+    "every byte would be read": ({"verify": "full"}, False, True),
+    "the user wants to know": ({"missing": True, "spread": {"run": "r"}, "verify": "full"}, True, False),
+}
+
+
+@pytest.mark.parametrize(("arguments", "check_mode", "skipped"), FORESEEN.values(), ids=FORESEEN)
+def test_no_second_look(arguments: dict, check_mode: bool, skipped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[dict] = []
+    monkeypatch.setattr(ProgressAction, "_foresee", lambda self, arguments: looked.append(arguments) or {})
+    action = ActionModule.__new__(ActionModule)
+    action._task = SimpleNamespace(check_mode=check_mode)
+    assert action._foresee(arguments) == ({"changed": True} if skipped else {})
+    assert bool(looked) is not skipped
+    assert "missing" not in arguments  # it is nothing that the module knows
+
+
+@pytest.mark.parametrize(("above", "expected"), [(4 * GB, True), (4 * GB + 1, False)])
+def test_an_exchange_is_worth_its_seconds(above: int, expected: bool) -> None:
+    found = exchanges({"n1": node("198.18.0.1"), "n2": node("198.18.0.2")}, 29870, above)
+    assert [bool(part) for part in found.values()] == [expected, expected]
+
+
 @pytest.mark.parametrize("nodes", ALONE.values(), ids=ALONE)
 def test_no_exchange(nodes: dict) -> None:
     assert exchanges(nodes, 29870) == {name: {} for name in nodes}
@@ -104,6 +141,14 @@ NEW = Fellow(alive=True, met=False, done=False)
 
 def holding(*paths: str, claims: tuple[str, ...] = ()) -> Fellow:
     return Fellow(alive=True, met=True, done=False, have=frozenset(paths), claims=frozenset(claims))
+
+
+EIGHT = [Listed(name, 4 * GB, "") for name in "abcdefgh"]
+SLOW = Claims("n1", dict.fromkeys("abcdefgh", "n2"), workers=8)
+
+
+def fetches(*paths: str, left: int = 4 * GB, rate: float = -1.0) -> Fellow:
+    return replace(holding(claims=paths), left=dict.fromkeys(paths, left), rate=rate)
 
 
 CLAIMS = {
@@ -123,6 +168,28 @@ CLAIMS = {
     "not what a slow peer comes to next": (WISH, FILES[2:3], {"n2": HERE}, [], []),
     "nothing of a peer that was not met yet": (WISH, FILES[2:4], {"n2": NEW}, [], []),
     "nothing of a slow peer while something arrives": (WISH, FILES[2:4], {"n2": HERE}, ["c"], []),
+    "half of what a slow peer has not begun with, as much as a minute brings": (
+        SLOW, EIGHT, {"n2": fetches("a", "b")}, [], ["f", "g"],
+    ),
+    "less where its own hub is slow too": (
+        replace(SLOW, rate=50e6), EIGHT, {"n2": fetches("a", "b")}, [], ["f"],
+    ),
+    "the only one that it has not begun with": (SLOW, EIGHT[:3], {"n2": fetches("a", "b")}, [], ["c"]),
+    "what it fetches, where this node is done with it in under half the time": (
+        SLOW, EIGHT[:2], {"n2": fetches("a", "b", left=2 * GB, rate=20e6)}, [], ["b"],
+    ),
+    "what it fetches, and nothing comes": (
+        SLOW, EIGHT[:1], {"n2": fetches("a", left=1 * GB, rate=0.0)}, [], ["a"],
+    ),
+    "not what it fetches nearly as fast": (SLOW, EIGHT[:1], {"n2": fetches("a", left=4 * GB, rate=70e6)}, [], []),
+    "not what it is about to have": (SLOW, EIGHT[:1], {"n2": fetches("a", left=GB // 10, rate=20e6)}, [], []),
+    "not what it has just begun": (SLOW, EIGHT[:1], {"n2": fetches("a", left=4 * GB, rate=-1.0)}, [], []),
+    "not what two fetch already": (
+        SLOW, EIGHT[:1], {"n2": fetches("a", left=4 * GB, rate=1.0), "n3": fetches("a", left=4 * GB)}, [], [],
+    ),
+    "not what a peer has lost that had all of it": (
+        Claims("n1", OWNERS, ("n2",)), FILES[:2], {"n2": replace(HERE, lost=frozenset("b"))}, [], ["b"],
+    ),
 }  # fmt: skip
 GIVEN = Claims("n1", OWNERS, ("n3",))
 DOUBTED = {
@@ -143,6 +210,40 @@ def test_claims_of_what_came_wrong(missing: list, fellows: dict, coming: list, d
     assert next_claims(GIVEN, missing, done, coming, doubted) == expected
 
 
+BATCHES = {
+    "two files of 4 GB, before a rate is known": ([4 * GB] * 8, 8, 130e6, 2),
+    "as many as a minute brings": ([4 * GB] * 20, 8, 400e6, 6),
+    "not more than the client fetches at a time": ([4 * GB] * 20, 8, 5e9, 8),
+    "one at least": ([4 * GB] * 8, 8, 1.0, 1),
+    "many small ones": ([1000] * 300, 8, 130e6, 200),
+    "small ones beside large ones": ([4 * GB, 1000, 4 * GB, 1000, 4 * GB], 8, 130e6, 4),
+}
+
+
+@pytest.mark.parametrize(("sizes", "workers", "rate", "expected"), BATCHES.values(), ids=BATCHES)
+def test_batch(sizes: list, workers: int, rate: float, expected: int) -> None:
+    files = [Listed(str(number), size, "") for number, size in enumerate(sizes)]
+    assert batch(files, workers, rate) == files[:expected]
+
+
+@pytest.mark.parametrize(("sizes", "expected"), [([4 * GB], 8), ([4 * GB, 4 * GB, 9], 4), ([9] * 20, 8), ([GB] * 9, 1)])
+def test_few_large_files_come_in_parts(sizes: list, expected: int) -> None:
+    assert streams([Listed(str(number), size, "") for number, size in enumerate(sizes)], 8) == expected
+
+
+RIVALS = {
+    "nobody else": ({"n3": ["b"]}, set()),
+    "its owner began with it": ({"n9": ["a"]}, {"a"}),
+    "another idle one, first by name": ({"n1": ["a"]}, {"a"}),
+    "another idle one, later by name": ({"n3": ["a"]}, set()),
+}
+
+
+@pytest.mark.parametrize(("fresh", "expected"), RIVALS.values(), ids=RIVALS)
+def test_who_gives_way(fresh: dict, expected: set) -> None:
+    assert rivalled("n2", ["a"], {"a": "n9"}, fresh) == expected
+
+
 @pytest.mark.parametrize(("wish", "missing", "fellows", "coming", "expected"), CLAIMS.values(), ids=CLAIMS)
 def test_next_claims(wish: Claims, missing: list, fellows: dict, coming: list, expected: list) -> None:
     assert next_claims(wish, missing, fellows, coming) == expected
@@ -150,7 +251,8 @@ def test_next_claims(wish: Claims, missing: list, fellows: dict, coming: list, e
 
 def wish(**changes: object) -> program.Wish:
     given = {
-        "run": "r", "name": "n2", "address": "", "port": 1, "root": "", "incoming": "", "peers": {"n1": "", "n3": ""},
+        "run": "r", "name": "n2", "address": "", "port": 1, "root": "", "incoming": "", "torrents": "",
+        "peers": {"n1": "", "n3": ""},
         "sizes": dict.fromkeys("abcd", 1), "owners": {"a": "n2", "b": "n3", "c": "n2", "d": "n3"}, "givers": ["n1"],
     }  # fmt: skip
     return program.Wish(**{**given, **changes})
@@ -212,6 +314,40 @@ def test_lacking(changes: dict, expected: str) -> None:
     assert program.lacking(swarm, {"n1": peer("a"), "n3": peer(part="b")}, now=101.0) == list(expected)
 
 
+ALIVE = {
+    "it had little time yet": ({}, 14.0, True),
+    "it was silent from the start": ({}, 16.0, False),
+    "its machine answers, and it may come late": ({"near": True}, 59.0, True),
+    "it is too late": ({"near": True}, 61.0, False),
+    "it answered lately": ({"seen": 90.0}, 104.0, True),
+    "it answered once, and is gone": ({"seen": 90.0, "near": True}, 106.0, False),
+}
+
+
+@pytest.mark.parametrize(("changes", "now", "expected"), ALIVE.values(), ids=ALIVE)
+def test_a_peer_is_alive(changes: dict, now: float, expected: bool) -> None:
+    assert program.Peer("", **{"started": 0.0, **changes}).alive(now) is expected
+
+
+def test_who_was_not_met_is_named_once_with_what_to_open() -> None:
+    wanted = wish(port=29870, peers={"n1": "198.18.0.1", "n3": "198.18.0.3"})
+    peers = {
+        "n1": program.Peer("198.18.0.1", why="port 29871: timed out", started=0.0),
+        "n3": program.Peer("198.18.0.3", seen=1.0, started=0.0),
+    }
+    assert program.unmet(wanted, peers, now=14.0) == []
+    assert program.unmet(wanted, peers, now=16.0) == [
+        "n1 (198.18.0.1) was not met in 16 s: port 29871: timed out. Open TCP ports 29870 and 29871 between the nodes; "
+        "its share is fetched by others too"
+    ]
+    assert program.unmet(wanted, peers, now=17.0) == []
+
+
+@pytest.mark.parametrize(("peers", "soon", "expected"), [(1, True, 0.25), (8, True, 0.5), (63, True, 1), (1, False, 1)])
+def test_seconds_between_two_questions(peers: int, soon: bool, expected: float) -> None:
+    assert program.poll_seconds(peers, soon=soon) == expected
+
+
 @pytest.mark.parametrize(("size", "piece"), [(1, 65536), (64_000_000, 65536), (4 * GB, 4194304), (10**12, 16777216)])
 def test_pieces(size: int, piece: int) -> None:
     assert program.piece_bytes(size) == piece
@@ -239,7 +375,8 @@ class Programs:
         config = self.folder / f"{name}.json"
         wish = {
             "run": "r", "name": name, "address": PAIR[name], "port": self.port, "root": str(self.folder / name),
-            "incoming": str(self.folder / name / "incoming"), "sizes": {"a": self.size}, "owners": {"a": "n2"},
+            "incoming": str(self.folder / name / "incoming"), "torrents": str(self.folder / name / "torrents"),
+            "sizes": {"a": self.size}, "owners": {"a": "n2"},
             "peers": {other: PAIR[other] for other in PAIR if other != name}, "givers": ["n1"],
             "bytes_per_second": self.limit,
         }  # fmt: skip
@@ -252,7 +389,18 @@ class Programs:
         self.runs[name], said = run, self.said.setdefault(name, [])
         threading.Thread(target=lambda: said.extend(json.loads(line) for line in run.stdout), daemon=True).start()
         if name == "n1":
-            self.tell(name, do="give", path="a")
+            self.tell(name, do="give", path="a", key="a", fresh=False)
+
+    def end(self) -> None:
+        for run in self.runs.values():
+            run.kill()
+            run.wait()
+            run.stdin.close()
+
+    def again(self) -> None:
+        self.said.clear()
+        for name in PAIR:
+            self.start(name)
 
     def tell(self, name: str, **command: object) -> None:
         print(json.dumps(command), file=self.runs[name].stdin, flush=True)
@@ -280,10 +428,7 @@ def programs(tmp_path: Path, unused_port: int) -> Iterator[Callable[[int, int], 
         return made[0]
 
     yield make
-    for run in made[0].runs.values():
-        run.kill()
-        run.wait()
-        run.stdin.close()
+    made[0].end()
 
 
 def test_a_peers_limit_holds_on_a_private_network(programs: Callable) -> None:
@@ -292,6 +437,25 @@ def test_a_peers_limit_holds_on_a_private_network(programs: Callable) -> None:
     begun = time.monotonic()
     pair.wait_for(lambda: pair.last("came"))
     assert time.monotonic() - begun >= 1.5  # less the second that libtorrent lets through at once
+
+
+def test_torrents_are_kept_and_what_changed_since_is_given_to_nobody(programs: Callable) -> None:
+    pair = programs(3_000_000, 0)
+    kept = pair.folder / "n1" / "torrents" / "a"
+    assert not kept.exists()
+    pair.wait_for(lambda: pair.last("came"))
+    pair.tell("n2", do="give", path="a", key="a", fresh=True)
+    pair.wait_for((pair.folder / "n2" / "torrents" / "a").exists)
+    assert kept.exists()
+    pair.end()
+    flip(pair.folder / "n1" / "a", keep_mtime=True)
+    (pair.folder / "n2" / "a").unlink()
+    (pair.folder / "n2" / "torrents" / "a").unlink()
+    pair.again()
+    pair.wait_for(lambda: pair.last("peers").get("peers", {}).get("n1", {}).get("lost") == ["a"])
+    assert not kept.exists()
+    assert any("weights_check=full" in one.get("text", "") for one in pair.said["n1"])
+    assert not (pair.folder / "n2" / "a").exists()
 
 
 def test_a_file_whose_giver_dies_in_the_middle_is_fetched_elsewhere(programs: Callable) -> None:
@@ -343,8 +507,18 @@ class Cluster:
     def root(self, name: str) -> Path:
         return self.folder / name / "models" / "tiny" / "master"
 
-    def start(self, nodes: dict[str, str], have: dict[str, list[str]] | None = None, **more: object) -> None:
-        """Begin on every node; `nodes` are addresses by name, `have` what is proven there, `more` for the exchange."""
+    def start(
+        self,
+        nodes: dict[str, str],
+        have: dict[str, list[str]] | None = None,
+        only: Sequence[str] = (),
+        limits: Mapping[str, int] | None = None,
+        **more: object,
+    ) -> None:
+        """Begin on every node, or on some `only`.
+
+        `nodes` are addresses by name, `have` what is proven there, `limits` of the hub, `more` is for the exchange.
+        """
         origin = self.served.tree.files(MODEL)
         wanted = [{"path": name, "size": path.stat().st_size} for name, path in origin.items()]
         looked = {
@@ -358,11 +532,14 @@ class Cluster:
         elsewhere = {name: {**one, "address": f"198.18.0.{len(name)}{name}"} for name, one in looked.items()}
         parts = exchanges(elsewhere, self.port)
         for name, part in parts.items():
+            if only and name not in only:
+                continue
             part.update(address=nodes[name], peers={other: nodes[other] for other in nodes if other != name})
-            part.update(python=sys.executable, program=program.__file__, **more)
+            part.update({"python": sys.executable, "program": program.__file__, **more})
             request = {
                 "model_id": MODEL, "path": str(self.root(name)), "client": str(CLIENT), "endpoint": self.served.url,
-                "spread": part, "retries": 1, "max_workers": 2,
+                "spread": part, "retries": 1, "patience": 0, "max_workers": 2,
+                "bytes_per_second": (limits or {}).get(name, 0),
             }  # fmt: skip
             self.runs[name] = subprocess.Popen(
                 [sys.executable, "-c", RUN, json.dumps(request)],
@@ -433,6 +610,15 @@ def cluster(tmp_path: Path, unused_port: int) -> Iterator[Cluster]:
 
 
 @pytest.fixture
+def silent(unused_port: int) -> Iterator[str]:
+    """An address whose ports take connections and say nothing, as behind a filter that drops what comes."""
+    with contextlib.ExitStack() as opened:
+        for port in (unused_port, unused_port + 1):
+            opened.enter_context(socket.create_server(("127.0.0.19", port)))
+        yield "127.0.0.19"
+
+
+@pytest.fixture
 def unused_port() -> int:
     """Of two in a row that nobody has; the lower half of what the system never hands out by itself."""
     return 20000 + os.getpid() % 5000 * 2
@@ -455,6 +641,55 @@ def test_every_byte_leaves_the_hub_once(cluster: Cluster) -> None:
     assert cluster.answers()["n4"]["bytes_from_peers"] == TOTAL
     cluster.assert_right("n4")
     assert cluster.egress() == TOTAL
+
+
+def hasty(folder: Path) -> str:
+    """The program with a shorter time for peers to be met."""
+    place = folder / "hasty.py"
+    place.write_text(f"import sys\nsys.path.insert(0, {str(Path(program.__file__).parent)!r})\n{IMPATIENT}\n")
+    return str(place)
+
+
+def test_a_node_that_meets_no_peer_fetches_nothing(cluster: Cluster, silent: str) -> None:
+    cluster.start({"n1": "127.0.0.11", "n2": silent}, only=["n1"], program=hasty(cluster.folder))
+    said = cluster.failure("n1")
+    port = cluster.port
+    assert f"  n2 ({silent}): port {port + 1}: timed out" in said
+    assert f"Open TCP ports {port} and {port + 1} between the nodes, or set model_weights_without_peers to true" in said
+    assert cluster.egress() == 0
+
+
+@pytest.mark.nightly
+def test_a_node_that_meets_no_peer_fetches_everything_where_that_is_accepted(cluster: Cluster, silent: str) -> None:
+    changes = {"program": hasty(cluster.folder), "without_peers": True}
+    cluster.start({"n1": "127.0.0.11", "n2": silent}, only=["n1"], **changes)
+    answer = cluster.answers("n1")["n1"]
+    cluster.assert_right("n1")
+    assert any(f"n2 ({silent}) was not met in" in text for text in answer["warnings"]), answer["warnings"]
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_who_holds_a_port_of_the_exchange_is_named(cluster: Cluster, which: int) -> None:
+    port = cluster.port + which
+    with socket.create_server(("127.0.0.11", port)):
+        cluster.start({"n1": "127.0.0.11", "n2": "127.0.0.12"}, only=["n1"])
+        said = cluster.failure("n1")
+    assert f"127.0.0.11:{port} cannot be listened on: Address already in use; held by pid {os.getpid()}, user " in said
+    assert "pytest" in said
+    assert "set model_weights_spread_port to another one" in said
+    assert cluster.egress() == 0
+
+
+@pytest.mark.nightly
+def test_a_slow_node_does_not_hold_up_the_rest(cluster: Cluster) -> None:
+    pair = {name: ADDRESSES[name] for name in ("n1", "n2")}
+    begun = time.monotonic()
+    cluster.start(pair, limits={"n2": 300_000})
+    answers = cluster.answers()
+    cluster.assert_right(*pair)
+    assert time.monotonic() - begun < 90  # two files at its own rate: 113 s
+    assert cluster.egress() <= TOTAL + 2 * 17_000_000
+    assert answers["n2"]["extra_files"] == []
 
 
 @pytest.mark.nightly

@@ -5,8 +5,8 @@
 
 It knows nothing of hubs, hashes and manifests. Whoever runs it says which files are there and proven (`give`), which
 it is fetching itself (`claim`) and when it has everything (`done`); it says which files came (`came`, at their place)
-and how the peers are (`peers`). Peers ask each other for what they hold by HTTP on `port` + 1, every second; the bytes
-go by BitTorrent on `port`. Only the addresses of the peers are answered.
+and how the peers are (`peers`). Peers ask each other for what they hold by HTTP on `port` + 1, every second, at the
+start more often; the bytes go by BitTorrent on `port`. Only the addresses of the peers are answered.
 
 Every file has one owner among the nodes that lack it. The owner gets it (from the hub, or from a node that had it at
 the start) and the others take it from the owner and from each other while it is still coming: so a source sends each
@@ -18,7 +18,9 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
 import queue
+import socket
 import sys
 import threading
 import time
@@ -30,12 +32,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-POLL_SECONDS = 1.0
+POLL_SECONDS, FIRST_POLL_SECONDS, FIRST_SECONDS = 1.0, 0.25, 10.0
+POLLS_A_SECOND = 16  # of all peers together, beyond one for each
 PEER_GONE_SECONDS = 15.0
+PEER_LATE_SECONDS = 60.0  # for one whose machine answers, but that has not begun
 OWN_AT_A_TIME = 3
 OTHERS_AT_A_TIME, OTHERS_OF_A_PEER = 6, 2
 STILL_SECONDS = 5.0
 HASHERS = 4
+AHEAD = 4  # files whose torrents are asked for before there is room for them
 PIECES_WANTED = 1000
 SMALLEST_PIECE, LARGEST_PIECE = 64 * 1024, 16 * 1024 * 1024
 
@@ -51,6 +56,7 @@ class Wish:
         port: of BitTorrent; the one after it is for questions.
         root: directory of the files.
         incoming: directory for what is not whole yet, on the same file system.
+        torrents: directory for torrents of files that are here, so that a later exchange need not read these again.
         peers: address of every other node by name.
         sizes: every file with its bytes.
         owners: by file, who brings it among the nodes that lack it.
@@ -64,6 +70,7 @@ class Wish:
     port: int
     root: str
     incoming: str
+    torrents: str
     peers: Mapping[str, str]
     sizes: Mapping[str, int]
     owners: Mapping[str, str]
@@ -73,19 +80,39 @@ class Wish:
 
 @dataclass
 class Peer:
-    """What is known of a peer: `have` it holds whole, `part` it is receiving, `claims` it is fetching elsewhere."""
+    """What is known of a peer: `have` it holds whole, `part` it is receiving, `claims` it is fetching elsewhere.
+
+    Args:
+        lost: it had, and has not any more, for it is wrong there.
+        left: bytes to come of its claims, at `rate` bytes a second; negative: it does not know yet.
+        knows: nodes that it knows to be done.
+        parted: it was done, and listens no more.
+        why: it was not met yet.
+        near: its machine answers, so that it may yet begin.
+        told: that it was not met was said.
+    """
 
     address: str
     have: frozenset[str] = frozenset()
     part: frozenset[str] = frozenset()
     claims: frozenset[str] = frozenset()
+    lost: frozenset[str] = frozenset()
+    left: Mapping[str, int] = field(default_factory=dict)
+    rate: float = -1.0
     done: bool = False
+    knows: frozenset[str] = frozenset()
+    parted: bool = False
     seen: float | None = None
+    why: str = "it was not asked yet"
+    near: bool = False
+    told: bool = False
     started: float = field(default_factory=time.monotonic)
 
     def alive(self, now: float) -> bool:
         """Whether it answered lately, or had little time yet to begin."""
-        return now - (self.started if self.seen is None else self.seen) < PEER_GONE_SECONDS
+        if self.seen is None:
+            return now - self.started < (PEER_LATE_SECONDS if self.near else PEER_GONE_SECONDS)
+        return now - self.seen < PEER_GONE_SECONDS
 
 
 def piece_bytes(size: int) -> int:
@@ -159,10 +186,15 @@ class Swarm:
         self.claims: set[str] = set()
         self.came: dict[str, tuple[int, float]] = {}
         self.wrong: dict[str, list[bytes]] = {}
-        self.given: set[str] = set()
+        self.given: dict[str, str] = {}
+        self.lost: set[str] = set()
+        self.left: dict[str, int] = {}
+        self.rate = -1.0
+        self._making: set[str] = set()
+        self._choosing = threading.Lock()
         self.abandoned: set[str] = set()
         self.done = False
-        self.received = self.sent = 0
+        self.knows: set[str] = set()
         self._hashers = ThreadPoolExecutor(HASHERS)
         self.made: queue.Queue[tuple[str, bytes]] = queue.Queue()
         limit = wish.bytes_per_second
@@ -170,6 +202,8 @@ class Swarm:
             {
                 "listen_interfaces": f"{wish.address}:{wish.port}",
                 "outgoing_interfaces": wish.address,
+                "listen_system_port_fallback": False,
+                "max_retry_port_bind": 0,
                 "enable_dht": False,
                 "enable_lsd": False,
                 "enable_upnp": False,
@@ -217,14 +251,60 @@ class Swarm:
             "have": sorted(self.have),
             "part": sorted(self.coming),
             "claims": sorted(self.claims),
+            "lost": sorted(self.lost),
+            "left": self.left,
+            "rate": self.rate,
             "done": self.done,
+            "knows": sorted(self.knows),
         }
 
-    def give(self, path: str) -> None:
-        """Offer a file that is at its place and proven; its pieces are hashed beside the rest."""
-        self.given.add(path)
-        if path not in self.handles:
-            self._hashers.submit(self._make, path)
+    def give(self, path: str, key: str, *, fresh: bool) -> None:
+        """Offer a file that is at its place and proven.
+
+        Args:
+            path: of the file.
+            key: names its content.
+            fresh: it came just now, others need it too: its torrent is made at once. That of another is made when a
+                peer asks for it, for that reads all of the file.
+        """
+        self.given[path] = key
+        self.lost.discard(path)
+        if path in self.handles:  # it came from a peer, with its torrent
+            self._keep(path, self.torrents[path])
+            return
+        self.have.add(path)
+        known = self._kept(path)
+        if known is not None:
+            self.offer(path, known)
+        elif fresh:
+            self.make([path])
+
+    def _kept(self, path: str) -> bytes | None:
+        try:
+            torrent = (Path(self.wish.torrents) / self.given[path]).read_bytes()
+            info = self.lt.torrent_info(self.lt.bdecode(torrent))
+        except (OSError, RuntimeError):  # there is none, or what is there was cut short: it is made again
+            return None
+        same = info.name() == Path(path).name and info.layout().file_size(0) == self.wish.sizes[path]
+        return torrent if same else None
+
+    def _keep(self, path: str, torrent: bytes) -> None:
+        place = Path(self.wish.torrents) / self.given[path]
+        fresh = place.with_name(f".{place.name}")
+        try:
+            place.parent.mkdir(exist_ok=True)
+            fresh.write_bytes(torrent)
+            fresh.replace(place)
+        except OSError as error:
+            say(event="trouble", text=f"the torrent of {path} cannot be kept and is made again: {error}")
+
+    def make(self, paths: Iterable[str]) -> None:
+        """Begin to make the torrents of files that are here, beside the rest; any thread may ask."""
+        with self._choosing:
+            for path in paths:
+                if path in self.given and path not in self.torrents and path not in self._making:
+                    self._making.add(path)
+                    self._hashers.submit(self._make, path)
 
     def _make(self, path: str) -> None:
         try:
@@ -233,13 +313,20 @@ class Swarm:
                 self.lt.list_files(str(place)), piece_bytes(self.wish.sizes[path]), flags=self.lt.create_torrent.v2_only
             )
             self.lt.set_piece_hashes(maker, str(place.parent))
-            self.made.put((path, self.lt.bencode(maker.generate())))
+            torrent = self.lt.bencode(maker.generate())
+            self._keep(path, torrent)
+            self.made.put((path, torrent))
         except Exception as error:
             say(event="trouble", text=f"{path} cannot be offered to peers: {type(error).__name__}: {error}")
+            self.made.put((path, b""))
 
     def offer(self, path: str, torrent: bytes) -> None:
-        """Seed a file whose torrent was made."""
-        if path in self.handles:
+        """Seed a file whose torrent was made; an empty one: it could not be."""
+        self._making.discard(path)
+        if path in self.handles or path not in self.given:
+            return
+        if not torrent:
+            self._lose(path)
             return
         self.torrents[path] = torrent
         self.have.add(path)
@@ -289,10 +376,16 @@ class Swarm:
 
     def drop(self, path: str) -> None:
         """Stop with a file that turned out wrong, and take its torrent from nobody again."""
-        self.given.discard(path)
+        key = self.given.pop(path, None)
+        if key is not None:
+            (Path(self.wish.torrents) / key).unlink(missing_ok=True)
         torrent = self._end(path)
         if torrent:
             self.wrong.setdefault(path, []).append(torrent)
+
+    def _lose(self, path: str) -> None:
+        self.drop(path)
+        self.lost.add(path)
 
     def abandon(self, path: str) -> None:
         """Stop with a file that nobody left has whole. What came of it is kept: whoever has it later gives the rest."""
@@ -335,9 +428,18 @@ class Swarm:
                 # libtorrent halts a file that it cannot write, and nothing would go on.
                 text = f"{path} cannot be written: {alert.error.message()}"
                 say(event="failed", text=text, mend="Look at the disk, then run this again.")
+            elif kind == "state_changed_alert" and path in self.have and self._leaves_seeding(alert):
+                # What peers ask for is held against the torrent first: it was made of other bytes than are there now.
+                self._lose(path)
+                text = f"{path} is not what was proven here: run 'weights' with -e weights_check=full, which mends it"
+                say(event="trouble", text=text)
             elif ("error" in kind or "failed" in kind) and kind not in {"peer_error_alert", "tracker_error_alert"}:
                 say(event="trouble", text=f"{path}: {alert.message()}")
         return finished
+
+    def _leaves_seeding(self, alert: Any) -> bool:
+        states = self.lt.torrent_status.states
+        return alert.state in (states.checking_files, states.downloading, states.downloading_metadata)
 
     def rates(self) -> dict[str, int]:
         """Bytes that came and went, in all."""
@@ -369,11 +471,17 @@ class Answers(BaseHTTPRequestHandler):
         if self.client_address[0] not in self.swarm.wish.peers.values():
             self.send_error(403, "not a peer of this exchange")
             return
-        path = urllib.parse.parse_qs(url.query).get("path", [""])[0]
+        query = urllib.parse.parse_qs(url.query)
+        path = query.get("path", [""])[0]
         if url.path == "/state":
             body = json.dumps(self.swarm.state).encode()
         elif url.path == "/torrent" and path in self.swarm.torrents:
             body = self.swarm.torrents[path]
+            self.swarm.make(query.get("next", []))
+        elif url.path == "/torrent" and path in self.swarm.given:
+            self.swarm.make([path, *query.get("next", [])])
+            self.send_error(503, "its torrent is being made")
+            return
         else:
             self.send_error(404, "not offered here")
             return
@@ -395,35 +503,69 @@ def ask(wish: Wish, address: str, what: str) -> bytes:
         answer = connection.getresponse()
         body = answer.read()
     except http.client.HTTPException as error:
-        raise OSError(f"{address} broke off: {error}") from error
+        raise OSError(f"it broke off: {error}") from error
     finally:
         connection.close()
     if answer.status == 403:
-        say(event="trouble", text=f"{address} does not take this node for {wish.address}: is there NAT between them?")
+        raise OSError(f"it does not take this node for {wish.address}: is there NAT between them?")
     if answer.status != 200:
-        raise OSError(f"{address} answered {answer.status} for {what}")
+        raise OSError(f"it answered {answer.status} to {what}")
     return body
 
 
 def learn(wish: Wish, peer: Peer) -> None:
-    """Ask a peer for its state; one that is silent or of another exchange stays as it was."""
-    with contextlib.suppress(OSError, ValueError, KeyError):
+    """Ask a peer for its state; one that is silent or of another exchange stays as it was, and `why` is kept."""
+    port = wish.port + 1
+    try:
         state = json.loads(ask(wish, peer.address, "/state"))
-        if state["run"] == wish.run:
-            peer.have, peer.part = frozenset(state["have"]), frozenset(state["part"])
-            peer.claims, peer.done = frozenset(state["claims"]), bool(state["done"])
-            peer.seen = time.monotonic()
+        if state["run"] != wish.run:
+            peer.why, peer.near = f"port {port}: it is at another exchange", True
+            return
+        if peer.seen is None:
+            port = wish.port
+            source = (wish.address, 0)
+            socket.create_connection((peer.address, port), timeout=3, source_address=source).close()
+        peer.have, peer.part = frozenset(state["have"]), frozenset(state["part"])
+        peer.claims, peer.done = frozenset(state["claims"]), bool(state["done"])
+        peer.left, peer.rate = dict(state["left"]), float(state["rate"])
+        peer.lost, peer.knows = frozenset(state["lost"]), frozenset(state["knows"])
+        peer.seen, peer.parted = time.monotonic(), False
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        refused = isinstance(error, ConnectionRefusedError)
+        said = getattr(error, "strerror", None) or error
+        peer.why, peer.near, peer.parted = f"port {port}: {said}", refused, peer.done and refused
+
+
+def poll_seconds(peers: int, *, soon: bool) -> float:
+    """Seconds between two questions to every peer; `soon`: all begin, or all have ended and wait to be told so."""
+    return min(POLL_SECONDS, max(FIRST_POLL_SECONDS, peers / POLLS_A_SECOND)) if soon else POLL_SECONDS
+
+
+def unmet(wish: Wish, peers: Mapping[str, Peer], now: float) -> list[str]:
+    """Say of every peer that was never met, once, why, and what to open."""
+    found = []
+    for name, peer in peers.items():
+        if peer.seen is None and not peer.told and not peer.alive(now):
+            peer.told = True
+            found.append(
+                f"{name} ({peer.address}) was not met in {now - peer.started:.0f} s: {peer.why}. Open TCP ports "
+                f"{wish.port} and {wish.port + 1} between the nodes; its share is fetched by others too"
+            )
+    return found
 
 
 def obey(swarm: Swarm, command: Mapping[str, Any]) -> bool:
     """Carry out a command; False when it is the last."""
     match command["do"]:
         case "give":
-            swarm.give(command["path"])
+            swarm.give(command["path"], command["key"], fresh=command["fresh"])
         case "claim":
             swarm.claims = set(command["paths"])
+            swarm.left, swarm.rate = {}, -1.0
             for path in swarm.claims - swarm.handles.keys():  # room for what comes from elsewhere
                 (Path(swarm.wish.incoming) / path).unlink(missing_ok=True)
+        case "pace":
+            swarm.left, swarm.rate = command["left"], command["rate"]
         case "drop":
             swarm.drop(command["path"])
         case "done":
@@ -452,11 +594,13 @@ def receive_more(swarm: Swarm, peers: Mapping[str, Peer]) -> None:
     missing = lacking(swarm, peers, now)
     active = sorted(swarm.coming - swarm.moving)
     fresh = next_files(wish, missing, active, peers, now)
+    later = next_files(wish, set(missing) - set(fresh), [], peers, now)[:AHEAD] if fresh else []
     for path in fresh:
         held = holders(path, peers, now)
         for name in sorted(held, key=lambda one: not held[one]):
             with contextlib.suppress(OSError):
-                torrent = ask(wish, peers[name].address, f"/torrent?{urllib.parse.urlencode({'path': path})}")
+                query = urllib.parse.urlencode({"path": path, "next": later}, doseq=True)
+                torrent = ask(wish, peers[name].address, f"/torrent?{query}")
                 if swarm.receive(path, torrent):
                     break
     for path in sorted(swarm.coming - swarm.moving):
@@ -468,18 +612,28 @@ def receive_more(swarm: Swarm, peers: Mapping[str, Peer]) -> None:
         swarm.connect(path, [peers[name].address for name in chosen])
 
 
+def no_port(wish: Wish, port: int, error: OSError) -> int:
+    """Tell that a port cannot be listened on; the exit status."""
+    text = f"{wish.address}:{port} cannot be listened on: {os.strerror(error.errno or 0)}"
+    mend = "Free the port, or set model_weights_spread_port to another one, or model_weights_spread to false."
+    say(event="failed", text=text, port=port, mend=mend)
+    return 1
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run one exchange until standard input ends or says so."""
     wish = Wish(**json.loads(Path(arguments[0]).read_text()))
+    try:  # libtorrent would go on without listening
+        socket.create_server((wish.address, wish.port)).close()
+    except OSError as error:
+        return no_port(wish, wish.port, error)
     swarm = Swarm(wish)
     peers = {name: Peer(address) for name, address in wish.peers.items()}
     handler = type("Bound", (Answers,), {"swarm": swarm})
     try:
         server = ThreadingHTTPServer((wish.address, wish.port + 1), handler)
     except OSError as error:
-        text = f"{wish.address}:{wish.port + 1} cannot be listened on: {error.strerror}"
-        say(event="failed", text=text, mend="Free the port, or set model_weights_spread to false.")
-        return 1
+        return no_port(wish, wish.port + 1, error)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
     commands: queue.Queue[str] = queue.Queue()
@@ -491,7 +645,7 @@ def main(arguments: Sequence[str]) -> int:
 
     threading.Thread(target=read, daemon=True).start()
     asking = ThreadPoolExecutor(max(1, len(peers)))
-    polled, told = 0.0, ""
+    begun, polled, told = time.monotonic(), 0.0, ""
     while True:
         with contextlib.suppress(queue.Empty):
             if not obey(swarm, json.loads(commands.get(timeout=0.1))):
@@ -501,16 +655,26 @@ def main(arguments: Sequence[str]) -> int:
         now = time.monotonic()
         if finished:
             receive_more(swarm, peers)
-        if now - polled >= POLL_SECONDS:
+        soon = now - begun < FIRST_SECONDS or (swarm.done and all(peer.done for peer in peers.values()))
+        if now - polled >= poll_seconds(len(peers), soon=soon):
             polled = now
             list(asking.map(lambda peer: learn(wish, peer), peers.values()))
+            now = time.monotonic()
+            swarm.knows = {name for name, peer in peers.items() if peer.done}
             receive_more(swarm, peers)
+            for text in unmet(wish, peers, now):
+                say(event="trouble", text=text)
             view = {
                 name: {
                     "alive": peer.alive(now),
                     "met": peer.seen is not None,
                     "done": peer.done,
+                    "knows": peer.parted or wish.name in peer.knows,
+                    "why": "" if peer.seen is not None else peer.why,
                     "have": sorted(peer.have),
+                    "lost": sorted(peer.lost),
+                    "left": peer.left,
+                    "rate": peer.rate,
                     "claims": sorted(peer.claims),
                 }
                 for name, peer in peers.items()

@@ -49,6 +49,13 @@ class Replica:
             return None
         return health.model_copy(update={"host": self.head.address, "model": None})
 
+    def listens_on(self, rank: int) -> str:
+        """Where a rank listens that has a server of its own: not on the head's address, which other nodes have not."""
+        node, head = self.nodes[rank], self.head
+        if self.bind_address == head.address:
+            return node.address
+        return (node.client_address or node.address) if self.bind_address == head.client_address else self.bind_address
+
     @property
     def client_host(self) -> str:
         """Where clients reach the head."""
@@ -179,6 +186,22 @@ def _volumes(replica: Replica, env: Mapping[str, str], programs: str | None) -> 
 def _names(env: Mapping[str, str]) -> list[str]:
     """Variables by name: a value in a command line is read by every user of the node."""
     return [word for name in sorted({*env, *MARKS}) for word in ("--env", name)]
+
+
+def cache_environment(setting: Setting, replica: Replica) -> dict[str, str]:
+    """Where what an engine compiles is kept, with the engine's build and the GPU, whose kernels it is.
+
+    Left alone it lies below the home directory, in a container in the container, gone with it. Inductor's and Triton's
+    own names; FlashInfer appends .cache/flashinfer (flashinfer/jit/env.py, SGLang 0.5.23 environ.py). vLLM puts
+    Inductor's into a folder of its own for each configuration, below VLLM_CACHE_ROOT (0.33.0, compiler_interface.py).
+    """
+    environment = {
+        "HF_HOME": f"{replica.cache_path}/huggingface",
+        "TORCHINDUCTOR_CACHE_DIR": f"{replica.cache_path}/inductor",
+        "TRITON_CACHE_DIR": f"{replica.cache_path}/triton",
+    }
+    on_nvidia = setting.gpu.vendor == "nvidia"
+    return environment | ({"FLASHINFER_WORKSPACE_BASE": f"{replica.cache_path}/flashinfer"} if on_nvidia else {})
 
 
 def network_environment(node: Node, several_nodes: bool) -> dict[str, str]:

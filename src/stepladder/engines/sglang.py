@@ -11,6 +11,7 @@ from stepladder.engines.common import (
     STOP_HEAD,
     Rendered,
     Replica,
+    cache_environment,
     interface_notes,
     launched,
     network_environment,
@@ -54,7 +55,7 @@ def _server(setting: Setting, replica: Replica, rank: int) -> Process:
     arguments = ["serve", "--model-path", replica.model_path]
     arguments += ["--served-model-name", replica.served_name, *_parallel_flags(replica)]
     arguments += _joining_flags(setting, replica, rank)
-    arguments += ["--host", replica.bind_address, "--port", str(replica.port), *_model_flags(setting)]
+    arguments += ["--host", replica.listens_on(rank), "--port", str(replica.port), *_model_flags(setting)]
     arguments += _memory_flags(setting)
     arguments += ["--enable-metrics", "--watchdog-timeout", str(WATCHDOG_TIMEOUT_SECONDS)]
     arguments += setting.deployment.extra_arguments
@@ -132,7 +133,7 @@ def _static_fraction(setting: Setting) -> float:
 def _environment(setting: Setting, replica: Replica, rank: int) -> dict[str, str]:
     node, several = replica.nodes[rank], len(replica.nodes) > 1
     environment = {
-        "HF_HOME": f"{replica.cache_path}/huggingface",
+        **cache_environment(setting, replica),
         "HF_HUB_OFFLINE": "1",
         "SGLANG_CACHE_DIR": f"{replica.cache_path}/sglang",
         "SGLANG_HEALTH_CHECK_TIMEOUT": str(HEALTH_TIMEOUT_SECONDS),
@@ -159,7 +160,8 @@ def _cpu_environment(replica: Replica) -> dict[str, str]:
 
 
 def _ports(setting: Setting, replica: Replica, rank: int) -> list[Port]:
-    ports = [Port(port=replica.port, host=replica.bind_address, purpose="OpenAI-compatible API", scope="clients")]
+    host = replica.listens_on(rank)
+    ports = [Port(port=replica.port, host=host, purpose="OpenAI-compatible API", scope="clients")]
     if replica.topology == "single" or rank > 0:
         return ports
     first = _rendezvous_port(setting, replica)

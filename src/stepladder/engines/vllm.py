@@ -12,6 +12,7 @@ from stepladder.engines.common import (
     STOP_RAY_WORKERS,
     Rendered,
     Replica,
+    cache_environment,
     interface_notes,
     launched,
     network_environment,
@@ -221,7 +222,7 @@ def _memory_flags(setting: Setting) -> list[str]:
 def _environment(setting: Setting, replica: Replica, rank: int) -> dict[str, str]:
     node, several = replica.nodes[rank], len(replica.nodes) > 1
     environment = {
-        "HF_HOME": f"{replica.cache_path}/huggingface",
+        **cache_environment(setting, replica),
         "HF_HUB_OFFLINE": "1",
         "VLLM_CACHE_ROOT": f"{replica.cache_path}/vllm",
         "VLLM_ENGINE_READY_TIMEOUT_S": str(READY_TIMEOUT_SECONDS),

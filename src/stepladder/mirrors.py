@@ -1,0 +1,34 @@
+"""A vendor's package repository with the site's mirror in its place."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+
+def mirrored(
+    known: Mapping[str, Any], mirror: Mapping[str, Any], words: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """A repository as `stepladder.core.system_packages` takes it; what the mirror does not say stays the vendor's.
+
+    Args:
+        known: the vendor's. mirror: what differs; what is none or empty counts as not said. A `key` of its own takes
+            the place of the vendor's `key_url`.
+        words: filled in for what stands in braces in addresses, suites and components.
+    """
+    said = {name: value for name, value in mirror.items() if value not in (None, "")}
+    merged = {**known, **said}
+    if "key" in said and "key_url" not in said:
+        merged.pop("key_url", None)
+    if words:
+        for name in ("url", "key_url"):
+            merged[name] = filled(merged.get(name) or "", words)
+        for name in ("suites", "components"):
+            merged[name] = [filled(value, words) for value in merged.get(name) or ()]
+    return {name: value for name, value in merged.items() if value not in (None, "")}
+
+
+def filled(text: str, words: Mapping[str, str]) -> str:
+    """A text with what stands in braces filled in; an unknown word stays, and shows."""
+    return re.sub(r"\{(\w+)\}", lambda found: words.get(found[1], found[0]), text)

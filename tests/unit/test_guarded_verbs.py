@@ -1,0 +1,145 @@
+"""Verbs that take no lease: who may run them, and what they leave in the log; the playbooks and roles themselves.
+
+Stand-ins take the place of the roles that reach gateways and engines.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.stepladder.core.plugins.module_utils import lease
+
+from stepladder.exit_status import ExitStatus
+
+ROOT = Path(__file__).resolve().parents[2]
+BUILTIN = "ansible.builtin"
+SLICE = {"plan_id": "p", "node": {"ranks": []}}
+STAND_INS = ("gateway/drain", "gateway/undrain", "gateway/main", "gateway/check", "watchdog/main", "stop/main")
+NAMED = ("confirm", "prod")
+REPLICA = ("replica", "1")
+nightly = pytest.mark.nightly
+
+
+def note(what: str) -> dict[str, Any]:
+    return {"stepladder.core.show": {"text": f"noted: {what} on {{{{ inventory_hostname }}}}"}}
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """One engine of a protected cluster and a gateway on a host of its own, both on this machine."""
+    tasks = {name: [note(name)] for name in STAND_INS}
+    # A stand-in that fails, as a drain does whose requests do not end.
+    tasks["gateway/drain"].append({f"{BUILTIN}.assert": {"that": "breaks | default('no') == 'no'"}})
+    for name in ("deployment/main", "release/require"):
+        tasks[name] = [{f"{BUILTIN}.set_fact": {"deployment_slice": SLICE}}]
+    for name, content in tasks.items():
+        role, _, file = name.partition("/")
+        (tmp_path / f"roles/{role}/tasks").mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"roles/{role}/tasks/{file}.yml").write_text(json.dumps(content))
+    common = {
+        "ansible_connection": "local", "ansible_python_interpreter": sys.executable, "deployment_name": "d",
+    }  # fmt: skip
+    # Of the host, which the project's own for all groups do not override.
+    hosts = {name: {"stepladder_state_directory": str(tmp_path / name)} for name in ("a", "g")}
+    groups = {
+        "engines": {"hosts": {"a": hosts["a"]}, "vars": {"confirm_cluster": "prod"}},
+        "gateway": {"hosts": {"g": hosts["g"]}},
+    }
+    (tmp_path / "inventory.yml").write_text(json.dumps({"all": {"children": groups, "vars": common}}))
+    return tmp_path
+
+
+def run(project: Path, verb: str, *variables: tuple[str, str]) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "ansible", "playbook", "-i", "inventory.yml", str(ROOT / f"playbooks/{verb}.yml")]
+    environ = {
+        "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "XDG_STATE_HOME": str(project / "state"),
+        "ANSIBLE_ROLES_PATH": f"{project / 'roles'}:{ROOT / 'roles'}",
+    }  # fmt: skip
+    return subprocess.run(
+        [*command, "-e", json.dumps(dict(variables))],
+        cwd=project, env={**os.environ, **environ}, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        timeout=300, check=False,
+    )  # fmt: skip
+
+
+def lines(log: Path) -> list[tuple[str, ...]]:
+    """What a log says of each verb: event, verb, why and outcome."""
+    told = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    return [(each["event"], each.get("verb", ""), each["why"], each.get("outcome", "")) for each in told]
+
+
+VERBS = [
+    pytest.param("drain", [REPLICA], "gateway/drain on g", "g", "replica 1", id="drain"),
+    pytest.param("undrain", [REPLICA], "gateway/undrain on g", "g", "replica 1", id="undrain", marks=nightly),
+    pytest.param("gateway", [], "gateway/main on g", "g", "", id="gateway", marks=nightly),
+    pytest.param("watchdog", [], "watchdog/main on a", "a", "off", id="watchdog", marks=nightly),
+]
+
+
+@pytest.mark.parametrize(("verb", "more", "does", "host", "why"), VERBS)
+def test_what_goes_through_a_freeze_asks_for_the_name_and_is_written_down(
+    project: Path, verb: str, more: list[tuple[str, str]], does: str, host: str, why: str
+) -> None:
+    assert lease.freeze(str(project / "a"), "ann", "ops1", "trade fair")
+    refused = run(project, verb, *more, ("confirm", "prod2"))
+    assert refused.returncode == ExitStatus.NOT_CONFIRMED, refused.stdout + refused.stderr
+    assert "protected cluster prod, and 'prod2' was given" in refused.stdout
+    assert does not in refused.stdout
+    done = run(project, verb, *more, NAMED)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert does in re.findall("noted: (.*)", done.stdout)
+    expected = [("begin", verb, why, ""), ("end", verb, why, "done")]
+    assert [line for line in lines(project / host / "audit/audit.jsonl") if line[0] != "freeze"] == expected
+    assert lines(project / "state/stepladder/audit.jsonl") == expected
+
+
+@nightly
+def test_a_drain_that_fails_is_written_down_as_such(project: Path) -> None:
+    done = run(project, "drain", REPLICA, NAMED, ("breaks", "yes"))
+    assert done.returncode == 2, done.stdout + done.stderr
+    for log in ("g/audit/audit.jsonl", "state/stepladder/audit.jsonl"):
+        assert [line[-1] for line in lines(project / log)] == ["", "failed"], log
+
+
+FREEZE_WORDS = "is written down with its reason: add -e \"freeze_reason='...'\". Nothing was changed."
+REFUSALS = [
+    pytest.param("stop", [NAMED], ExitStatus.FROZEN, "a: frozen by ann from ops1", id="frozen"),
+    pytest.param("unfreeze", [("freeze_reason", "over")], ExitStatus.NOT_CONFIRMED, "no name was given", id="unfreeze"),
+    pytest.param("unfreeze", [NAMED], 2, f"Why? The end of a freeze {FREEZE_WORDS}", id="why-unfreeze", marks=nightly),
+    pytest.param("freeze", [NAMED], 2, f"Why? A freeze {FREEZE_WORDS}", id="why-freeze", marks=nightly),
+    pytest.param(
+        "lease", [("lease_break_reason", "gone")], ExitStatus.NOT_CONFIRMED, "no name was given", id="break",
+        marks=nightly,
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("verb", "variables", "status", "words"), REFUSALS)
+def test_what_is_refused_changes_nothing(
+    project: Path, verb: str, variables: list[tuple[str, str]], status: int, words: str
+) -> None:
+    assert lease.freeze(str(project / "a"), "ann", "ops1", "trade fair")
+    before = {path: path.read_bytes() for path in (project / "a").rglob("*") if path.is_file()}
+    done = run(project, verb, *variables)
+    assert done.returncode == status, done.stdout + done.stderr
+    said = done.stdout + done.stderr
+    assert words in " ".join(said.split())
+    assert {path: path.read_bytes() for path in (project / "a").rglob("*") if path.is_file()} == before
+
+
+@nightly
+def test_the_right_name_ends_a_freeze_and_breaks_a_lease(project: Path) -> None:
+    state = str(project / "a")
+    other = dict.fromkeys(("run", "who", "origin", "verb", "why", "deployment", "plan_id"), "x")
+    assert lease.take(state, {**other, "ttl": 1200.0, "controller": {}})["taken"]
+    assert lease.freeze(state, "ann", "ops1", "trade fair")
+    assert run(project, "unfreeze", ("freeze_reason", "over"), NAMED).returncode == 0
+    assert run(project, "lease", ("lease_break_reason", "gone"), NAMED).returncode == 0
+    assert (lease.read(state), lease.read_freeze(state)) == (None, None)
