@@ -52,6 +52,13 @@ options:
     type: str
     choices: [modelscope, huggingface, directory, archive]
     default: modelscope
+  listing:
+    description:
+      - What another node that is complete has of it, as M(stepladder.core.weights_look) tells, in place of the
+        source's own list. A branch that moved meanwhile is then not followed by some nodes alone.
+    type: list
+    elements: dict
+    default: []
   source_path:
     description: The directory, or the tar archive, on the node.
     type: path

@@ -43,20 +43,24 @@ def exchange(  # noqa: PLR0917 - as a filter is called
         port: of the exchange.
         above: bytes that nodes lack in all for which there is one.
     """
-    looked = {name: _plain(variables[name][key]) for name in hosts if variables[name].get(key)}
-    return spread.exchanges(looked, int(port), int(above)).get(host, {})
+    return spread.exchanges(_listed(variables, hosts, key), int(port), int(above)).get(host, {})
 
 
-def giver(wish: Mapping[str, Any], address: str) -> dict[str, Any]:
-    """What the exchange needs to know of a node that has everything.
+def listing(variables: Mapping[str, Any], hosts: Sequence[str], key: str, wish: Mapping[str, Any]) -> list[Any]:
+    """What the first node that has everything has; empty where none has.
 
     Args:
+        variables: by host.
+        hosts: nodes that bring or give weights now.
+        key: variable in which each node keeps what it looked up.
         wish: which weights, as the modules take it.
-        address: of the node.
     """
-    known = {key: str(wish[key]) for key in ("model_id", "revision")}
-    patterns = {key: [*split_patterns(_plain(wish[key]))] for key in ("include", "exclude")}
-    return {**known, **patterns, "address": str(address), "complete": True}
+    wanted: dict[str, Any] = {name: str(wish[name]) for name in ("model_id", "revision")}
+    wanted |= {name: [*split_patterns(_plain(wish[name]))] for name in ("include", "exclude")}
+    for one in _listed(variables, hosts, key).values():
+        if one["complete"] and {name: one[name] for name in wanted} == wanted:
+            return list(one["listing"])
+    return []
 
 
 def exchange_part(found: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,7 +128,7 @@ class FilterModule:
             "weights_code_plan": code_plan,
             "weights_exchange": exchange,
             "weights_exchange_part": exchange_part,
-            "weights_giver": giver,
+            "weights_listing": listing,
             "weights_progress_text": progress_text,
             "weights_prune_text": prune_text,
             "weights_removable": removable,

@@ -80,6 +80,8 @@ from ansible_collections.stepladder.core.plugins.module_utils.weights_store impo
 
 MOST_WARNINGS = 10
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+CODE = ("path", "sha256", "git_blob")
+LISTED = (*CODE, "size")
 MOST_NAMED_FILES = 200  # in one run of the client, so that its command line stays short
 
 
@@ -142,7 +144,12 @@ def check_space(request: Request, needed: int, there: int) -> None:
 
 
 def listing(request: Request) -> list[Listed]:
-    """What the source has of the wanted files. Raises WeightsError when it cannot say, or has none."""
+    """What the source has of the wanted files, or a node that is complete.
+
+    Raises WeightsError when the source cannot say, or has none.
+    """
+    if request.listing:
+        return [Listed(str(one["path"]), int(one["size"]), str(one["sha256"])) for one in request.listing]
     found: list[Listed] = wanted_files(request, read_token(request)) if request.lists_hashes else list_source(request)
     return found
 
@@ -207,7 +214,7 @@ def fetch(request: Request, current: Current, progress: Progress, outcome: Outco
         outcome.bad_files += clear_leftovers(request, missing, prover)
         missing = [one for one in missing if one.path not in prover.proven]
         transfer = Transfer((), token, sizes, progress, prover.look, until)
-        if fetch_index(request, missing, transfer, prover):
+        if not request.listing and fetch_index(request, missing, transfer, prover):
             prover.look(wait=True)
             missing = [one for one in missing if one.path not in prover.proven]
         if not any(one.path in INDEXES for one in missing):
@@ -378,7 +385,12 @@ def bring_missing(request: Request, missing: Sequence[Listed], transfer: Transfe
 
 
 def look(
-    request: Request, check_mode: bool = False, current_release: str = "", *, code_only: bool = False
+    request: Request,
+    check_mode: bool = False,
+    current_release: str = "",
+    *,
+    code_only: bool = False,
+    local: bool = False,
 ) -> dict[str, Any]:
     """Say what is there, and what the source has of it; changes nothing.
 
@@ -387,6 +399,7 @@ def look(
     Args:
         current_release: directory of the release that runs; '' for none.
         code_only: only the Python code is asked about: space does not matter, and the source has a few seconds.
+        local: the source is not asked.
 
     Raises:
         WeightsError: it cannot say, or what is to come does not fit.
@@ -407,6 +420,7 @@ def look(
         "exclude": list(request.exclude),
         "complete": not actions,
         "actions": actions,
+        "listing": [] if actions else [{key: getattr(one, key) for key in LISTED} for one in current.good],
         "wanted": [],
         "have": [],
         "remote_code": as_listed(request, code_of(current.good)),
@@ -414,7 +428,7 @@ def look(
         "remote_code_before": files,
         "remote_code_before_name": before,
     }
-    if actions:
+    if actions and not local:
         try:
             wanted = list_within(request, ONE_TRY_SECONDS) if check_mode or code_only else listing(request)
         except WeightsError as error:
@@ -429,7 +443,8 @@ def look(
         kept = {one.path: one for one in current.good}
         answer["wanted"] = [{"path": one.path, "size": one.size} for one in wanted]
         answer["have"] = [one.path for one in wanted if not compare([one], kept)]
-        answer["remote_code"] = code_of(wanted)
+        told = [{key: str(one[key]) for key in CODE} for one in request.listing if str(one["path"]).endswith(".py")]
+        answer["remote_code"] = as_listed(request, told or code_of(wanted))
     return answer
 
 

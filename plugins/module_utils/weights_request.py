@@ -27,6 +27,7 @@ SOURCE_ARGUMENTS: dict[str, dict[str, Any]] = {
         "default": "modelscope",
     },
     "source_path": {"type": "path", "default": ""},
+    "listing": {"type": "list", "elements": "dict", "default": []},
 }
 
 
@@ -69,12 +70,14 @@ class Request:
     source_path: str = ""
     bytes_per_second: int = 0
     spread: dict[str, Any] = field(default_factory=dict)
+    listing: tuple[dict[str, Any], ...] = ()
 
     @classmethod
     def of(cls, params: dict[str, Any]) -> Request:
         """From the module's parameters; patterns are split at commas, as the client does."""
         patterns = {name: split_patterns(params[name]) for name in ("include", "exclude")}
-        return cls(**{**params, **patterns, "spread": params.get("spread") or {}})
+        more = {"spread": params.get("spread") or {}, "listing": tuple(params.get("listing") or ())}
+        return cls(**{**params, **patterns, **more})
 
     @property
     def name(self) -> str:

@@ -25,6 +25,10 @@ options:
     description: Whether only the Python code is asked about; space does not matter then, nor a source that is silent.
     type: bool
     default: false
+  local:
+    description: Whether the source is left alone; RV(wanted) is empty then.
+    type: bool
+    default: false
 attributes:
   check_mode:
     description: A source that does not answer at once is no failure, for it may be a hub that is not there yet.
@@ -60,6 +64,12 @@ wanted:
   type: list
   elements: dict
   sample: [{path: config.json, size: 1234}]
+listing:
+  description: Every file with its bytes and SHA-256, for other nodes; empty where something is to be done.
+  returned: success
+  type: list
+  elements: dict
+  sample: []
 have:
   description: Paths of the wanted files that are there and proven.
   returned: success
@@ -109,12 +119,14 @@ def main() -> None:
             **SOURCE_ARGUMENTS,
             "current_release": {"type": "path", "default": ""},
             "code_only": {"type": "bool", "default": False},
+            "local": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
     )
-    current_release, code_only = module.params.pop("current_release"), module.params.pop("code_only")
+    current_release = module.params.pop("current_release")
+    kinds = {name: module.params.pop(name) for name in ("code_only", "local")}
     try:
-        answer = look(Request.of(module.params), module.check_mode, current_release, code_only=code_only)
+        answer = look(Request.of(module.params), module.check_mode, current_release, **kinds)
     except (WeightsError, OSError) as error:
         module.fail_json(msg=str(error))
     module.exit_json(changed=False, **answer)

@@ -69,14 +69,14 @@ def node_slice(folder: Path, node: str) -> dict:
     }  # fmt: skip
 
 
-def inventory(folder: Path) -> Path:
+def inventory(folder: Path, settings: dict[str, str]) -> Path:
     local = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
     hosts = {
         name: {**local, "deployment_slice": node_slice(folder, name), "stepladder_state_directory": str(folder / name)}
         for name in ADDRESSES
     }
     path = folder / "hosts.yml"
-    path.write_text(json.dumps({"all": {"hosts": hosts}}))
+    path.write_text(json.dumps({"all": {"hosts": hosts, "vars": settings}}))
     return path
 
 
@@ -97,13 +97,19 @@ def playbook(folder: Path, rehearsal: bool) -> Path:
 
 
 @pytest.mark.parametrize(
-    "rehearsal",
+    ("rehearsal", "settings"),
     [
-        pytest.param(False, id="beside the installation"),
-        pytest.param(True, id="after it", marks=pytest.mark.nightly),
+        pytest.param(False, {}, id="beside the installation"),
+        pytest.param(True, {}, id="after it", marks=pytest.mark.nightly),
+        pytest.param(
+            False, {"model_weights_source": "directory", "model_weights_source_path": "/nonexistent"},
+            id="carried to the first alone", marks=pytest.mark.nightly,
+        ),
     ],
-)
-def test_a_node_that_is_added_takes_all_from_those_that_have_it(tmp_path: Path, rehearsal: bool) -> None:
+)  # fmt: skip
+def test_a_node_that_is_added_takes_all_from_those_that_have_it(
+    tmp_path: Path, rehearsal: bool, settings: dict[str, str]
+) -> None:
     root = tmp_path / "hub" / MODEL
     root.mkdir(parents=True)
     for number in range(FILES):
@@ -117,12 +123,15 @@ def test_a_node_that_is_added_takes_all_from_those_that_have_it(tmp_path: Path, 
             weights.ensure(request, "present")
         served.shutdown()
     (tmp_path / "n3").mkdir()
+    kept = {path.name: path.read_bytes() for path in root.iterdir()}
+    # The branch moves on; a node that follows it would serve something else than its neighbours.
+    (root / "model-0.safetensors").write_bytes(b"moved")
     before = store(tmp_path, "n1").joinpath(".stepladder/manifest.json").read_bytes()
     log = tmp_path / "hub.log"
     script = RUN.format(
         up=UP.format(addresses=" ".join([*ADDRESSES.values(), HUB])), python=sys.executable, program=hub.__file__,
         root=tmp_path / "hub", hub=HUB, log=log, ansible=PROGRAMS / "ansible-playbook",
-        inventory=inventory(tmp_path), playbook=playbook(tmp_path, rehearsal),
+        inventory=inventory(tmp_path, settings), playbook=playbook(tmp_path, rehearsal),
     )  # fmt: skip
     run = subprocess.run(
         [*ALONE, "sh", "-c", script], cwd=REPOSITORY, stdin=subprocess.DEVNULL, capture_output=True, text=True,
@@ -130,11 +139,11 @@ def test_a_node_that_is_added_takes_all_from_those_that_have_it(tmp_path: Path, 
     )  # fmt: skip
     said = run.stdout + run.stderr
     assert run.returncode == 0, said
-    for path in root.iterdir():
-        assert (store(tmp_path, "n3") / path.name).read_bytes() == path.read_bytes()
+    found = {path.name: path.read_bytes() for path in store(tmp_path, "n3").iterdir() if path.is_file()}
+    assert found == kept
     assert (store(tmp_path, "n3") / ".stepladder/complete").exists()
     asked = log.read_text()
-    assert "repo/files" in asked, "the hub was asked for its listing"
-    assert not re.findall(r"FilePath=\S+", asked), "the hub gave no byte of a file"
+    assert "is served at" in asked
+    assert not re.findall(r'"GET \S+', asked), "the hub was asked"
     assert store(tmp_path, "n1").joinpath(".stepladder/manifest.json").read_bytes() == before
     assert f"{tmp_path}/gone/bin/python cannot be started" in said, "what the second node could not do is told"

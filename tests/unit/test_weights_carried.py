@@ -120,3 +120,23 @@ def test_links_that_lead_nowhere_are_named(wish: Request) -> None:
         "model_weights_exclude.",
     ]
     weights.ensure(replace(wish, exclude=("model-*",)), "present")
+
+
+def test_a_node_that_is_complete_tells_the_others_what_to_hold_against(wish: Request, tmp_path: Path) -> None:
+    Path(wish.source_path, "modeling.py").write_text("x = 1")
+    assert weights.look(wish, local=True)["listing"] == []
+    weights.ensure(wish, "present")
+    seen = weights.look(replace(wish, source_path="/nonexistent"), local=True)
+    assert [sorted(one) for one in seen["listing"]] == [["git_blob", "path", "sha256", "size"]] * 3
+    other = replace(
+        wish, path=str(tmp_path / "n2" / "x--y" / "v1"), listing=tuple(seen["listing"]), source_path="/nonexistent"
+    )
+    # The source is not asked: it is not there.
+    found = weights.look(other)
+    assert [one["path"] for one in found["wanted"]] == [one["path"] for one in seen["listing"]]
+    assert found["remote_code"] == seen["remote_code"]
+    assert weights.look(replace(other, source="huggingface"))["remote_code"][0]["sha256"].startswith("git:")
+    # What comes is held against it, from wherever.
+    Path(wish.source_path, "config.json").write_bytes(bytes(SIZE))
+    with pytest.raises(WeightsError, match=r"1 of 3 files .* are not what the source lists:\n  config.json: sha256"):
+        weights.ensure(replace(other, source_path=wish.source_path), "present")

@@ -451,6 +451,7 @@ def test_a_store_that_was_removed_to_follow_its_branch_is_held_against_what_it_h
     weights.ensure(wish, "absent")
     assert weights_manifest.known_code(path) is not None
     weights.ensure(wish, "present")
+    subprocess.run(["rm", "-rf", str(tmp_path / "deployments")], check=True)  # what is used is not removed
     weights.ensure(wish, "absent")
     assert weights_manifest.known_code(path) is None
 
