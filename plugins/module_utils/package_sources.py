@@ -50,7 +50,7 @@ class Repository:
 
 @dataclass(frozen=True)
 class Release:
-    """A repository that apt has lists of: where it is, and what it calls itself; both names may be empty."""
+    """A repository that apt has lists of: where it is, and what it calls itself; one of both names may be empty."""
 
     uri: str
     origin: str
@@ -133,9 +133,13 @@ def apt_files(repository: Repository, key: bytes, keys: str = APT_KEYS, sources:
 
 
 def parse_releases(text: str) -> list[Release]:
-    """The repositories that apt has lists of, from `apt-get indextargets --format RELEASE_FORMAT`."""
-    rows = (line.split("\t") for line in text.splitlines())
-    return list(dict.fromkeys(Release(*row) for row in rows if len(row) == len(RELEASE_FORMAT.split("\t"))))
+    """The repositories that call themselves something, from `apt-get indextargets --format RELEASE_FORMAT`.
+
+    apt leaves the word in the format where there is nothing to fill in: no such field, or no list of that source yet.
+    """
+    rows = (line.split("\t") for line in re.sub(r"\$\((ORIGIN|LABEL)\)", "", text).splitlines())
+    told = (Release(*row) for row in rows if len(row) == len(RELEASE_FORMAT.split("\t")))
+    return list(dict.fromkeys(one for one in told if one.origin or one.label))
 
 
 def apt_priority_file(
@@ -149,7 +153,7 @@ def apt_priority_file(
     Args:
         repository: which.
         releases: that apt has lists of.
-        there: the file's content as it is, kept as long as apt has no list of this repository.
+        there: the file's content as it is, kept as long as apt knows no name of this repository.
         folder: of the file.
     """
     if repository.priority is None:
@@ -174,7 +178,7 @@ def _place(uri: str) -> str:
 
 def _is_plain(text: str) -> bool:
     """Whether a name means itself in a pin, where wild cards, expressions and lists have signs of their own."""
-    return bool(text) and not re.search(r"[,/*?\[\]\\]", text)
+    return bool(text) and not re.search(r"[$,/*?\[\]\\]", text)
 
 
 def apt_pin_file(name: str, pins: Sequence[Pin], folder: str = APT_PINS) -> dict[str, bytes]:

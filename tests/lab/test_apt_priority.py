@@ -30,7 +30,8 @@ def mirror(tmp_path: Path) -> dict[str, Repository]:
         folder = tmp_path / name
         signed_repository.build(folder, [StandIn(FRESH, version)])
         release = folder / "Release"
-        release.write_text(release.read_text().replace("Origin: stand-in", f"Origin: stand-in {name}"))
+        names = f"Origin: stand-in {name}\n" if name == "vendor" else ""
+        release.write_text(release.read_text().replace("Origin: stand-in\n", names).replace("Label: stand-in\n", ""))
         signed_repository.sign(folder, tmp_path / "key")
         key = f"{folder.as_uri()}/key.asc"
         found[name] = Repository(
@@ -53,7 +54,7 @@ def test_a_priority_raises_its_repository_and_no_other_of_the_host(mirror: dict[
     whole: dict[str, Any] = {"repositories": [*mirror.values()], "packages": [Spec.of(FRESH)]}
     outcome = system_packages.converge(system_packages.Wanted(**whole), True, print, 1)
     path = f"{package_sources.APT_PINS}/stepladder-vendor"
-    assert "Pin: release o=stand-in vendor,l=stand-in\n" in outcome.after[path]
+    assert "Pin: release o=stand-in vendor\n" in outcome.after[path]
     assert outcome.after[FRESH] == "1"
     files = {
         path: content

@@ -206,8 +206,7 @@ DEBIAN = Release("http://mirror/debian", "Debian", "Debian")
 PRIORITIES: dict[str, tuple[list[Release], str]] = {
     "by what it calls itself": ([Release(f"{MIRROR}/", *NVIDIA_CUDA), DEBIAN], "release o=NVIDIA,l=NVIDIA CUDA"),
     "by one name": ([Release(MIRROR, "", "site-nvidia"), DEBIAN], "release l=site-nvidia"),
-    "it has no names": ([Release(MIRROR, "", ""), DEBIAN], 'origin "mirror"'),
-    "no list of it yet": ([DEBIAN], 'origin "mirror"'),
+    "it has no names, or apt no list of it yet": ([DEBIAN], 'origin "mirror"'),
     "two suites of unlike names": ([Release(MIRROR, "a", "a"), Release(MIRROR, "b", "b")], 'origin "mirror"'),
     "another host's calls itself the same": (
         [Release(MIRROR, "Debian", "Debian"), Release("http://other/debian", "Debian", "Debian")],
@@ -241,7 +240,8 @@ def test_releases_are_read_as_apt_tells_them() -> None:
     """`apt-get indextargets` of apt 2.6.1, once for a flat repository and twice for one with two components."""
     text = "http://mirror/nvidia/\tNVIDIA\tNVIDIA CUDA\n" + "http://mirror/debian\tDebian\tDebian\n" * 2 + "broken\n"
     assert package_sources.parse_releases(text) == [Release(f"{MIRROR}/", *NVIDIA_CUDA), DEBIAN]
-    assert package_sources.parse_releases("file:/x/\t\t\n") == [Release("file:/x/", "", "")]
+    text = "file:/x/\t$(ORIGIN)\t$(LABEL)\nfile:/y/\t$(ORIGIN)\tsite\n"
+    assert package_sources.parse_releases(text) == [Release("file:/y/", "", "site")]
 
 
 def test_files_of_dnf() -> None:
