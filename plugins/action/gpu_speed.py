@@ -8,7 +8,5 @@ from ansible_collections.stepladder.core.plugins.plugin_utils.progress import Pr
 
 
 class ActionModule(ProgressAction):
-    PROGRESS_TO_STDERR = True
-
     def _is_needed(self, foreseen: dict[str, Any]) -> bool:
         return bool(foreseen.get("gpus")) and not foreseen.get("problems")

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from ansible import constants
 from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
@@ -27,7 +28,13 @@ FIRST_INTERVAL, LAST_INTERVAL, GROWTH = 0.5, 5.0, 1.5
 SHORT_JOB, SHORT_INTERVAL = 15.0, 1.0  # seconds in which a job that is short ends, and that it may wait to be seen
 SHOW_EVERY, HEARTBEAT_EVERY = 5.0, 30.0
 UNREACHABLE_FOR = 120.0
+QUIET = "stepladder.core.quiet"
 _RUNNING = '"finished": false'
+
+
+def is_for_programs() -> bool:
+    """Whether this run's standard output is the answer of a verb that only reads, be it for people or programs."""
+    return bool(constants.DEFAULT_STDOUT_CALLBACK == QUIET)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -107,8 +114,6 @@ class ProgressAction(ActionBase):
 
     TRANSFERS_FILES = False
     _supports_async = False
-    # For verbs whose output is read by programs.
-    PROGRESS_TO_STDERR = False
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Look in check mode, then do the work as a job."""
@@ -252,7 +257,7 @@ class ProgressAction(ActionBase):
                 )
             line = lines.next(text, elapsed)
             if line:
-                show(f"  {self._name}: {line}", stderr=self.PROGRESS_TO_STDERR)
+                show(f"  {self._name}: {line}", stderr=is_for_programs())
         raise AssertionError("intervals never end")
 
     def _look(self, text: str, for_process: bool) -> tuple[bool, bool, str]:

@@ -245,7 +245,7 @@ def playbook(tmp_path):
         "ANSIBLE_ASYNC_DIR": str(tmp_path / "async"),
     }
 
-    def start(*options, between=None, **arguments):
+    def start(*options, between=None, stderr=subprocess.STDOUT, callback="ansible.builtin.default", **arguments):
         work = {"done": str(tmp_path / "done"), **arguments}
         tasks = [{"name": "Do slow work", "trial.slow.work": work}]
         if between:
@@ -266,8 +266,9 @@ def playbook(tmp_path):
             f"ansible_python_interpreter={sys.executable}",
         ]
         return subprocess.Popen(
-            [*command, *options, play], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+            [*command, *options, play], env={**environment, "ANSIBLE_STDOUT_CALLBACK": callback}, text=True,
+            stdout=subprocess.PIPE, stderr=stderr,
+        )  # fmt: skip
 
     return start
 
@@ -292,6 +293,13 @@ def test_a_long_module_shows_its_progress_and_gives_its_result(playbook, tmp_pat
     assert left_over(tmp_path) == []
     code, out = finished(playbook())
     assert (code, "changed=0" in out, "Do slow work: step" in out) == (0, True, False)
+
+
+def test_progress_keeps_out_of_the_answer_of_a_verb_that_reads(playbook):
+    process = playbook(steps=4, stderr=subprocess.PIPE, callback="stepladder.core.quiet")
+    out, said = process.communicate(timeout=120)
+    assert (process.returncode, "Do slow work: step" in out) == (0, False)
+    assert "  localhost | Do slow work: step " in said
 
 
 def test_a_failure_comes_through_with_the_modules_own_message(playbook, tmp_path):
