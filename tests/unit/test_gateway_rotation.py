@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.stepladder.core.plugins.module_utils import haproxy, rotation, serving_state
+from ansible_collections.stepladder.core.plugins.module_utils import haproxy, lease, rotation, serving_state
 from gateway_engine import Engine, engines
 from test_gateway_haproxy import PROGRAM, Gateway, drain, module
 from waiting import until
@@ -318,6 +318,60 @@ def test_what_one_gateway_cannot_take_out_is_back_at_all_of_them(two: list[Engin
     finally:
         for one in made:
             one.stop()
+
+
+def test_another_engine_gets_requests_before_the_gateway_knows_how_to_ask_it(
+    gateway: Gateway, two: list[Engine]
+) -> None:
+    """SGLang's check at vLLM, until the end of the rollout."""
+    gateway.more["check_path"] = "/ready"
+    gateway.master.reload(gateway.write().generation, 10)
+    out(gateway, 1)
+    two[1].unknown.add("/ready")
+    assert back(gateway, 1) == [1]
+    time.sleep(7)
+    assert gateway.up() == ["replica-0", "replica-1"]
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(150)
+def test_the_verb_undrain_asks_the_engines_nodes_whose_rollout_it_is(gateway: Gateway, tmp_path: Path) -> None:
+    """One of the two nodes does not answer."""
+    place = tmp_path / "gw/gateway/two"
+    place.parent.mkdir(parents=True)
+    place.symlink_to(gateway.directory)
+    out(gateway, 1, run="ann's")
+    holder = {
+        "run": "ann's", "who": "ann", "origin": "ops1", "verb": "deploy", "why": "", "deployment": "two",
+        "plan_id": "p", "ttl": 600.0, "controller": {},
+    }  # fmt: skip
+    assert lease.take(str(tmp_path / "a"), holder)["taken"]
+    dead = {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 1}
+    common = {
+        "ansible_connection": "local", "ansible_python_interpreter": sys.executable, "deployment_name": "two",
+    }  # fmt: skip
+    hosts = {
+        name: {**common, "stepladder_state_directory": str(tmp_path / name), **more}
+        for name, more in {"dead": dead, "a": {}, "gw": {}}.items()
+    }
+    groups = {"engines": {"hosts": {"dead": {}, "a": {}}}, "gateway": {"hosts": {"gw": {}}}}
+    (tmp_path / "inventory.yml").write_text(json.dumps({"all": {"hosts": hosts, "children": groups}}))
+
+    def undrain(*more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "ansible", "playbook", "-i", "inventory.yml"]
+        return subprocess.run(
+            [*command, f"{ROOT}/playbooks/undrain.yml", "-e", "replica=1", *more], cwd=tmp_path,
+            env={**os.environ, "ANSIBLE_CONFIG": f"{ROOT}/ansible.cfg", "ANSIBLE_ROLES_PATH": f"{ROOT}/roles"},
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+
+    refused = undrain()
+    assert refused.returncode == 2, refused.stdout + refused.stderr
+    assert "and is still at work (ann from ops1: deploy two p, since" in " ".join(refused.stdout.split())
+    assert gateway.up() == ["replica-0"]
+    done = undrain("-e", "gateway_allow_rollout=true")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert gateway.up() == ["replica-0", "replica-1"]
 
 
 def test_a_gateway_that_is_not_there_or_does_not_know_a_replica_is_said(gateway: Gateway, tmp_path: Path) -> None:
