@@ -266,6 +266,9 @@ def test_the_module_drains_once_and_says_what_is_not_there(gateway: Gateway, tmp
     answers = [module("gateway_rotation", given | {"_ansible_check_mode": check}) for check in (True, False, False)]
     assert [(answer["changed"], answer["said"]) for answer in answers] == [(True, []), (True, []), (False, [])]
     assert gateway.up() == ["replica-0"]
+    others = given | {"state": "back", "run": "another", "only_own": True}
+    assert not module("gateway_rotation", others)["changed"]
+    assert gateway.up() == ["replica-0"]
     assert module("gateway_rotation", given | {"state": "back"})["changed"]
     elsewhere = module("gateway_rotation", given | {"directory": f"{tmp_path}/none"})
     assert elsewhere["said"] == ["there is no gateway for two yet: nothing to drain"]
