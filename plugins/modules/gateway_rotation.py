@@ -52,6 +52,10 @@ options:
       - Without it either is a failure, and what was taken out is back.
     type: bool
     default: false
+  only_own:
+    description: With O(state=back), leave what another run took over since.
+    type: bool
+    default: false
   run:
     description: Filled in by the action plugin, the mark of this run.
     type: str
@@ -106,6 +110,7 @@ def main() -> None:
             "deadline": {"type": "int", "default": 600},
             "urls": {"type": "dict", "default": {}},
             "may_break": {"type": "bool", "default": False},
+            "only_own": {"type": "bool", "default": False},
             "run": {"type": "str", "default": ""},
             "progress_file": {"type": "path"},
         },
@@ -125,7 +130,8 @@ def change(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     master = haproxy.Master(given["directory"])
     if given["state"] == "back":
         urls = {int(number): url for number, url in given["urls"].items()}
-        back = rotation.put_back(master, given["replicas"], given["deadline"], check_mode, urls)
+        run = given["run"] if given["only_own"] else None
+        back = rotation.put_back(master, given["replicas"], given["deadline"], check_mode, urls, run=run)
         return {"changed": bool(back), "said": []}
     wanted = rotation.Wanted(given["replicas"], given["patient"], given["deadline"], given["may_break"], given["run"])
     changed, said = rotation.take_out(master, wanted, ProgressFile(given["progress_file"]).write, check_mode)

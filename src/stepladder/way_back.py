@@ -283,19 +283,20 @@ def ending(variables: Mapping[str, Any], hosts: Sequence[str], now: float) -> di
 def _not_drained(variables: Mapping[str, Any], hosts: Sequence[str]) -> str:
     """Where a rollout stopped that could not take a replica out of rotation, and how it goes on."""
     held = variables[next(host for host in hosts if variables[host].get("release_not_drained"))]
-    walked = held["release_walked"]
+    walked, plan_id = held["release_walked"], held["deployment_slice"]["plan_id"]
     waves = held["release_rollout"]["waves"]
     done = [number for wave in waves[:walked] for number in wave["replicas"]]
     rest = [number for wave in waves[walked:] for number in wave["replicas"] or wave["drain"]]
     return "\n".join(
         [
-            f"Release {held['deployment_slice']['plan_id']} goes no further: replica "
-            f"{_listed(held['release_not_drained'])} could not be taken out of rotation:",
+            f"Release {plan_id} goes no further: replica {_listed(held['release_not_drained'])} could not be taken out "
+            "of rotation:",
             _indented(held["release_went"]),
             f"Replica {_listed(done)} has it and answers as promised." if done else "Nothing had been stopped.",
             f"Replica {_listed(rest)} runs on as before; should one end by itself, it starts as the new release. "
             "Nothing was marked as failed, and nothing is brought back.",
-            "Run the same command again: it goes on from here. Or give requests longer: -e deploy_drain_seconds=...",
+            f"Run the same command again (a rollback with -e rollback_to={plan_id}): it goes on from here. Or give "
+            "requests longer: -e deploy_drain_seconds=...",
         ]
     )
 

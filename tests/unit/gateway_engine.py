@@ -28,6 +28,7 @@ class Engine(ThreadingHTTPServer):
         self.running = 0
         self.hung = threading.Event()
         self.unhealthy = threading.Event()
+        self.unknown: set[str] = set()
         self.broken_off = 0
         self.lock = threading.Lock()
 
@@ -46,7 +47,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         engine = self.server
-        if self.path in ("/health", "/ready"):
+        if self.path in engine.unknown:
+            self._send(404, "")
+        elif self.path in ("/health", "/ready"):
             self._send(503 if engine.unhealthy.is_set() else 200, "")
         elif self.path == "/metrics":
             text = f'vllm:generation_tokens_total{{engine="0"}} {engine.tokens}\n'

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.stepladder.core.plugins.module_utils import haproxy, rotation, serving_state
+from ansible_collections.stepladder.core.plugins.module_utils import haproxy, lease, rotation, serving_state
 from gateway_engine import Engine, engines
 from test_gateway_haproxy import PROGRAM, Gateway, drain, module
 from waiting import until
@@ -266,6 +266,9 @@ def test_the_module_drains_once_and_says_what_is_not_there(gateway: Gateway, tmp
     answers = [module("gateway_rotation", given | {"_ansible_check_mode": check}) for check in (True, False, False)]
     assert [(answer["changed"], answer["said"]) for answer in answers] == [(True, []), (True, []), (False, [])]
     assert gateway.up() == ["replica-0"]
+    others = given | {"state": "back", "run": "another", "only_own": True}
+    assert not module("gateway_rotation", others)["changed"]
+    assert gateway.up() == ["replica-0"]
     assert module("gateway_rotation", given | {"state": "back"})["changed"]
     elsewhere = module("gateway_rotation", given | {"directory": f"{tmp_path}/none"})
     assert elsewhere["said"] == ["there is no gateway for two yet: nothing to drain"]
@@ -274,9 +277,8 @@ def test_the_module_drains_once_and_says_what_is_not_there(gateway: Gateway, tmp
 
 
 @pytest.mark.timeout(150)
-def test_what_one_gateway_cannot_take_out_is_back_at_all_of_them(
-    gateway: Gateway, two: list[Engine], tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("busy", [pytest.param(0, marks=pytest.mark.nightly), 1])
+def test_what_one_gateway_cannot_take_out_is_back_at_all_of_them(two: list[Engine], tmp_path: Path, busy: int) -> None:
     """The role itself, with two gateways in front of the same replicas; behind one a request does not end."""
     places = {"gw0": tmp_path / "0/gateway/two", "gw1": tmp_path / "1/gateway/two"}
     made = [Gateway(place, two) for place in places.values()]
@@ -286,7 +288,7 @@ def test_what_one_gateway_cannot_take_out_is_back_at_all_of_them(
         one.start()
         hosts[name] = {"stepladder_state_directory": str(place.parents[1])}
     try:
-        asked = hang(made[1], two[1])
+        asked = hang(made[busy], two[1])
         common = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable, "deployment_name": "two"}
         (tmp_path / "inventory.yml").write_text(json.dumps({"all": {"hosts": hosts, "vars": common}}))
         given = {
@@ -301,11 +303,17 @@ def test_what_one_gateway_cannot_take_out_is_back_at_all_of_them(
         (tmp_path / "play.yml").write_text(json.dumps([play]))
         done = subprocess.run(
             [sys.executable, "-m", "ansible", "playbook", "-i", "inventory.yml", "play.yml"], cwd=tmp_path,
-            env={**os.environ, "ANSIBLE_CONFIG": f"{ROOT}/ansible.cfg", "ANSIBLE_ROLES_PATH": f"{ROOT}/roles"},
+            env={
+                **os.environ, "ANSIBLE_CONFIG": f"{ROOT}/ansible.cfg", "ANSIBLE_ROLES_PATH": f"{ROOT}/roles",
+                "ANSIBLE_STDOUT_CALLBACK": "default",
+            },
             stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False,
         )  # fmt: skip
         assert done.returncode == 2, done.stdout + done.stderr
         assert "Replica 1 still has" in done.stdout
+        # The second one takes nothing out where the first could not.
+        drained = [name for name in places if f"changed: [node -> {name}" in done.stdout]
+        assert drained == (["gw0"] if busy else [])
         for one in made:
             until(lambda one=one: one.up() == ["replica-0", "replica-1"], 5)
             assert rotation.marks(str(one.directory)) == {}
@@ -313,6 +321,60 @@ def test_what_one_gateway_cannot_take_out_is_back_at_all_of_them(
     finally:
         for one in made:
             one.stop()
+
+
+def test_another_engine_gets_requests_before_the_gateway_knows_how_to_ask_it(
+    gateway: Gateway, two: list[Engine]
+) -> None:
+    """SGLang's check at vLLM, until the end of the rollout."""
+    gateway.more["check_path"] = "/ready"
+    gateway.master.reload(gateway.write().generation, 10)
+    out(gateway, 1)
+    two[1].unknown.add("/ready")
+    assert back(gateway, 1) == [1]
+    time.sleep(7)
+    assert gateway.up() == ["replica-0", "replica-1"]
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(150)
+def test_the_verb_undrain_asks_the_engines_nodes_whose_rollout_it_is(gateway: Gateway, tmp_path: Path) -> None:
+    """One of the two nodes does not answer."""
+    place = tmp_path / "gw/gateway/two"
+    place.parent.mkdir(parents=True)
+    place.symlink_to(gateway.directory)
+    out(gateway, 1, run="ann's")
+    holder = {
+        "run": "ann's", "who": "ann", "origin": "ops1", "verb": "deploy", "why": "", "deployment": "two",
+        "plan_id": "p", "ttl": 600.0, "controller": {},
+    }  # fmt: skip
+    assert lease.take(str(tmp_path / "a"), holder)["taken"]
+    dead = {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 1}
+    common = {
+        "ansible_connection": "local", "ansible_python_interpreter": sys.executable, "deployment_name": "two",
+    }  # fmt: skip
+    hosts = {
+        name: {**common, "stepladder_state_directory": str(tmp_path / name), **more}
+        for name, more in {"dead": dead, "a": {}, "gw": {}}.items()
+    }
+    groups = {"engines": {"hosts": {"dead": {}, "a": {}}}, "gateway": {"hosts": {"gw": {}}}}
+    (tmp_path / "inventory.yml").write_text(json.dumps({"all": {"hosts": hosts, "children": groups}}))
+
+    def undrain(*more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "ansible", "playbook", "-i", "inventory.yml"]
+        return subprocess.run(
+            [*command, f"{ROOT}/playbooks/undrain.yml", "-e", "replica=1", *more], cwd=tmp_path,
+            env={**os.environ, "ANSIBLE_CONFIG": f"{ROOT}/ansible.cfg", "ANSIBLE_ROLES_PATH": f"{ROOT}/roles"},
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+
+    refused = undrain()
+    assert refused.returncode == 2, refused.stdout + refused.stderr
+    assert "and is still at work (ann from ops1: deploy two p, since" in " ".join(refused.stdout.split())
+    assert gateway.up() == ["replica-0"]
+    done = undrain("-e", "gateway_allow_rollout=true")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert gateway.up() == ["replica-0", "replica-1"]
 
 
 def test_a_gateway_that_is_not_there_or_does_not_know_a_replica_is_said(gateway: Gateway, tmp_path: Path) -> None:

@@ -264,7 +264,10 @@ def test_ending_of_a_rollout_that_could_not_drain(walked: int, lines: list[str])
         "    Replica 1 still has 3 request(s) in flight after 600 s.",
     ]  # fmt: skip
     assert [said[3], said[4][: len(lines[1])]] == lines
-    assert "Run the same command again" in said[5]
+    assert said[5] == (
+        "Run the same command again (a rollback with -e rollback_to=new): it goes on from here. Or give requests "
+        "longer: -e deploy_drain_seconds=..."
+    )
 
 
 def test_what_else_went_wrong_is_no_matter_of_draining() -> None:
