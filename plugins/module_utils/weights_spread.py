@@ -516,8 +516,9 @@ class Exchange:
         return (
             f"{spread['name']} ({spread['address']}) met none of the nodes that it is to exchange "
             f"{self._request.name} with:\n" + "\n".join(found) + "\n"
-            f"Open TCP ports {port} and {port + 1} between the nodes, or set model_weights_without_peers to true: then "
-            "every node fetches all of it from the hub."
+            "Where one refuses, see what became of the weights there. Else open TCP ports "
+            f"{port} and {port + 1} between the nodes, or set model_weights_without_peers to true: then every node "
+            "fetches all of it from the hub."
         )
 
     def serve(self) -> None:

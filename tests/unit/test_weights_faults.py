@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from ansible_collections.stepladder.core.plugins.module_utils import weights, weights_manifest
+from ansible_collections.stepladder.core.plugins.module_utils import weights, weights_hub, weights_manifest
 from ansible_collections.stepladder.core.plugins.module_utils.weights_request import Request, WeightsError
 from test_weights import (
     MODEL,
@@ -22,13 +26,14 @@ from test_weights import (
     SlowHub,
     clients_of,
     contents,
-    flip,
     offline,
     origin,
     served,
     wait_for,
     wanted,
 )
+
+import spread
 
 __all__ = ["served", "wanted"]  # fixtures
 
@@ -61,7 +66,7 @@ def test_hub_faults_end_right_and_fetch_nothing_else_again(
     ("status", "requests"),
     [(429, 1), *(pytest.param(status, 3, marks=pytest.mark.nightly) for status in (429, 500, 503)), (500, 1)],
 )
-def test_a_hub_that_refuses_for_a_while(
+def test_a_hub_that_refuses_its_listing_for_a_while(
     served: SlowHub, wanted: Request, monkeypatch: pytest.MonkeyPatch, status: int, requests: int
 ) -> None:
     monkeypatch.setattr(weights.time, "sleep", lambda seconds: time.monotonic())
@@ -73,6 +78,55 @@ def test_a_hub_that_refuses_for_a_while(
         weights.ensure(replace(wanted, retries=3), "present")
     assert contents(Path(wanted.path)) == origin(served)
     assert served.fetched() == {name: size for name, size in SIZES.items() if size}
+
+
+@pytest.mark.parametrize(
+    ("status", "requests"),
+    # The client itself asks five times more; beyond, it is run again.
+    [(429, 1), (500, 1), pytest.param(503, 8, marks=[pytest.mark.nightly, pytest.mark.timeout(300)])],
+)
+def test_a_hub_that_refuses_a_file_for_a_while(served: SlowHub, wanted: Request, status: int, requests: int) -> None:
+    served.faults.answer_file(f"{MODEL}/{BIG}", status, requests)
+    weights.ensure(replace(wanted, patience=120), "present")
+    assert served.faults.take_file_status(f"{MODEL}/{BIG}") is None  # all were met
+    assert contents(Path(wanted.path)) == origin(served)
+    assert served.fetched() == {name: size for name, size in SIZES.items() if size}
+
+
+class Answering(BaseHTTPRequestHandler):
+    """A host that sends every request elsewhere, or answers it by an empty listing; it keeps the requests' headers."""
+
+    elsewhere = ""
+
+    def do_GET(self) -> None:
+        type(self).seen.append(dict(self.headers))
+        body = b'{"Data": {"Files": []}}'
+        self.send_response(302 if self.elsewhere and "again" not in self.path else 200)
+        self.send_header("Location", self.elsewhere)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+@pytest.mark.parametrize(("other", "handed_on"), [(True, False), (False, True)], ids=["another host", "the same"])
+def test_the_token_stays_with_its_host(other: bool, handed_on: bool) -> None:
+    with contextlib.ExitStack() as opened:
+        handlers = [type("Host", (Answering,), {"seen": []}) for _ in range(2)]
+        servers = [opened.enter_context(ThreadingHTTPServer(("127.0.0.1", 0), handler)) for handler in handlers]
+        for server in servers:
+            threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+            opened.callback(server.shutdown)
+        first, second = (f"http://127.0.0.1:{server.server_address[1]}" for server in servers)
+        handlers[0].elsewhere = f"{second if other else first}/again"
+        request = Request(MODEL, "/srv/models/tiny", endpoint=first, retries=1)
+        assert weights_hub.ask_hub(request, "s3cret", f"{first}/list")[0] == '{"Data": {"Files": []}}'
+    seen = [headers for handler in handlers for headers in handler.seen]
+    assert len(seen) == 2
+    for name, value in (("Authorization", "Bearer s3cret"), ("Cookie", "m_session_id=s3cret")):
+        assert [headers.get(name) for headers in seen] == [value, value if handed_on else None]
 
 
 # ---- kill -9 at each step between the last byte and the marker -------------------------------------------------------
@@ -212,20 +266,28 @@ def test_a_store_of_the_version_before_is_believed(served: SlowHub, wanted: Requ
     assert weights.ensure(offline(wanted), "present")["changed"] is False
 
 
-def test_a_clock_that_jumps_changes_nothing(served: SlowHub, wanted: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stamps_of_another_time_change_nothing(served: SlowHub, wanted: Request) -> None:
     weights.ensure(wanted, "present")
     for moment in (0.0, 4_102_444_800.0):  # 1970 and 2100
-        monkeypatch.setattr(time, "time", lambda moment=moment: moment)
         for path in (wanted.marker, wanted.manifest, wanted.bookkeeping):
             os.utime(path, (moment, moment))
         again = weights.ensure(offline(wanted), "present")
         assert (again["changed"], again["hashed_bytes"]) == (False, 0)
-    # It jumps back while files are being fetched.
-    flip(Path(wanted.path) / BIG, keep_mtime=False)
-    monkeypatch.setattr(time, "time", lambda: 0.0)
-    served.fetched()
-    weights.ensure(wanted, "present")
-    assert served.fetched() == {BIG: SIZES[BIG]}
+
+
+def test_nothing_that_waits_or_decides_reads_a_clock_that_can_jump() -> None:
+    """A jump itself cannot be made here: it would be every process's."""
+    sources = [Path(spread.__file__), *Path(weights.__file__).parent.glob("weights*.py")]
+    assert len(sources) > 10
+    calls = re.compile(r"\btime\.time(_ns)?\(|\bdatetime\b|\butc_now\(")
+    found = [
+        (source.name, line.strip())
+        for source in sources
+        for line in source.read_text().splitlines()
+        if calls.search(line)
+    ]
+    told = {"def utc_now() -> str:", '"at": utc_now(),'}
+    assert [(name, line) for name, line in found if line not in told and not line.startswith("seal(")] == []
 
 
 # ---- the disk --------------------------------------------------------------------------------------------------------
@@ -333,12 +395,26 @@ def test_an_archive_cannot_write_outside(tmp_path: Path) -> None:
         weights.ensure(wish, "present")
 
 
-def test_a_limit_for_the_hub_holds(served: SlowHub, wanted: Request) -> None:
-    served.rest = 0.3  # after each megabyte, so that it does not all come between two looks
-    started = time.monotonic()
-    weights.ensure(replace(wanted, bytes_per_second=500_000, deadline=60), "present")
-    assert time.monotonic() - started > 1.5  # the first megabyte; what is on the way then comes at once
-    assert contents(Path(wanted.path)) == origin(served)
+LIMIT = 8_000_000
+
+
+def test_a_limit_for_the_hub_holds(served: SlowHub, wanted: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = 4 * LIMIT
+    (served.tree._root / MODEL / "large.safetensors").write_bytes(os.urandom(size))
+    moments: list[float] = []
+    monkeypatch.setattr(served, "count", lambda path, sent: moments.append(time.monotonic()))
+
+    def seconds(limit: int) -> float:
+        """Between the hub's first byte and its last, so that the client's start does not count."""
+        moments.clear()
+        place = str(Path(wanted.path).with_name(f"at-{limit}"))
+        weights.ensure(replace(wanted, path=place, bytes_per_second=limit, max_workers=1), "present")
+        assert (Path(place) / "large.safetensors").stat().st_size == size
+        return moments[-1] - moments[0]
+
+    # Sockets on both sides hold some megabytes that the hub is rid of and the disk has not seen.
+    assert size / LIMIT / 2 < seconds(LIMIT) < size / LIMIT + 6
+    assert seconds(0) < size / LIMIT / 2
 
 
 # ---- HuggingFace -----------------------------------------------------------------------------------------------------

@@ -655,7 +655,7 @@ def test_a_node_that_meets_no_peer_fetches_nothing(cluster: Cluster, silent: str
     said = cluster.failure("n1")
     port = cluster.port
     assert f"  n2 ({silent}): port {port + 1}: timed out" in said
-    assert f"Open TCP ports {port} and {port + 1} between the nodes, or set model_weights_without_peers to true" in said
+    assert f"open TCP ports {port} and {port + 1} between the nodes, or set model_weights_without_peers to true" in said
     assert cluster.egress() == 0
 
 

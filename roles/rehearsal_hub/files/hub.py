@@ -68,6 +68,7 @@ class Faults:
         self._shorts: dict[str, int] = {}
         self._redirects: set[str] = set()
         self._statuses: list[int] = []
+        self._file_statuses: dict[str, list[int]] = {}
 
     def cut(self, path: str, after_bytes: int) -> None:
         """Break the connection in the next answer with this file after so many bytes of its body."""
@@ -93,6 +94,17 @@ class Faults:
         """Answer the next requests, health checks aside, by this HTTP status."""
         with self._lock:
             self._statuses += [status] * requests
+
+    def answer_file(self, path: str, status: int, requests: int = 1) -> None:
+        """Answer the next requests for this file by this HTTP status."""
+        with self._lock:
+            self._file_statuses[path] = [status] * requests
+
+    def take_file_status(self, path: str) -> int | None:
+        """Give the status that this request for a file has to be answered by, if one is planned."""
+        with self._lock:
+            planned = self._file_statuses.get(path)
+            return planned.pop(0) if planned else None
 
     def take_status(self) -> int | None:
         """Give the status that this request has to be answered by, if one is planned."""
@@ -354,6 +366,8 @@ class Handler(BaseHTTPRequestHandler):
             raise Failure(404, f"there is no file {inside!r} in {model}", NOT_FOUND_CODE)
         if self.server.faults.take_redirect(f"{model}/{inside}"):
             raise Failure(302, "elsewhere, planned by a test", headers={"Location": f"{self.path}&Elsewhere=1"})
+        if status := self.server.faults.take_file_status(f"{model}/{inside}"):
+            raise Failure(status, "planned by a test")
         digest = self.server.tree.digest(path)
         with path.open("rb") as stream:
             short = self.server.faults.take_short(f"{model}/{inside}")
