@@ -6,6 +6,7 @@ Standard library only: this runs on the node, under any Python from 3.9 on. Noth
 from __future__ import annotations
 
 import ctypes
+import errno
 import ipaddress
 import os
 import platform
@@ -114,6 +115,7 @@ class Facts:
     python_version: str = ""
     user: str = ""
     listeners: tuple[Listener, ...] = ()
+    foreign_hosts: tuple[str, ...] = ()
     disks: tuple[Disk, ...] = ()
     commands: Mapping[str, str] = field(default_factory=dict)
     missing_packages: Mapping[str, str] = field(default_factory=dict)
@@ -528,6 +530,19 @@ def gather(wanted: Wanted, proc: Path = Path("/proc")) -> Facts:
     )
 
 
+def is_foreign(host: str | None) -> bool:
+    """Whether nothing can listen on an address because it is none of this machine's own."""
+    if not host:
+        return False
+    try:
+        family, _, _, _, where = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)[0]
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.bind(where)
+    except OSError as error:
+        return error.errno == errno.EADDRNOTAVAIL
+    return False
+
+
 def gather_own(wanted: Wanted, proc: Path) -> Facts:
     """Read what no other program has to be asked for."""
     memory = parse_meminfo(read_text(proc / "meminfo"))
@@ -553,6 +568,7 @@ def gather_own(wanted: Wanted, proc: Path) -> Facts:
         python_version=python_version(wanted.python) if wanted.minimum_python else "",
         user=user_name(os.geteuid()),
         listeners=tuple(find_owners(listening, wanted.deployment, proc)),
+        foreign_hosts=tuple(sorted(host for host in {want.get("host") for want in wanted.ports} if is_foreign(host))),
         disks=tuple(read_disk(want) for want in wanted.paths),
         missing_packages=missing_packages(wanted),
         can_install=os.geteuid() == 0 and shutil.which("apt-get", path=search) is not None,

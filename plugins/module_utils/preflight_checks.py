@@ -146,6 +146,15 @@ def check_writable(facts: Facts, wanted: Wanted) -> Iterator[Finding]:
 def check_ports(facts: Facts, wanted: Wanted) -> Iterator[Finding]:
     """No port is held by anything but this deployment itself."""
     for want in wanted.ports:
+        if want.get("host") in facts.foreign_hosts:
+            yield Finding(
+                "port",
+                f"{want['host']}:{want['port']}",
+                f"{want['host']} is no address of this node, as behind address translation",
+                f"an address that {want.get('process') or wanted.deployment} can listen on",
+                "set deployment_bind_address to 0.0.0.0, or ansible_host to an address of the node's own",
+            )
+            continue
         host, port = want.get("host") or "0.0.0.0", want["port"]  # noqa: S104  the meaning of a port without an address
         for listener in facts.listeners:
             if listener.port != port or not overlaps(host, listener.host) or listener.deployment == wanted.deployment:

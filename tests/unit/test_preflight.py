@@ -471,6 +471,19 @@ def test_a_closed_port_is_free() -> None:
     assert failures(wanted) == []
 
 
+@pytest.mark.parametrize(("host", "foreign"), [("198.18.0.77", True), ("0.0.0.0", False), ("127.0.0.1", False)])
+def test_an_address_that_the_node_does_not_have_is_named(host: str, foreign: bool) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    found = failures(of(ports=[{"port": port, "host": host, "process": "flash-0"}]))
+    assert [(one.what, one.mend) for one in found] == [
+        (
+            f"198.18.0.77:{port}",
+            "set deployment_bind_address to 0.0.0.0, or ansible_host to an address of the node's own",
+        )
+    ] * foreign
+
+
 def test_a_process_that_cannot_be_looked_into(tmp_path: Path) -> None:
     (tmp_path / "net").mkdir()
     (tmp_path / "net" / "tcp").write_text(TCP)
