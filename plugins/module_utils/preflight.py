@@ -568,7 +568,9 @@ def gather_own(wanted: Wanted, proc: Path) -> Facts:
         python_version=python_version(wanted.python) if wanted.minimum_python else "",
         user=user_name(os.geteuid()),
         listeners=tuple(find_owners(listening, wanted.deployment, proc)),
-        foreign_hosts=tuple(sorted(host for host in {str(want.get("host") or "") for want in wanted.ports} if is_foreign(host))),
+        foreign_hosts=tuple(
+            sorted(host for host in {str(want.get("host") or "") for want in wanted.ports} if is_foreign(host))
+        ),
         disks=tuple(read_disk(want) for want in wanted.paths),
         missing_packages=missing_packages(wanted),
         can_install=os.geteuid() == 0 and shutil.which("apt-get", path=search) is not None,
