@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from ansible_collections.stepladder.core.plugins.filter import weights as filters
 from ansible_collections.stepladder.core.plugins.module_utils import weights, weights_copy
 from ansible_collections.stepladder.core.plugins.module_utils.weights_request import Request, WeightsError
 
@@ -140,3 +141,22 @@ def test_a_node_that_is_complete_tells_the_others_what_to_hold_against(wish: Req
     Path(wish.source_path, "config.json").write_bytes(bytes(SIZE))
     with pytest.raises(WeightsError, match=r"1 of 3 files .* are not what the source lists:\n  config.json: sha256"):
         weights.ensure(replace(other, source_path=wish.source_path), "present")
+
+
+def looked(complete: bool, name: str, **more: object) -> dict:
+    told = {"model_id": "x/y", "revision": "v1", "include": [], "exclude": ["*.bin", "*.pth"]}
+    return {"seen": {**told, "complete": complete, "listing": [{"path": name}] if complete else [], **more}}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "expected"),
+    [
+        ({"n1": looked(False, "a"), "n2": looked(True, "b"), "n3": looked(True, "c")}, [{"path": "b"}]),
+        ({"n1": looked(False, "a"), "n2": {}}, []),
+        ({"n1": looked(True, "a", revision="v2"), "n2": looked(True, "b", exclude=[])}, []),
+    ],
+    ids=["the first that has everything", "nobody has", "others have another revision, and other patterns"],
+)
+def test_whose_list_counts(nodes: dict, expected: list) -> None:
+    wish = {"model_id": "x/y", "revision": "v1", "include": [], "exclude": ["*.bin,*.pth"]}
+    assert filters.listing(nodes, [*nodes], "seen", wish) == expected

@@ -23,7 +23,9 @@ from ansible_collections.stepladder.core.plugins.module_utils.weights_manifest i
 from ansible_collections.stepladder.core.plugins.module_utils.weights_request import Request
 from ansible_collections.stepladder.core.plugins.module_utils.weights_spread import (
     Claims,
+    Exchange,
     Fellow,
+    View,
     batch,
     next_claims,
     rivalled,
@@ -229,6 +231,25 @@ def test_batch(sizes: list, workers: int, rate: float, expected: int) -> None:
 @pytest.mark.parametrize(("sizes", "expected"), [([4 * GB], 8), ([4 * GB, 4 * GB, 9], 4), ([9] * 20, 8), ([GB] * 9, 1)])
 def test_few_large_files_come_in_parts(sizes: list, expected: int) -> None:
     assert streams([Listed(str(number), size, "") for number, size in enumerate(sizes)], 8) == expected
+
+
+DONE = Fellow(alive=True, met=True, done=True)
+PARTING = {
+    "nobody was asked yet": ({}, 99.0, False),
+    "all know": ({"n2": replace(DONE, knows=True), "n3": replace(DONE, knows=True)}, 0.1, True),
+    "one may not know": ({"n2": replace(DONE, knows=True), "n3": DONE}, 3.9, False),
+    "and had its time": ({"n2": replace(DONE, knows=True), "n3": DONE}, 4.0, True),
+    "one needs something": ({"n2": replace(HERE, knows=True)}, 99.0, False),
+    "one may yet come": ({"n2": NEW}, 99.0, False),
+    "who needed something is gone": ({"n2": GONE}, 0.1, True),
+}
+
+
+@pytest.mark.parametrize(("fellows", "seconds", "expected"), PARTING.values(), ids=PARTING)
+def test_when_a_node_leaves_the_exchange(fellows: dict, seconds: float, expected: bool) -> None:
+    exchange = Exchange.__new__(Exchange)
+    exchange._view = View(fellows)
+    assert exchange._left_alone(seconds) is expected
 
 
 RIVALS = {
