@@ -25,8 +25,11 @@ CLIENT_LINES = 15
 TERMINATE_SECONDS = 10.0
 # What the client leaves behind of a file that it has not finished: `.incomplete`, and the parts of a ranged download.
 UNFINISHED = re.compile(r"(\.incomplete|\.parallel_tmp|_\d+_\d+)$")
-# Errors of the client that another try will not mend: hash mismatch after its own three tries, refused, not found.
-PERMANENT = re.compile(r"\[E2020\]|\| code=40[134]\b|code=40[134]$", re.MULTILINE)
+# Errors of the clients that another try will not mend: hash mismatch after its own three tries, refused, not found. The
+# last two are those of HuggingFace's (huggingface_hub 2.4.0).
+PERMANENT = re.compile(
+    r"\[E2020\]|\| code=40[134]\b|code=40[134]$|Client error '40[134] |\b403 Forbidden\b", re.MULTILINE
+)
 # Set for the child from the parameters alone, so that a login or a variable left on the node cannot change the source.
 OWN_VARIABLES = (
     "HF_ENDPOINT",

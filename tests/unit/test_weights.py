@@ -663,6 +663,21 @@ def test_what_the_client_took_for_right_is_held_against_the_listing(
     assert weights.ensure(wanted, "present")["changed"] is True
 
 
+def test_a_large_file_comes_over_several_connections(
+    served: SlowHub, wanted: Request, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # What is large, and its parts, are smaller here.
+    monkeypatch.setenv("MODELSCOPE_DOWNLOAD_PARALLEL_THRESHOLD_MB", "1")
+    monkeypatch.setenv("MODELSCOPE_DOWNLOAD_PART_SIZE_MB", "1")
+    wanted.bookkeeping.mkdir(parents=True)
+    progress = weights_progress.Progress(ProgressFile(None), wanted.bookkeeping)
+    name = "model-1.safetensors"
+    weights_client.download(wanted, weights_client.Transfer((name,), TOKEN, SIZES, progress, streams=3))
+    assert contents(Path(wanted.path)) == {name: origin(served)[name]}
+    ranges = {line.partition("range=")[2].split()[0] for line in capfd.readouterr().out.splitlines() if name in line}
+    assert ranges == {"bytes=0-1048575", "bytes=1048576-2097151", "bytes=2097152-2999999"}
+
+
 def test_a_cut_connection_is_mended_by_the_client(served: SlowHub, wanted: Request) -> None:
     served.faults.cut(f"{MODEL}/model-1.safetensors", 1_500_000)
     weights.ensure(wanted, "present")

@@ -129,6 +129,22 @@ def test_the_token_stays_with_its_host(other: bool, handed_on: bool) -> None:
         assert [headers.get(name) for headers in seen] == [value, value if handed_on else None]
 
 
+@pytest.mark.parametrize(
+    ("source", "status"), [("modelscope", 403), ("huggingface", 401), ("huggingface", 403), ("huggingface", 404)]
+)
+def test_a_hub_that_refuses_a_file_for_good_is_told_at_once(
+    served: SlowHub, wanted: Request, source: str, status: int
+) -> None:
+    if source == "huggingface":
+        if not HF.exists():
+            pytest.skip("no hf client; it comes with requirements/test.txt")
+        wanted = replace(wanted, source=source, client=str(HF), revision="main", exclude=("empty.txt",))
+    served.faults.answer_file(f"{MODEL}/{BIG}", status, 100)
+    with pytest.raises(WeightsError, match=r"exit status 1 after 1 try, the error is a lasting one\. ") as error:
+        weights.ensure(replace(wanted, patience=30), "present")
+    assert str(status) in str(error.value)
+
+
 # ---- kill -9 at each step between the last byte and the marker -------------------------------------------------------
 
 KILLED = """
