@@ -70,8 +70,11 @@ class Site:
             **OF_A_LAB,
             **deployment,
         }
-        (self.lab.inventory / "group_vars").mkdir(exist_ok=True)
-        (self.lab.inventory / "group_vars/engines.yml").write_text(yaml.safe_dump(settings))
+        folder = self.lab.inventory / "group_vars"
+        if folder.is_symlink():  # to the project's own
+            folder.unlink()
+            folder.mkdir()
+        (folder / "engines.yml").write_text(yaml.safe_dump(settings))
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +143,8 @@ def test_a_deploy_and_its_end(site: Site) -> None:
     before = site.registry.sent()
     foreseen = lab.play("deploy", "--check")
     assert f"pull {image} (sha256:" in foreseen.stdout
-    assert site.registry.sent() == before, "a check pulls nothing"
+    # What describes the image are a few kB; its layers are megabytes.
+    assert site.registry.sent() - before < 10_000, "a check pulls no layer"
     first = lab.play("deploy", "-v")
     assert first.stdout.count("exact") >= 4, "both replicas are asked, and answer with the fixed text"
     # One copy of each layer left the registry, for two nodes.
