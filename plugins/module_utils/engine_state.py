@@ -574,6 +574,12 @@ def tree(pid: int, table: Mapping[int, Process]) -> list[int]:
     return found
 
 
+def orphaned(marked: Iterable[int], family: Iterable[int], table: Mapping[int, Process]) -> tuple[int, ...]:
+    """Marked processes outside of a family, with their descendants: one that writes its title loses the mark."""
+    of_family = {*family}
+    return tuple(sorted({one for pid in marked if pid not in of_family for one in tree(pid, table)} - of_family))
+
+
 def environment(pid: int, proc: Path = Path("/proc")) -> dict[str, str] | None:
     """The environment that a process was started with; None when it may not be read."""
     try:
@@ -698,7 +704,7 @@ def look(
             ever_ready=bool(process.get("ever_ready")),
             uptime=max(0.0, uptime - entry.started) if entry and alive else None,
             stranger=stranger_on_port(int(health["port"]), family, table) if answer.result in _OPEN else 0,
-            orphans=tuple(sorted(marked.get(process["name"], set()) - set(family))),
+            orphans=orphaned(marked.get(process["name"], set()), family, table),
             port=health.get("port"),
         )
         written = tail(process["log"], SEARCHED_LINES) if process.get("log") else []

@@ -258,7 +258,8 @@ def child(tmp_path):
         "STEPLADDER_PROCESS": "a",
         "STEPLADDER_FINGERPRINT": "0123456789abcdef",
     }
-    code = "import subprocess, sys; p = subprocess.Popen(['sleep', '60']); print(p.pid, flush=True); p.wait()"
+    # As vLLM's engine core does, which writes its title over its environment.
+    code = "import subprocess as s; p = s.Popen(['sleep', '60'], env={}); print(p.pid, flush=True); p.wait()"
     with subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, text=True) as started:
         grandchild = int(started.stdout.readline())
         yield started.pid, grandchild
