@@ -100,10 +100,10 @@ def playbook(folder: Path, rehearsal: bool) -> Path:
     ("rehearsal", "settings"),
     [
         pytest.param(False, {}, id="beside the installation"),
-        pytest.param(True, {}, id="after it", marks=pytest.mark.nightly),
+        pytest.param(True, {}, id="after it"),
         pytest.param(
             False, {"model_weights_source": "directory", "model_weights_source_path": "/nonexistent"},
-            id="carried to the first alone", marks=pytest.mark.nightly,
+            id="carried to the first alone",
         ),
     ],
 )  # fmt: skip

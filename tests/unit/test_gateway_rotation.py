@@ -278,8 +278,11 @@ def test_the_module_drains_once_and_says_what_is_not_there(gateway: Gateway, tmp
 
 @pytest.mark.timeout(150)
 @pytest.mark.parametrize("busy", [pytest.param(0, marks=pytest.mark.nightly), 1])
-def test_what_one_gateway_cannot_take_out_is_back_at_all_of_them(two: list[Engine], tmp_path: Path, busy: int) -> None:
+def test_what_one_gateway_cannot_take_out_is_back_at_all_of_them(
+    two: list[Engine], tmp_path_factory: pytest.TempPathFactory, busy: int
+) -> None:
     """The role itself, with two gateways in front of the same replicas; behind one a request does not end."""
+    tmp_path = tmp_path_factory.mktemp("gw")  # short: a socket's address has 107 bytes, and HAProxy adds to its name
     places = {"gw0": tmp_path / "0/gateway/two", "gw1": tmp_path / "1/gateway/two"}
     made = [Gateway(place, two) for place in places.values()]
     hosts: dict[str, Any] = {"node": {}}
