@@ -31,6 +31,7 @@ UP = "ip link set lo up && for one in {addresses}; do ip address add $one/32 dev
 
 pytestmark = [
     pytest.mark.e2e,
+    pytest.mark.nightly,
     pytest.mark.timeout(300),
     pytest.mark.skipif(
         not shutil.which("unshare")
