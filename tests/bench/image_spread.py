@@ -30,7 +30,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path += [str(REPOSITORY / "src"), str(REPOSITORY / "tests" / "lab")]
 
 from real_lab import RealLab  # noqa: E402
-from registry import Registry  # noqa: E402
+from registry import PULL, Registry  # noqa: E402
 from rehearsal_images import run  # noqa: E402
 
 from stepladder.lab import engine  # noqa: E402
@@ -41,16 +41,6 @@ NODES, LAYERS = 3, 4
 SLACK = 0.1
 # The first node's link carries a copy in, and then one for each other node; as much again for unpacking.
 MOST_RATIO = 2.0 * NODES
-PLAY = """
-- hosts: engines
-  gather_facts: false
-  any_errors_fatal: true
-  roles:
-    - role: deployment
-    - role: service
-      vars: {service_tools: /nonexistent}
-    - role: engine_image
-"""
 
 
 def image(docker: list[str], registry: Registry, megabytes: int) -> str:
@@ -81,7 +71,7 @@ def bring(lab: RealLab, settings: dict[str, object]) -> tuple[float, float]:
         lab.ssh(node, "rm -rf /var/lib/stepladder/images /var/lib/stepladder/cache")
     with tempfile.TemporaryDirectory() as folder:
         play = Path(folder, "play.yml")
-        play.write_text(PLAY)
+        play.write_text(PULL)
         command = [str(REPOSITORY / ".venv/bin/ansible-playbook"), str(play), "-i", str(lab.inventory)]
         start = time.monotonic()
         done = subprocess.run(

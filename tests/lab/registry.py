@@ -13,6 +13,17 @@ from rehearsal_images import run
 
 PROGRAM = "docker-registry"
 START_SECONDS = 20.0
+# A play that brings the image of a deployment to its nodes, and does nothing else.
+PULL = """
+- hosts: engines
+  gather_facts: false
+  any_errors_fatal: true
+  roles:
+    - role: deployment
+    - role: service
+      vars: {service_tools: /nonexistent}
+    - role: engine_image
+"""
 
 
 def why_not() -> str:

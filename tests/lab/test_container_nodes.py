@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 from real_lab import REPOSITORY, RealLab, why_not
-from registry import Registry, free_port, wait_open
+from registry import PULL, Registry, free_port, wait_open
 from registry import why_not as why_no_registry
 from rehearsal_images import build, run
 
@@ -199,25 +199,13 @@ def test_vllm_serves_from_an_image(site: Site) -> None:
     lab.play("remove", "-e", "confirm_approved=true")
 
 
-IMAGE = """
-- hosts: engines
-  gather_facts: false
-  any_errors_fatal: true
-  roles:
-    - role: deployment
-    - role: service
-      vars: {service_tools: /nonexistent}
-    - role: engine_image
-"""
-
-
 def test_without_a_way_out_each_node_pulls_from_the_sites_registry(site: Site) -> None:
     """Nothing but this machine is reached; without apt's lists the program that spreads an image cannot be had."""
     lab, image = site.lab, site.image("transformers")
     site.settle(deployment_engine="transformers", deployment_replicas=2, deployment_image=image)
     ways = {node: lab.ssh(node, "ip route show default").stdout.strip() for node in ("node1", "node2")}
     play = lab.state / "image.yml"
-    play.write_text(IMAGE)
+    play.write_text(PULL)
     try:
         for node in ways:
             lab.ssh(node, "docker images --quiet | xargs -r docker rmi --force; apt-get purge -y -q docker-registry; "
