@@ -23,18 +23,20 @@ def folder_mark(folder: str) -> str:
     return content_sha256({path.name: path.read_text() for path in files})[:16]
 
 
-def venv_requirements(venv: Mapping[str, Any], catalogue: str) -> str:
+def venv_requirements(venv: Mapping[str, Any], catalogue: str, own_lock: str | None = None) -> str:
     """The text of an environment's locks, one after the other.
 
     Args:
-        venv: the environment in a node's slice of the plan.
+        venv: the environment in a node's slice of the plan; it has no `lock` where the operator's own is installed.
         catalogue: directory of the catalogue.
+        own_lock: file with that one.
 
     Raises:
         CatalogueError: if a lock is not there.
     """
-    locks = [venv["lock"], *venv.get("extra_locks", [])]
-    return "".join(Catalogue(Path(catalogue)).lock_path(lock).read_text() for lock in locks)
+    known = Catalogue(Path(catalogue))
+    first = known.lock_path(venv["lock"]) if venv["lock"] else Path(own_lock or "")
+    return "".join(path.read_text() for path in [first, *map(known.lock_path, venv.get("extra_locks", []))])
 
 
 def known_images(deployment: Mapping[str, Any], catalogue: str) -> list[str]:

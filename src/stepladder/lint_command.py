@@ -120,9 +120,8 @@ def _no_engine(found: FoundCommand) -> Finding:
     nightly = any(flag.name == "--pre" or "nightly" in (flag.value or "") for flag in found.flags)
     if found.program in INSTALLERS and nightly:
         what, why = f"{found.program} of a nightly", "it installs another engine every day, and none that anybody tried"
-        return Finding(
-            "warning", what, why, "Install a release from a lock, as bin/stepladder deploy does.", "catalog/locks"
-        )
+        mend = "Install a release from a lock, as bin/stepladder deploy does; one nightly by deployment_lock."
+        return Finding("warning", what, why, mend, "catalog/locks")
     if found.program in PULLS and found.words[1:] and TEMPORARY_TAG.search(found.words[-1]):
         return _temporary_tag(found.words[-1])
     for programs, why, mend in NO_ENGINE:

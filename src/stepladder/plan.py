@@ -83,7 +83,8 @@ class PlannedStandIn(Part):
 class Venv(Part):
     """A Python environment that a node needs; the digest in its path changes with its contents.
 
-    `extra_locks` are installed together with `lock`. `stand_ins` are only ever in a rehearsal's environment.
+    `lock` is the catalogue's; there is none where the operator's own is installed. `extra_locks` are installed together
+    with it. `stand_ins` are only ever in a rehearsal's environment.
     """
 
     name: str

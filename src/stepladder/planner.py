@@ -13,6 +13,7 @@ from stepladder.errors import PlanRefusedError, Violation, unknown_name
 from stepladder.gateway import gateway_notes, plan_gateway
 from stepladder.layout import Weighed, choose_layout
 from stepladder.memory import MIB
+from stepladder.own_lock import OwnLock, read_own_lock
 from stepladder.plan import (
     FORMAT_VERSION,
     ID_DIGITS,
@@ -131,6 +132,7 @@ def settle(request: PlanRequest, catalogue: Catalogue) -> Setting:
         broken.append(unknown_name(f"topology for {engine.title}", deployment.topology, (*engine.topologies, "auto")))
     gpu, gpus_per_node = _hardware(request.nodes, catalogue, broken)
     release = _release(engine, gpu, deployment, broken) if engine and gpu else None
+    own_lock = _own_lock(deployment, release.platform, broken) if release else None
     if model and variant and engine and deployment.engine not in variant.engines:
         reason = variant.not_served or f"it is served by {', '.join(variant.engines)}"
         broken.append(
@@ -148,7 +150,8 @@ def settle(request: PlanRequest, catalogue: Catalogue) -> Setting:
         raise PlanRefusedError(broken)
     deployment = deployment.model_copy(update={"features": _offered(deployment, engine)})
     drivers = tuple((node.name, node.driver) for node in request.nodes if node.driver)
-    return Setting(deployment, model, variant, engine, release, gpu, gpus_per_node, len(request.nodes), drivers)
+    nodes = len(request.nodes)
+    return Setting(deployment, model, variant, engine, release, gpu, gpus_per_node, nodes, drivers, own_lock)
 
 
 def _offered(deployment: Deployment, engine: Engine) -> tuple[str, ...]:
@@ -216,6 +219,14 @@ def _release(engine: Engine, gpu: Gpu, deployment: Deployment, broken: list[Viol
     return None
 
 
+def _own_lock(deployment: Deployment, platform: str, broken: list[Violation]) -> OwnLock | None:
+    found = read_own_lock(deployment.lock, deployment.engine, platform) if deployment.lock else None
+    if isinstance(found, Violation):
+        broken.append(found)
+        return None
+    return found
+
+
 def _choose_topology(setting: Setting, parallel: Parallel) -> str:
     wished, engine = setting.deployment.topology, setting.engine
     if parallel.world_size <= setting.gpus_per_node:
@@ -245,11 +256,13 @@ def _supplies(request: PlanRequest, setting: Setting, catalogue: Catalogue, topo
 
 def _venv(request: PlanRequest, setting: Setting, catalogue: Catalogue, topology: str) -> Venv:
     install = setting.release
-    name = f"{setting.engine.name}-{install.version}-{setting.gpu.platform}"
+    name = f"{setting.engine.name}-{setting.version}-{setting.gpu.platform}"
     name += f"-{topology}" if topology in install.extra_locks else ""
+    lock = None if setting.own_lock else install.lock
     extra_locks = install.locks_for(topology)[1:]
     stand_ins = _stand_ins(install, catalogue, topology)
     parts = [
+        *([setting.own_lock.text] if setting.own_lock else []),
         *install.packages,
         *(f"{shim.name}={shim.version}" for shim in install.metadata_shims),
         *(catalogue.lock_path(lock).read_text() for lock in extra_locks),
@@ -257,9 +270,9 @@ def _venv(request: PlanRequest, setting: Setting, catalogue: Catalogue, topology
     ]
     return Venv(
         name=name,
-        path=f"{request.state_directory}/venvs/{name}-{catalogue.digest(install.lock, *parts)}",
+        path=f"{request.state_directory}/venvs/{name}-{catalogue.digest(lock, *parts)}",
         python=install.python,
-        lock=install.lock,
+        lock=lock,
         extra_locks=extra_locks,
         packages=install.packages,
         package_index=install.package_index,
@@ -539,13 +552,20 @@ def _memory_table(setting: Setting, parallel: Parallel) -> MemoryTable:
 
 
 def _verification(setting: Setting) -> Verification:
-    level = setting.release.verified
+    level = Verified.NO if setting.own_lock else setting.release.verified
     rehearsal = setting.model.rehearsal
     return Verification(
         level=level.value,
-        explanation=EXPLANATIONS[level],
+        explanation=f"{EXPLANATIONS[level]}{_of_own_lock(setting)}",
         exact=rehearsal.exact.model_dump() if rehearsal else None,
     )
+
+
+def _of_own_lock(setting: Setting) -> str:
+    if setting.own_lock is None:
+        return ""
+    kind = "a release" if setting.own_lock.released else "no release of its project"
+    return f": {setting.engine.title} {setting.version}, {kind}, is from deployment_lock"
 
 
 def _general_notes(
@@ -558,6 +578,10 @@ def _general_notes(
     if setting.deployment.parallel == "auto":
         text = f"{parallel} is the smallest layout that keeps every rule and holds the wanted KV cache."
         notes.append(Note(kind="note", topic="deployment_parallel: auto", text=text))
+    if setting.own_lock:
+        text = f"{setting.engine.title} {setting.version} gets the command line of {setting.release_name}, and what is "
+        text += "known about that release is taken to hold for it."
+        notes.append(Note(kind="warning", topic="deployment_lock", text=text))
     for each in () if setting.in_container else setting.release.stand_ins_for(topology):
         text = f"{each.name} {each.version}, rehearsal only: {each.reason}"
         notes.append(Note(kind="note", topic="stand-in", text=text, source=f"catalog/stand_ins/{each.name}"))

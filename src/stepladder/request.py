@@ -118,7 +118,8 @@ class Deployment(Wish):
     `revision` of the model's repository is a tag, a commit or a branch; none is the branch that it begins with.
     `context_length` in tokens (none: the model's own); `concurrency` is the number of full-length sequences that the
     KV cache should hold at once; `port` none takes the engine's own. `image` takes the place of the catalogue's, by
-    tag, digest or both. `bind_address` private is the node's own address.
+    tag, digest or both; `lock` that of the catalogue's lock, a file on the controller. `bind_address` private is the
+    node's own address.
     """
 
     name: str = Field("default", pattern=r"^[a-z][a-z0-9\-]{0,40}$")
@@ -137,6 +138,7 @@ class Deployment(Wish):
     engine_version: str | None = None
     install: Literal["auto", "venv", "container"] = "auto"
     image: Annotated[str | None, Field(pattern=IMAGE, max_length=400)] = None
+    lock: Annotated[str | None, Field(pattern=r"^/[^\x00]+$", max_length=1000)] = None
     accept_unsafe_version: bool = False
     revision: Annotated[str | None, Field(pattern=r"^[A-Za-z0-9][\w.\-]{0,127}$")] = None
     weights_source: Literal["modelscope", "huggingface", "directory", "archive"] = "modelscope"

@@ -72,9 +72,9 @@ def engine_supports_model(setting: Setting, parallel: Parallel) -> Violation | N
 def release_is_safe(setting: Setting, parallel: Parallel) -> Violation | None:
     """The release has no known hole that matters here (`security_floor` of the engine), unless that is accepted."""
     floor = setting.engine.security_floor
-    if floor is None or not older(setting.release.version, floor.version) or setting.deployment.accept_unsafe_version:
+    if floor is None or not older(setting.version, floor.version) or setting.deployment.accept_unsafe_version:
         return None
-    found = f"{setting.engine.title} {setting.release.version} is older than {floor.version} ({floor.source})"
+    found = f"{setting.engine.title} {setting.version} is older than {floor.version} ({floor.source})"
     return Violation("security", found, "Use a newer release, or set deployment_accept_unsafe_version to true.")
 
 
@@ -116,6 +116,9 @@ def installable(setting: Setting, parallel: Parallel) -> Violation | None:
     if method == "container" and not image:
         found = f"no image of {setting.release_name} for {setting.gpu.architecture} on {setting.gpu.machine}"
         return Violation("install", found, "Choose another engine or engine release, or set deployment_image.")
+    if setting.own_lock and setting.in_container:
+        mend = "Leave one of deployment_lock and deployment_image out, and deployment_install with it."
+        return Violation("install", "deployment_lock is for an environment, and the engine runs in a container", mend)
     if setting.deployment.image and not setting.in_container:
         found = f"deployment_image is {setting.deployment.image}, and the engine runs in an environment"
         return Violation("install", found, "Set deployment_install to container, or leave deployment_image out.")

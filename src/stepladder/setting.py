@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from stepladder.catalogue import Engine, EngineRelease, Gpu, Model, Variant
 from stepladder.memory import MIB, MemoryBudget, kv_cache_bytes, weight_bytes_per_gpu
+from stepladder.own_lock import OwnLock
 from stepladder.request import Deployment, Parallel
 
 BITS_PER_BYTE = 8
@@ -16,7 +17,8 @@ BITS_PER_BYTE = 8
 class Setting:
     """A deployment with every name looked up; `nodes` and `gpus_per_node` are what the inventory has in all.
 
-    `drivers`: nodes whose driver (NVIDIA) or ROCm release (AMD) the inventory declares, with it.
+    `drivers`: nodes whose driver (NVIDIA) or ROCm release (AMD) the inventory declares, with it. `own_lock` is
+    installed in place of the release's, whose command line it gets.
     """
 
     deployment: Deployment
@@ -28,6 +30,7 @@ class Setting:
     gpus_per_node: int
     nodes: int
     drivers: tuple[tuple[str, str], ...] = ()
+    own_lock: OwnLock | None = None
 
     @property
     def wants_vision(self) -> bool:
@@ -46,8 +49,8 @@ class Setting:
 
     @property
     def has_lock(self) -> bool:
-        """Whether the release can be installed into an environment here; locks are made for x86_64."""
-        return self.release.lock is not None and self.gpu.machine != "aarch64"
+        """Whether there is what an environment is made from here; the catalogue's locks are for x86_64."""
+        return self.own_lock is not None or (self.release.lock is not None and self.gpu.machine != "aarch64")
 
     @property
     def in_container(self) -> bool:
@@ -66,6 +69,11 @@ class Setting:
     def known_image(self) -> str | None:
         """The operator's own image, else the catalogue's for this GPU; none where there is neither."""
         return self.deployment.image or self.release.image_for(self.gpu)
+
+    @property
+    def version(self) -> str:
+        """The engine's version that is installed: the release's, unless a lock of the operator's own has another."""
+        return self.own_lock.version if self.own_lock else self.release.version
 
     @property
     def release_name(self) -> str:

