@@ -173,9 +173,10 @@ def from_hub(scratch: Path, addresses: Sequence[str]) -> float:
     served = serve(scratch / "hub", addresses[0])
     begun = time.monotonic()
     environ = ["env", f"MODELSCOPE_ENDPOINT=http://{addresses[0]}:8970", "TQDM_DISABLE=1"]
+    quietly = ["sh", "-c", 'exec "$@" 2> "$0"']
     all_end([
-        inside(number, *environ, f"MODELSCOPE_CACHE={scratch}/cache{number}", BIN / "modelscope", "download", MODEL,
-               f"--local-dir={scratch}/hub{number}", "--max-workers=8")
+        inside(number, *quietly, scratch / f"hub{number}.log", *environ, f"MODELSCOPE_CACHE={scratch}/cache{number}",
+               BIN / "modelscope", "download", MODEL, f"--local-dir={scratch}/hub{number}", "--max-workers=8")
         for number in range(1, len(addresses))
     ])  # fmt: skip
     seconds = time.monotonic() - begun
