@@ -83,6 +83,7 @@ def test_a_worker_that_loses_power_under_load(ray: Deployed) -> None:
     assert ray.changes() == {0}
 
 
+@pytest.mark.nightly
 def test_a_cut_between_the_nodes(ray: Deployed) -> None:
     ray.lab.run("cut", "node1", "node2")
     phases = ray.status()
