@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from stepladder.environment import node_helper
 from stepladder.errors import Violation
+from stepladder.versions import parsed
 
 RULE = "deployment_lock"
 HOW = "Make it as docs/developing.md says, with --generate-hashes."
-# Development, alpha, beta and candidate releases, and builds of one's own (PEP 440).
-NO_RELEASE = re.compile(r"(\.dev\d+|(a|b|rc)\d+|\+.+)")
 
 
 @dataclass(frozen=True)
@@ -25,7 +23,8 @@ class OwnLock:
     @property
     def released(self) -> bool:
         """Whether the engine's version is one that its project released, and no nightly or patched one."""
-        return NO_RELEASE.search(self.version) is None
+        version = parsed(self.version)
+        return version is not None and not version.is_prerelease and version.local is None
 
 
 def read_own_lock(path: str, engine: str, platform: str) -> OwnLock | Violation:
