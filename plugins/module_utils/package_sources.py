@@ -80,6 +80,11 @@ def problems(repository: Repository) -> list[str]:
             f"{place}: url {pip_config.redact(repository.url)} carries a password, and its file is read by every user; "
             "put the password into /etc/apt/auth.conf.d (mode 0600) and leave it out here"
         )
+    if urlsplit(repository.key_url).password:  # urllib takes it for the port, and would tell it in a traceback
+        found.append(
+            f"{place}: key_url {pip_config.redact(repository.key_url)} carries a password, with which no key can be "
+            "fetched; give the key itself (key)"
+        )
     if not repository.fingerprints:
         found.append(f"{place}: no fingerprint of its key is pinned (fingerprints)")
     if bool(repository.key) == bool(repository.key_url):

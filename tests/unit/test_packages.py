@@ -156,6 +156,11 @@ WRONG = {
         ["repository nvidia-driver: url https://***@mirror/nvidia/ carries a password, and its file is read by every "
          "user; put the password into /etc/apt/auth.conf.d (mode 0600) and leave it out here"],
     ),
+    "a password in the key's URL": (
+        changed(key_url="https://me:secret@mirror/k"),
+        ["repository nvidia-driver: key_url https://***@mirror/k carries a password, with which no key can be fetched; "
+         "give the key itself (key)"],
+    ),
     "no scheme": (
         changed(url="mirror/nvidia"),
         ["repository nvidia-driver: url 'mirror/nvidia' is not of the form https://, http:// or file:/"],
