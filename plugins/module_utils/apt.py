@@ -17,7 +17,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from ansible_collections.stepladder.core.plugins.module_utils import package_plan, package_sources, preflight, watched
+from ansible_collections.stepladder.core.plugins.module_utils import (
+    package_plan,
+    package_sources,
+    pip_config,
+    preflight,
+    watched,
+)
 from ansible_collections.stepladder.core.plugins.module_utils.package_plan import Foreseen, Package, Spec
 
 LOCKS = (
@@ -133,14 +139,14 @@ def run_limited(
 
     def line(text: str) -> None:
         nonlocal last
-        last = text
-        report(f"{step}: {text}")
+        last = pip_config.redact(text)
+        report(f"{step}: {last}")
 
     def tick(spent: float) -> None:
         if spent >= seconds:
             raise PackagesError(
                 f"Failed to {step}: not done within {seconds:.0f} s, and ended. At work was "
-                f"{holder_text(newest_descendant(os.getpid()))}; the last line: {package_sources.redacted(last)}. See "
+                f"{holder_text(newest_descendant(os.getpid()))}; the last line: {last}. See "
                 "why it hangs (journalctl), then run again: what is half done is finished first"
             )
 
@@ -310,7 +316,7 @@ def install_arguments(specs: Sequence[Spec], allow_change: bool) -> list[str]:
 
 
 def _failure(step: str, tail: Sequence[str]) -> str:
-    lines = "\n".join(f"  {package_sources.redacted(line)}" for line in tail)
+    lines = "\n".join(f"  {pip_config.redact(line)}" for line in tail)
     return f"Failed to {step}. The last lines:\n{lines}\n{package_plan.apt_advice(tail)}"
 
 

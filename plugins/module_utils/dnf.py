@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
-from ansible_collections.stepladder.core.plugins.module_utils import apt
+from ansible_collections.stepladder.core.plugins.module_utils import apt, pip_config
 from ansible_collections.stepladder.core.plugins.module_utils.apt import PackagesError
 from ansible_collections.stepladder.core.plugins.module_utils.package_plan import Foreseen, Package, Spec
 
@@ -210,7 +210,7 @@ def locked_by(status: int, text: str) -> int:
 
 
 def _failure(step: str, tail: Sequence[str]) -> str:
-    return f"Failed to {step}. The last lines:\n" + "\n".join(f"  {line}" for line in tail)
+    return f"Failed to {step}. The last lines:\n" + "\n".join(f"  {pip_config.redact(line)}" for line in tail)
 
 
 def is_there() -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ansible_collections.stepladder.core.plugins.module_utils import openpgp
+from ansible_collections.stepladder.core.plugins.module_utils import openpgp, pip_config
 
 HEAD = "# Written by stepladder; a rerun writes it again.\n"
 APT_KEYS, APT_SOURCES, APT_PINS = "/etc/apt/keyrings", "/etc/apt/sources.list.d", "/etc/apt/preferences.d"
@@ -72,11 +72,18 @@ def problems(repository: Repository) -> list[str]:
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", repository.name):
         found.append(f"{place}: a name is of a-z, 0-9 and '-'")
     if not re.match(r"(https?|file)://?\S+$", repository.url):
-        found.append(f"{place}: url '{redacted(repository.url)}' is not of the form https://, http:// or file:/")
+        found.append(
+            f"{place}: url '{pip_config.redact(repository.url)}' is not of the form https://, http:// or file:/"
+        )
     if urlsplit(repository.url).password:
         found.append(
-            f"{place}: url {redacted(repository.url)} carries a password, and its file is read by every user; put the "
-            "password into /etc/apt/auth.conf.d (mode 0600) and leave it out here"
+            f"{place}: url {pip_config.redact(repository.url)} carries a password, and its file is read by every user; "
+            "put the password into /etc/apt/auth.conf.d (mode 0600) and leave it out here"
+        )
+    if urlsplit(repository.key_url).password:  # urllib takes it for the port, and would tell it in a traceback
+        found.append(
+            f"{place}: key_url {pip_config.redact(repository.key_url)} carries a password, with which no key can be "
+            "fetched; give the key itself (key)"
         )
     if not repository.fingerprints:
         found.append(f"{place}: no fingerprint of its key is pinned (fingerprints)")
@@ -91,7 +98,7 @@ def key_problem(repository: Repository, key: bytes) -> str:
     Every primary key in the file has to be pinned: who can add a key to a file could else sign with it.
     """
     pinned = {openpgp.normalised(each) for each in repository.fingerprints}
-    origin = redacted(repository.key_url) or "the key that was given"
+    origin = pip_config.redact(repository.key_url) or "the key that was given"
     try:
         found = openpgp.primary_fingerprints(key)
     except openpgp.BadKeyError as error:
@@ -104,11 +111,6 @@ def key_problem(repository: Repository, key: bytes) -> str:
         "pinned. Nothing was written. If the vendor has changed its key, compare it with the vendor's own page and "
         "change the pinned fingerprint; else the mirror serves another's key"
     )
-
-
-def redacted(url: str) -> str:
-    """A URL without user and password."""
-    return re.sub(r"://[^/\s@]*@", "://***@", url)
 
 
 def apt_files(repository: Repository, key: bytes, keys: str = APT_KEYS, sources: str = APT_SOURCES) -> dict[str, bytes]:
@@ -224,7 +226,7 @@ def fetch_key(repository: Repository) -> bytes:
     """
     if repository.key:
         return repository.key.encode()
-    where = redacted(repository.key_url)
+    where = pip_config.redact(repository.key_url)
     try:
         with urllib.request.urlopen(repository.key_url, timeout=KEY_SECONDS) as answer:  # noqa: S310 - http, https, file
             content: bytes = answer.read(LARGEST_KEY + 1)

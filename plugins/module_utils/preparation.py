@@ -79,10 +79,11 @@ class Facts:
         loaded: version of the kernel's module that runs. on_disk: of the one that the running kernel would load.
         library: version of the library. rocm: ROCm's release.
         packages: version of each of `same_version` and of the main package.
-        installed_at, booted_at: seconds since 1970; the first is 0 where the main package is not there.
+        installed_at, booted_at: seconds since 1970; the first is 0 where the driver is not there that is wanted.
         gpus: number of GPUs on the PCI bus by vendor.
         reboot_wanted: what the system itself says about a reboot that is due.
-        kernels: version of the module by release of each kernel that is installed beside the running one and newer.
+        next_kernel: release of the newest kernel that is installed, where it is newer than the running one: the node
+            comes up with it. next_module: version of the module for it.
     """
 
     hostname: str = ""
@@ -98,7 +99,8 @@ class Facts:
     command_line: Sequence[str] = ()
     gpus: Mapping[str, int] = field(default_factory=dict)
     reboot_wanted: str = ""
-    kernels: Mapping[str, str] = field(default_factory=dict)
+    next_kernel: str = ""
+    next_module: str = ""
 
     def as_result(self) -> dict[str, Any]:
         """The facts that the module returns."""
@@ -218,7 +220,8 @@ def reboot_reasons(facts: Facts, wanted: Wanted) -> list[str]:
     if wanted.vendor == "nvidia" and facts.library and facts.loaded != facts.library and _not_rebooted(facts):
         runs = f"{facts.loaded} runs" if facts.loaded else "none runs"
         reasons.append(f"driver {facts.library} is installed, in the kernel {runs}")
-    if wanted.vendor == "amd" and facts.packages.get(wanted.main_package) and _not_rebooted(facts):
+    there = facts.packages.get(wanted.main_package) or not wanted.install
+    if wanted.vendor == "amd" and there and _not_rebooted(facts):
         runs = f"{facts.loaded} runs" if facts.loaded else "none runs"
         if not facts.loaded or (facts.on_disk and facts.loaded != facts.on_disk):
             reasons.append(f"amdgpu {facts.on_disk or 'of this release'} is installed, in the kernel {runs}")
@@ -254,13 +257,14 @@ def faults_after(facts: Facts, wanted: Wanted) -> Iterator[Fault]:
             f"library {wanted.library}", facts.library, wanted.version,
             "another driver's library is in its place: ldconfig -p | grep nvidia-ml, dpkg -S on what it says",
         )  # fmt: skip
-    for kernel in [release for release, version in facts.kernels.items() if not version] if facts.on_disk else []:
+    if facts.on_disk and facts.next_kernel and not facts.next_module:
+        kernel = facts.next_kernel
         yield Fault(
             f"kernel {kernel}", f"installed, and has no module {wanted.module}", "one with it",
             f"the node would come up without GPUs: install linux-headers-{kernel} (kernel-devel-{kernel}) and run dkms "
             "autoinstall, or take that kernel out",
         )  # fmt: skip
-    if facts.loaded == (facts.library or facts.on_disk) and facts.loaded:
+    if _fits(facts, wanted):
         return
     if not _not_rebooted(facts) and (facts.library or wanted.vendor == "amd"):
         disk = f"; on disk is {facts.on_disk}" if facts.on_disk else "; none was built for the running kernel"
@@ -269,6 +273,13 @@ def faults_after(facts: Facts, wanted: Wanted) -> Iterator[Fault]:
             f"the node has rebooted since: dkms status; journalctl -k | grep -i {wanted.module}; Secure Boot refuses "
             "modules that are not signed (mokutil --sb-state)",
         )  # fmt: skip
+
+
+def _fits(facts: Facts, wanted: Wanted) -> bool:
+    """Whether the module that runs is of the version of what is installed."""
+    if wanted.vendor == "amd" and not wanted.install and not facts.on_disk:
+        return bool(facts.loaded)  # the kernel's own module has no version to be held against
+    return bool(facts.loaded) and facts.loaded == (facts.library or facts.on_disk)
 
 
 def table(faults: Sequence[Fault], hostname: str, heading: str) -> str:
@@ -289,21 +300,24 @@ def table(faults: Sequence[Fault], hostname: str, heading: str) -> str:
 def gather(wanted: Wanted, root: Path = Path("/")) -> Facts:
     """Read from the node what the faults are judged by."""
     packages = _packages([wanted.main_package, *(each.partition("=")[0] for each in wanted.same_version)])
+    library = _library(wanted.library, root)
+    next_kernel = _next_kernel(root)
     return Facts(
         hostname=os.uname().nodename,
         user="root" if os.geteuid() == 0 else preflight.user_name(os.geteuid()),
         free_bytes={path: _free(path) for path in wanted.minimum_free_bytes},
         loaded=_loaded(wanted, root),
         on_disk=_modinfo(wanted.module),
-        library=_library(wanted.library, root),
+        library=version_of_library(library),
         rocm=preflight.read_text(root / gpus.ROCM_RELEASE.lstrip("/")).strip() if wanted.vendor == "amd" else "",
         packages=packages,
-        installed_at=_installed_at(wanted.main_package, root) if packages.get(wanted.main_package) else 0,
+        installed_at=_installed_at(wanted, packages, library, root),
         booted_at=_booted_at(root),
         command_line=preflight.read_text(root / "proc/cmdline").split(),
         gpus=_on_bus(root),
         reboot_wanted=_reboot_wanted(root),
-        kernels={release: _modinfo(wanted.module, release) for release in _newer_kernels(root)},
+        next_kernel=next_kernel,
+        next_module=_modinfo(wanted.module, kernel=next_kernel) if next_kernel else "",
     )
 
 
@@ -327,36 +341,45 @@ def _loaded(wanted: Wanted, root: Path) -> str:
     return ""
 
 
-def _newer_kernels(root: Path) -> list[str]:
-    """Releases of the kernels in /boot that are newer than the running one: the node comes up with the newest."""
+def _next_kernel(root: Path) -> str:
+    """Release of the newest kernel in /boot, with which the node comes up; empty where none is newer than this one."""
     running = os.uname().release
     releases = [path.name.partition("-")[2] for path in (root / "boot").glob("vmlinuz-*")]
-    return sorted(each for each in releases if _kernel_key(each) > _kernel_key(running) and "rescue" not in each)
+    newest = max([running, *(each for each in releases if "rescue" not in each)], key=_kernel_key)
+    return "" if newest == running else newest
 
 
 def _kernel_key(release: str) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", release)]
 
 
-def _modinfo(module: str, kernel: str = "") -> str:
+def _modinfo(module: str, what: str = "version", kernel: str = "") -> str:
     program = shutil.which("modinfo", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"]))
     if not module or not program:
         return ""
     of = ["-k", kernel] if kernel else []
-    done = subprocess.run([program, *of, "-F", "version", module], capture_output=True, text=True, check=False)
+    done = subprocess.run([program, *of, "-F", what, module], capture_output=True, text=True, check=False)
     return done.stdout.strip()
 
 
 def _library(name: str, root: Path) -> str:
-    if not name:
-        return ""
-    links = [root / folder.lstrip("/") / name for folder in LIBRARY_FOLDERS]
-    return next((version_of_library(os.path.realpath(link)) for link in links if link.exists()), "")
+    """The file that a library's name leads to; empty where it is not there."""
+    links = [root / folder.lstrip("/") / name for folder in LIBRARY_FOLDERS] if name else []
+    return next((os.path.realpath(link) for link in links if link.exists()), "")
 
 
-def _installed_at(package: str, root: Path) -> float:
-    """When a package was last installed; rpm keeps no file of its own, there its library's folder stands for it."""
-    lists = sorted((root / "var/lib/dpkg/info").glob(f"{package}*.list")) or [root / "usr/lib64"]
+def _installed_at(wanted: Wanted, packages: Mapping[str, str], library: str, root: Path) -> float:
+    """When the driver was last installed; 0 where the one that is wanted is not there.
+
+    Of one that is not ours the library and the module tell it, by the time of their last change: packages give files
+    the time of their build. rpm keeps no file by package, there its library's folder stands for it.
+    """
+    if not wanted.install:
+        files = [Path(each) for each in (library, _modinfo(wanted.module, "filename")) if each]
+        return max((path.stat().st_ctime for path in files if path.exists()), default=0.0)
+    if not packages.get(wanted.main_package):
+        return 0.0
+    lists = sorted((root / "var/lib/dpkg/info").glob(f"{wanted.main_package}*.list")) or [root / "usr/lib64"]
     return max((path.stat().st_mtime for path in lists if path.exists()), default=0.0)
 
 

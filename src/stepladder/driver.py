@@ -11,7 +11,7 @@ from typing import Any
 from stepladder.catalogue import Catalogue, DriverRelease, DriverSystem, EngineRelease, Gpu, KernelFlavours
 from stepladder.errors import Violation, unknown_name
 from stepladder.mirrors import filled, mirrored
-from stepladder.setting import older
+from stepladder.versions import older
 
 RED_HAT = {"RedHat", "CentOS", "Rocky", "AlmaLinux", "OracleLinux"}
 PERSISTENCE = "nvidia-persistenced"

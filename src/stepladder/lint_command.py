@@ -35,8 +35,8 @@ from stepladder.memory import GIGA
 from stepladder.plan import Plan
 from stepladder.planner import make_plan
 from stepladder.request import SERVED_NAME, Deployment, Node, Parallel, PlanRequest
-from stepladder.setting import older
 from stepladder.show import shell
+from stepladder.versions import older
 
 FOUND_ERRORS, USAGE = 1, 2
 LONGEST_COMMAND = 32_768

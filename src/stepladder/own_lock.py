@@ -2,30 +2,49 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from stepladder.catalogue import EngineRelease, Shim
 from stepladder.environment import node_helper
 from stepladder.errors import Violation
+from stepladder.versions import parsed
 
 RULE = "deployment_lock"
 HOW = "Make it as docs/developing.md says, with --generate-hashes."
-# Development, alpha, beta and candidate releases, and builds of one's own (PEP 440).
-NO_RELEASE = re.compile(r"(\.dev\d+|(a|b|rc)\d+|\+.+)")
 
 
 @dataclass(frozen=True)
 class OwnLock:
-    """A lock that can be used; `version` is the engine's in it."""
+    """A lock that can be used; `version` is the engine's in it, `names` are those of all distributions that it pins."""
 
     text: str
     version: str
+    names: frozenset[str]
 
     @property
     def released(self) -> bool:
         """Whether the engine's version is one that its project released, and no nightly or patched one."""
-        return NO_RELEASE.search(self.version) is None
+        version = parsed(self.version)
+        return version is not None and not version.is_prerelease and version.local is None
+
+    def beside(self, release: EngineRelease) -> tuple[tuple[str, ...], tuple[Shim, ...]]:
+        """What of a release's own packages and shims comes beside the lock: those that the lock has not.
+
+        A shim stands for the engine's own distribution, so it gets the version that this lock has of the engine.
+        """
+        packages = tuple(each for each in release.packages if self._lacks(each.partition("==")[0]))
+        shims = (shim for shim in release.metadata_shims if self._lacks(shim.name))
+        return packages, tuple(Shim(name=shim.name, version=self._built_as(shim.version)) for shim in shims)
+
+    def _lacks(self, name: str) -> bool:
+        return node_helper("pip_config").normalised(name) not in self.names
+
+    def _built_as(self, shim: str) -> str:
+        """The engine's version with a shim's local part, by which vLLM knows a build for the CPU."""
+        version, _, local = self.version.partition("+")
+        parts = dict.fromkeys(part for text in (local, shim.partition("+")[2]) for part in text.split(".") if part)
+        return f"{version}+{'.'.join(parts)}" if parts else version
 
 
 def read_own_lock(path: str, engine: str, platform: str) -> OwnLock | Violation:
@@ -50,4 +69,4 @@ def read_own_lock(path: str, engine: str, platform: str) -> OwnLock | Violation:
     version = next((entry.version for entry in entries if entry.name in (engine, f"{engine}-{platform}")), None)
     if version is None:
         return Violation(RULE, f"{path} does not pin {engine}", f"Name a lock that has {engine}==VERSION in it.")
-    return OwnLock(text, version)
+    return OwnLock(text, version, frozenset(entry.name for entry in entries))

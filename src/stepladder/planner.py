@@ -258,13 +258,15 @@ def _venv(request: PlanRequest, setting: Setting, catalogue: Catalogue, topology
     install = setting.release
     name = f"{setting.engine.name}-{setting.version}-{setting.gpu.platform}"
     name += f"-{topology}" if topology in install.extra_locks else ""
-    lock = None if setting.own_lock else install.lock
+    own = setting.own_lock
+    lock = None if own else install.lock
+    packages, shims = own.beside(install) if own else (install.packages, install.metadata_shims)
     extra_locks = install.locks_for(topology)[1:]
     stand_ins = _stand_ins(install, catalogue, topology)
     parts = [
-        *([setting.own_lock.text] if setting.own_lock else []),
-        *install.packages,
-        *(f"{shim.name}={shim.version}" for shim in install.metadata_shims),
+        *([own.text] if own else []),
+        *packages,
+        *(f"{shim.name}={shim.version}" for shim in shims),
         *(catalogue.lock_path(lock).read_text() for lock in extra_locks),
         *(f"{each.name}={each.version} {each.sha256}" for each in stand_ins),
     ]
@@ -274,9 +276,9 @@ def _venv(request: PlanRequest, setting: Setting, catalogue: Catalogue, topology
         python=install.python,
         lock=lock,
         extra_locks=extra_locks,
-        packages=install.packages,
+        packages=packages,
         package_index=install.package_index,
-        metadata_shims=install.metadata_shims,
+        metadata_shims=shims,
         stand_ins=stand_ins,
         forbidden_packages=install.forbidden_packages,
         download_bytes=install.download_bytes,

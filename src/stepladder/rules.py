@@ -11,7 +11,8 @@ from collections.abc import Callable
 from stepladder.errors import Violation
 from stepladder.memory import GIGA
 from stepladder.request import Parallel
-from stepladder.setting import Setting, memory_budget, older, version_key
+from stepladder.setting import Setting, memory_budget
+from stepladder.versions import older, version_key
 
 Rule = Callable[[Setting, Parallel], Violation | None]
 MTP_SINCE = "0.33.0"

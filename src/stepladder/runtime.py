@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from stepladder.catalogue import DEFAULT_DIRECTORY, Catalogue
-from stepladder.setting import older
+from stepladder.versions import older
 
 # Containers get AMD's GPUs by these, without AMD's container toolkit.
 AMD_DEVICES = ("/dev/kfd", "/dev/dri")

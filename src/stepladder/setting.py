@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from stepladder.catalogue import Engine, EngineRelease, Gpu, Model, Variant
@@ -110,15 +109,3 @@ def _kept_back(setting: Setting, limit: int | None) -> int:
     if limit is None or reserve is None or setting.context_length <= reserve.above_tokens:
         return 0
     return round((limit - setting.release.runtime_memory_bytes) * reserve.share)
-
-
-def older(version: str, than: str) -> bool:
-    """Whether one version comes before another; a candidate (1.3.0rc18) comes before its release."""
-    return version_key(version) < version_key(than)
-
-
-def version_key(version: str) -> tuple[tuple[int, ...], float]:
-    """What versions are compared by."""
-    numbers, _, candidate = version.partition("+")[0].partition("rc")
-    parts = tuple(int(part) for part in re.findall(r"\d+", numbers))
-    return parts, float(candidate) if candidate else float("inf")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -388,12 +390,25 @@ AFTER: dict[str, tuple[Facts, Wanted, list[str], list[str]]] = {
     "a driver that is not ours is below the floor": (
         having(DONE, packages={}, loaded="550.54.15", library="550.54.15"), FOUND, ["driver: 550.54.15 as found"], [],
     ),
-    "a newer kernel came without headers": (
-        having(DONE, kernels={"6.8.0-50-generic": "", "6.8.0-51-generic": V}),
-        NVIDIA,
-        ["kernel 6.8.0-50-generic: installed, and has no module nvidia"],
+    "one that is not ours was upgraded, not restarted yet": (
+        having(DONE, packages={}, loaded="580.65.06", library="580.95.05", installed_at=150),
+        FOUND,
+        [],
+        ["driver 580.95.05 is installed, in the kernel 580.65.06 runs"],
+    ),
+    "one that is not ours was upgraded, restarted, and does not fit": (
+        having(DONE, packages={}, loaded="580.65.06", on_disk="580.65.06", library="580.95.05"),
+        FOUND,
+        ["kernel module nvidia: 580.65.06; on disk is 580.65.06"],
         [],
     ),
+    "the newest kernel came without headers": (
+        having(DONE, next_kernel="6.8.0-51-generic"),
+        NVIDIA,
+        ["kernel 6.8.0-51-generic: installed, and has no module nvidia"],
+        [],
+    ),
+    "the newest kernel has its module": (having(DONE, next_kernel="6.8.0-51-generic", next_module=V), NVIDIA, [], []),
     "the kernel runs without its parameters": (
         having(DONE, command_line=["ro", "iommu=pt"]),
         wanting(kernel_parameters=["iommu=pt", "pci=realloc=off"]),
@@ -444,6 +459,40 @@ def test_how_amds_fits(facts: Facts, faults: list[str], reboot: list[str]) -> No
     assert preparation.reboot_reasons(facts, AMD) == reboot
 
 
+AMD_FOUND = Wanted("amd", module="amdgpu", install=False, minimum="7.2", minimum_of="SGLang 0.5.23")
+AMD_FOUND_CASES: dict[str, tuple[Facts, list[str], list[str]]] = {
+    "the kernel's own, which has no version": (having(AMD_DONE, loaded="6.8.0-45-generic", on_disk=""), [], []),
+    "AMD's": (AMD_DONE, [], []),
+    "AMD's was upgraded, not restarted yet": (
+        having(AMD_DONE, loaded="6.12.12", installed_at=150),
+        [],
+        ["amdgpu 6.16.13 is installed, in the kernel 6.12.12 runs"],
+    ),
+    "AMD's was installed over the kernel's own, not restarted yet": (
+        having(AMD_DONE, loaded="6.8.0-45-generic", installed_at=150),
+        [],
+        ["amdgpu 6.16.13 is installed, in the kernel 6.8.0-45-generic runs"],
+    ),
+    "and after a restart too": (
+        having(AMD_DONE, loaded="6.8.0-45-generic"),
+        ["kernel module amdgpu: 6.8.0-45-generic; on disk is 6.16.13"],
+        [],
+    ),
+    "none runs": (
+        having(AMD_DONE, loaded="", on_disk=""),
+        ["kernel module amdgpu: none runs; none was built for the running kernel"],
+        [],
+    ),
+}
+
+
+@pytest.mark.parametrize(("facts", "faults", "reboot"), AMD_FOUND_CASES.values(), ids=AMD_FOUND_CASES)
+def test_how_amds_fits_that_is_not_ours(facts: Facts, faults: list[str], reboot: list[str]) -> None:
+    found = having(facts, packages={})
+    assert [f"{one.what}: {one.found}" for one in preparation.faults_after(found, AMD_FOUND)] == faults
+    assert preparation.reboot_reasons(found, AMD_FOUND) == reboot
+
+
 @pytest.mark.parametrize(
     ("rocm", "loaded", "expected"),
     [
@@ -454,8 +503,7 @@ def test_how_amds_fits(facts: Facts, faults: list[str], reboot: list[str]) -> No
     ],
 )
 def test_amds_as_found(rocm: str, loaded: str, expected: list[tuple[str, str, str]]) -> None:
-    found = Wanted("amd", module="amdgpu", install=False, minimum="7.2", minimum_of="SGLang 0.5.23")
-    faults = preparation.faults_before(having(AMD_DONE, rocm=rocm, loaded=loaded), found)
+    faults = preparation.faults_before(having(AMD_DONE, rocm=rocm, loaded=loaded), AMD_FOUND)
     assert [(one.what, one.found, one.needed) for one in faults] == expected
 
 
@@ -493,7 +541,59 @@ def test_the_node_is_read_from_its_files(tmp_path: Path) -> None:
     assert facts.command_line == ["BOOT_IMAGE=/vmlinuz", "ro", "iommu=pt"]
     assert facts.gpus == {"nvidia": 1}  # an NVSwitch is a bridge, an Intel display no GPU of ours
     assert facts.reboot_wanted == "linux-image-6.8, libc6"
-    assert facts.kernels == {"999.1.0-2-generic": ""}
+    assert (facts.next_kernel, facts.next_module) == ("999.1.0-2-generic", "")
+
+
+MODINFO = """\
+#!/bin/sh
+case "$*" in
+  "-F version nvidia") echo 580.95.05 ;;
+  "-F filename nvidia") echo MODULE ;;
+  "-k 999.1.0-28-amd64 -F version nvidia") echo 580.95.05 ;;
+esac
+"""
+
+
+@pytest.fixture
+def upgraded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A node whose driver was upgraded to 580.95.05, and runs 580.65.06; of the kernels -26 has no module."""
+    running = "proc/driver/nvidia/version", "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.65.06  Sun Aug\n"
+    kernels = [(f"boot/vmlinuz-999.1.0-{number}-amd64", "") for number in (9, 26, 28)]
+    library = "usr/lib64/libnvidia-ml.so.580.95.05", ""
+    program = "bin/modinfo", MODINFO.replace("MODULE", str(tmp_path / "nvidia.ko"))
+    for path, text in (running, *kernels, library, program, ("nvidia.ko", "")):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    (tmp_path / "usr/lib64/libnvidia-ml.so.1").symlink_to("libnvidia-ml.so.580.95.05")
+    (tmp_path / "bin/modinfo").chmod(0o755)
+    (tmp_path / "proc/stat").write_text(f"btime {int(time.time()) - 60}\n")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    return tmp_path
+
+
+def test_of_kernels_to_come_the_newest_counts(upgraded: Path) -> None:
+    """The node comes up with that one alone; whether an older one has the module is nobody's concern."""
+    facts = preparation.gather(FOUND, upgraded)
+    assert (facts.next_kernel, facts.next_module) == ("999.1.0-28-amd64", "580.95.05")
+    assert [*preparation.faults_after(facts, FOUND)] == []
+
+
+def test_an_upgrade_by_other_means_since_the_start_asks_for_a_restart(upgraded: Path) -> None:
+    reason = "driver 580.95.05 is installed, in the kernel 580.65.06 runs"
+    for name in ("nvidia.ko", "usr/lib64/libnvidia-ml.so.580.95.05"):
+        os.utime(upgraded / name, (0, 0))  # packages give files the time of their build
+    facts = preparation.gather(FOUND, upgraded)
+    assert [*preparation.faults_after(facts, FOUND)] == []
+    assert preparation.reboot_reasons(facts, FOUND) == [reason]
+    (upgraded / "proc/stat").write_text(f"btime {int(time.time()) + 60}\n")
+    restarted = preparation.gather(FOUND, upgraded)
+    (fault,) = preparation.faults_after(restarted, FOUND)
+    assert (fault.what, fault.found) == ("kernel module nvidia", "580.65.06; on disk is 580.95.05")
+    assert preparation.reboot_reasons(restarted, FOUND) == []
+    (upgraded / "usr/lib64/libnvidia-ml.so.1").unlink()
+    assert preparation.gather(FOUND, upgraded).installed_at == (upgraded / "nvidia.ko").stat().st_ctime
+    (upgraded / "nvidia.ko").unlink()
+    assert preparation.gather(FOUND, upgraded).installed_at == 0
 
 
 def test_faults_are_told_with_what_mends_them() -> None:

@@ -156,6 +156,11 @@ WRONG = {
         ["repository nvidia-driver: url https://***@mirror/nvidia/ carries a password, and its file is read by every "
          "user; put the password into /etc/apt/auth.conf.d (mode 0600) and leave it out here"],
     ),
+    "a password in the key's URL": (
+        changed(key_url="https://me:secret@mirror/k"),
+        ["repository nvidia-driver: key_url https://***@mirror/k carries a password, with which no key can be fetched; "
+         "give the key itself (key)"],
+    ),
     "no scheme": (
         changed(url="mirror/nvidia"),
         ["repository nvidia-driver: url 'mirror/nvidia' is not of the form https://, http:// or file:/"],
@@ -359,6 +364,40 @@ def test_dnf_that_does_not_answer_is_ended(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(dnf, "ASK_SECONDS", 0.2)
     with pytest.raises(apt.PackagesError, match="`dnf -q versionlock list` gave no answer within 0 s and was ended"):
         dnf.Dnf(str, 0).held({})
+
+
+FETCHED = "Get:1 https://site:p@ss@mirror/x Packages"
+DENIED = "Error: Status code: 401 for https://site:p@ss@mirror/repodata/repomd.xml"
+TELLS = f"""\
+#!/bin/sh
+case "$*" in *madison*) exit 0 ;; esac
+echo "{FETCHED}"
+echo "{DENIED}" >&2
+exit 1
+"""
+
+
+@pytest.mark.parametrize("step", ["install", "simulate"])
+@pytest.mark.parametrize("manager", ["apt-get", "dnf"])
+def test_no_password_of_a_mirror_is_told(
+    manager: str, step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The managers are stand-ins that fail, with addresses as a site may have them in its own sources."""
+    (tmp_path / manager).write_text(TELLS)
+    (tmp_path / manager).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(apt, "LOCKS", ())
+    told = list[str]()
+    with pytest.raises(apt.PackagesError) as caught:
+        if manager == "dnf":
+            dnf_there = dnf.Dnf(told.append, 0)
+            dnf_there.install([Spec.of("fm")], False) if step == "install" else dnf_there.simulate([Spec.of("fm")])
+        else:
+            getattr(apt.Apt(told.append, 0), step)([Spec.of("fm")], False)
+    assert "  Error: Status code: 401 for https://***@mirror/repodata/repomd.xml" in str(caught.value)
+    assert "ss@" not in str(caught.value) + "".join(told)
+    if step == "install":
+        assert "install: Get:1 https://***@mirror/x Packages" in told
 
 
 def test_roles_install_by_the_module_that_waits_for_locks() -> None:
