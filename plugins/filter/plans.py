@@ -196,6 +196,7 @@ class FilterModule:
             "all_reduce_backend": all_reduce.backend_of,
             "all_reduce_left": all_reduce.is_left,
             "all_reduce_part": all_reduce.part_of,
+            "image_digest": contents.image_digest,
             "image_seekers": contents.image_seekers,
             "drift_report": drift.report,
             "gate_told": gate.told_of_all,

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.stepladder.core.plugins.module_utils import engine_image, release_images
 from ansible_collections.stepladder.core.plugins.module_utils.release import read_outcomes
 
 
@@ -27,14 +28,22 @@ def read_deployments(state_directory: str) -> tuple[dict[str, dict[str, Any]], l
     return found, faults
 
 
-def read_releases(state_directory: str, deployment: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def read_releases(
+    state_directory: str, deployment: str, docker: release_images.Docker | None = None
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Every release of one deployment that lies on the node.
+
+    Args:
+        state_directory: where the toolkit keeps everything on the node.
+        deployment: its name.
+        docker: that has the images, where the releases run containers.
 
     Returns:
         What a person needs to choose one, newest first, and their slices of the plan by plan id.
     """
     root = Path(state_directory, "deployments", deployment)
     outcomes = read_outcomes(str(root))
+    images = release_images.Images(docker or engine_image.Docker(seconds=engine_image.LOOK_SECONDS))
     links = {name: _linked(root / name) for name in ("current", "previous")}
     folders = [path for path in root.glob("releases/*/plan.json") if not path.parent.name.startswith(".")]
     told, slices = [], {}
@@ -52,7 +61,9 @@ def read_releases(state_directory: str, deployment: str) -> tuple[list[dict[str,
                 "reason": outcome.get("reason", ""),
                 "since": (root / "current").lstat().st_mtime if plan_id == links["current"] else None,
                 "runs": _in_words(content.get("deployment", {})),
-                "missing": [fault] if fault else missing(content),
+                "missing": [fault]
+                if fault
+                else [*missing(content), *missing_images(str(root), plan_id, content, images)],
             }
         )
         if not fault:
@@ -67,6 +78,15 @@ def missing(kept: Mapping[str, Any]) -> list[str]:
     if node.get("weights"):
         needed.append(f"{node['weights']['path']}/.stepladder/manifest.json")
     return [path for path in needed if not Path(path).is_file()]
+
+
+def missing_images(path: str, plan_id: str, kept: Mapping[str, Any], images: release_images.Images) -> list[str]:
+    """Images that a release ran and that the node has no more; why, where Docker does not tell."""
+    try:
+        lacking: list[str] = release_images.lacking(path, plan_id, kept.get("node", {}).get("processes") or (), images)
+    except engine_image.ImageError as error:
+        return [f"image that can be run: {error}"]
+    return lacking
 
 
 def _in_words(deployment: Mapping[str, Any]) -> str:

@@ -28,6 +28,8 @@ DOCKER_HUB = "docker.io"
 # What Docker's own files call its hub.
 HUB_CREDENTIALS = "https://index.docker.io/v1/"
 ANSWER_SECONDS = 60.0
+# For whoever only looks; a Docker that hangs is not to hold him.
+LOOK_SECONDS = 10.0
 # A registry that sends nothing for so long is taken for dead; unpacking a layer of 10 GB says nothing for minutes.
 SILENT_SECONDS = 1800.0
 BLOCK = 1024 * 1024
@@ -82,11 +84,21 @@ def parse(text: str) -> Reference:
 
 @dataclass(frozen=True)
 class Local:
-    """An image that lies on the node. `digests` are those of the registries it came from; `size` in bytes."""
+    """An image that lies on the node.
+
+    `digests` are those of the registries it came from, `sources` the same behind the repositories' names; `size` in
+    bytes.
+    """
 
     id: str
     digests: tuple[str, ...] = ()
     size: int = 0
+    sources: tuple[str, ...] = ()
+
+    def digest_in(self, wanted: Reference) -> str:
+        """The digest by which the wanted image's repository has it; empty where it came from elsewhere."""
+        found = (text.rpartition("@") for text in self.sources)
+        return next((digest for name, _, digest in found if name == wanted.name), "")
 
 
 def is_wanted(found: Local | None, wanted: Reference, record: Mapping[str, Any]) -> bool:
@@ -172,10 +184,12 @@ class Docker:
     Args:
         path: its socket.
         credentials: the folder that holds Docker's `config.json`.
+        seconds: that it has for an answer.
     """
 
-    def __init__(self, path: str = SOCKET, credentials: Path | None = None) -> None:
+    def __init__(self, path: str = SOCKET, credentials: Path | None = None, seconds: float = ANSWER_SECONDS) -> None:
         self.path = path
+        self.seconds = seconds
         self.credentials = credentials or Path(os.environ.get("DOCKER_CONFIG", "~/.docker")).expanduser()
 
     @contextlib.contextmanager
@@ -202,7 +216,7 @@ class Docker:
 
     def call(self, method: str, path: str, headers: Mapping[str, str] | None = None) -> tuple[int, Any]:
         """Status and answer of a call."""
-        with self._ask(method, path, headers) as answer:
+        with self._ask(method, path, headers, seconds=self.seconds) as answer:
             text = answer.read().decode(errors="replace")
             try:
                 return answer.status, json.loads(text) if text else None
@@ -220,8 +234,24 @@ class Docker:
             return None
         if status != 200:
             raise ImageError(f"Docker says of {name}: {(found or {}).get('message', status)}")
-        digests = tuple(text.partition("@")[2] for text in found.get("RepoDigests") or ())
-        return Local(found["Id"], digests, int(found.get("Size") or 0))
+        sources = tuple(found.get("RepoDigests") or ())
+        digests = tuple(text.partition("@")[2] for text in sources)
+        return Local(found["Id"], digests, int(found.get("Size") or 0), sources)
+
+    def containers(self, label: str) -> list[str]:
+        """Names of the containers that have a label, those that ended among them.
+
+        Args:
+            label: `key=value`.
+
+        Raises:
+            ImageError: Docker does not tell.
+        """
+        query = urlencode({"all": "1", "filters": json.dumps({"label": [label]})})
+        status, found = self.call("GET", f"/containers/json?{query}")
+        if status != 200:
+            raise ImageError(f"Docker does not tell its containers: {(found or {}).get('message', status)}")
+        return [one["Names"][0].removeprefix("/") for one in found]
 
     def resolve(self, wanted: Reference, known: Sequence[str] = ()) -> str:
         """The digest that a registry has under a name, asked by Docker with its own certificates, mirrors and proxies.
@@ -386,12 +416,23 @@ class Wanted:
     record: Path
 
 
+def record_stem(image: str) -> str:
+    """Name of the file that the role `engine_image` keeps of an image, without its suffix."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "_", image)
+
+
 def read_record(path: Path) -> dict[str, Any]:
     """What an earlier run wrote down; empty where there is nothing that can be read."""
     try:
         return dict(json.loads(path.read_text()))
     except (OSError, ValueError):
         return {}
+
+
+def recorded_of(docker: Docker, found: Local, record: Mapping[str, Any]) -> Local:
+    """The image that was brought, as long as Docker has it; else the one found under its name, which may be moved."""
+    identity = str(record.get("id") or "")
+    return (docker.look(identity) if identity and identity != found.id else None) or found
 
 
 def way(wanted: Wanted, reference: Reference, digest: str) -> str:

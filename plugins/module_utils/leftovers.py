@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ansible_collections.stepladder.core.plugins.module_utils import python_venv
+from ansible_collections.stepladder.core.plugins.module_utils import engine_image, python_venv
 from ansible_collections.stepladder.core.plugins.module_utils.weights_store import process_users, tree_bytes
 
 ENVIRONMENT, IMAGE, CACHE = "environment", "image", "cache"
@@ -91,8 +90,13 @@ def release_users(root: Path, paths: Sequence[str], records: Sequence[Path]) -> 
         for name in paths:
             if name in text:
                 yield name, user
-        for name in _images(text):
-            yield from ((str(record), user) for record in records if record.stem == record_stem(name))
+        stems = {engine_image.record_stem(name) for name in _images(text)}
+        # A container is made of an image's id, which may have had another name when it was brought.
+        scripts = "".join(script.read_text(errors="replace") for script in path.parent.glob("*/run"))
+        for record in records:
+            identity = str(engine_image.read_record(record).get("id") or "")
+            if record.stem in stems or (identity and identity in scripts):
+                yield str(record), user
 
 
 def _images(text: str) -> Iterable[str]:
@@ -100,11 +104,6 @@ def _images(text: str) -> Iterable[str]:
         return [str(name) for name in json.loads(text)["node"].get("images") or ()]
     except (ValueError, KeyError, TypeError, AttributeError):
         return ()
-
-
-def record_stem(image: str) -> str:
-    """Name of the file that the role engine_image keeps of an image, without its suffix."""
-    return re.sub(r"[^A-Za-z0-9.-]+", "_", image)
 
 
 def image_of(record: Path, docker: Images) -> tuple[list[str], int]:
@@ -117,7 +116,7 @@ def image_of(record: Path, docker: Images) -> tuple[list[str], int]:
     if status != 200 or not isinstance(found, dict):
         return [], 0
     names = [*(found.get("RepoTags") or ()), *(found.get("RepoDigests") or ())]
-    names.sort(key=lambda name: record_stem(name) not in record.stem)
+    names.sort(key=lambda name: engine_image.record_stem(name) not in record.stem)
     return [str(name) for name in names] or [identity], int(found.get("Size") or 0)
 
 

@@ -12,7 +12,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.stepladder.core.plugins.module_utils import engine_state, lease, release, weights_manifest
+from ansible_collections.stepladder.core.plugins.module_utils import (
+    engine_image,
+    engine_state,
+    lease,
+    release,
+    release_images,
+    weights_manifest,
+)
 from ansible_collections.stepladder.core.plugins.module_utils.weights_request import Request, split_patterns
 
 SYSTEMD_UNITS = "/etc/systemd/system"
@@ -115,6 +122,26 @@ def environment_reasons(node: Mapping[str, Any]) -> list[str]:
     return reasons
 
 
+def image_reasons(
+    path: str, plan_id: str, processes: Sequence[Mapping[str, Any]], images: release_images.Images
+) -> list[str]:
+    """Images that the release is made of and the node has not."""
+    try:
+        return [f"{shown}: is not there" for shown in release_images.lacking(path, plan_id, processes, images)]
+    except engine_image.ImageError as error:
+        return [str(error)]
+
+
+def superfluous_containers(path: str, units: Sequence[Mapping[str, Any]], docker: engine_image.Docker) -> list[str]:
+    """Containers of the deployment that no process of the plan has."""
+    planned = {unit["unit"] for unit in units}
+    try:
+        found = docker.containers(f"stepladder.deployment={path}")
+    except engine_image.ImageError as error:
+        return [str(error)]
+    return [f"container {name}: the plan has no such process" for name in sorted(found) if name not in planned]
+
+
 def weights_reasons(wanted: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
     """How the weights are not as wanted, or their files not as they were when their hashes were right.
 
@@ -179,13 +206,17 @@ def members(path: str) -> list[str]:
         return []
 
 
-def look(given: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
+def look(
+    given: Mapping[str, Any], environ: Mapping[str, str], docker: engine_image.Docker | None = None
+) -> dict[str, Any]:
     """Everything that differs on this node.
 
     Args:
         given: the module's parameters.
         environ: for the programs that are asked.
+        docker: that has the containers, where the slice has any.
     """
+    docker = docker or engine_image.Docker(seconds=engine_image.LOOK_SECONDS)
     place, name, kept = given["state_directory"], given["deployment"], given["slice"]
     path = f"{place}/deployments/{name}"
     manager = manager_used(given["manager"])
@@ -201,13 +232,17 @@ def look(given: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any]
     if not kept:
         return answer
     launcher = given["launchers"].get(manager) or []
-    processes = release.as_text([{**process, "launcher": launcher} for process in given["processes"]])
+    processes = release.as_text(
+        [process if process.get("image") else {**process, "launcher": launcher} for process in given["processes"]]
+    )
+    processes = release_images.with_ids(path, kept["plan_id"], processes, None)
     wanted = release.wanted_release(path, kept["plan_id"], kept, processes)
     units = [{**unit, "wanted_fingerprint": wanted.fingerprints[unit["name"]]} for unit in given["units"]]
     described = described_files(manager, [unit["unit"] for unit in units], place, name)
     recorded = release.read_outcomes(path).get(kept["plan_id"], {}).get("described", {})
     reasons = release_reasons(path, wanted, given["keep"])
     reasons += environment_reasons(kept["node"])
+    reasons += image_reasons(path, kept["plan_id"], processes, release_images.Images(docker))
     if kept["node"].get("weights"):
         told = weights_reasons(kept["node"]["weights"], given["weights"])
         answer["weights_complete"] = not told
@@ -215,6 +250,8 @@ def look(given: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any]
     if not reasons:
         reasons += description_reasons(described, recorded, given["described_by"])
         reasons += superfluous_units(name, described) if manager == "systemd" else []
+        if any(process.get("image") for process in processes):
+            reasons += superfluous_containers(path, units, docker)
     managers = engine_state.read_managers(manager, given["supervisorctl"], [unit["unit"] for unit in units], environ)
     # What is to be replaced anyway is not asked for a token.
     states = engine_state.look(path, managers, units, 3, 3.0, ask_timeout=0 if reasons else given["ask_timeout"])

@@ -11,6 +11,7 @@ description:
   - Pulls an image by the digest that its registry has under the wanted tag, through a peer's copy of the registry where
     one is named, or loads it from an archive.
   - An image that lies on the node under the wanted name stays; where a digest is wanted, only the one that has it.
+  - Where the name was moved since, the image that O(record) has is still the one, as long as it is there.
   - Credentials are those that C(docker login) keeps on the node.
   - Returns the image's id, which a container can be made of whatever becomes of the tag.
 options:
@@ -83,7 +84,7 @@ id:
   type: str
   sample: sha256:4f1c...
 digest:
-  description: Digest that the registry has it under; empty for an image from an archive whose digest nobody named.
+  description: Digest that its registry has it under; empty for an image from elsewhere whose digest nobody named.
   returned: always
   type: str
   sample: sha256:9a0b...
@@ -130,9 +131,11 @@ def present(module: AnsibleModule, docker: engine_image.Docker) -> dict[str, Any
         module.warn(str(error))
         answers = False
     record = engine_image.read_record(wanted.record)
+    if found:
+        found = engine_image.recorded_of(docker, found, record)
     before = record if found and record.get("id") == found.id else {}
     if found and engine_image.is_wanted(found, reference, record):
-        kept = {"id": found.id, "bytes": found.size, "digest": before.get("digest") or next(iter(found.digests), "")}
+        kept = {"id": found.id, "bytes": found.size, "digest": before.get("digest") or found.digest_in(reference)}
         return {"changed": False, "actions": [], **kept}
     digest = reference.digest
     if module.check_mode and not wanted.archive and answers:

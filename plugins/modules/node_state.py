@@ -25,7 +25,7 @@ options:
     type: dict
     default: {}
   processes:
-    description: As for M(stepladder.core.release), without launchers.
+    description: As for M(stepladder.core.release); only containers have launchers of their own.
     type: list
     elements: dict
     default: []
@@ -96,7 +96,7 @@ EXAMPLES = r"""
     state_directory: /var/lib/stepladder
     deployment: step3
     slice: "{{ deployment_slice }}"
-    processes: "{{ deployment_slice.node | stepladder.core.release_processes }}"
+    processes: "{{ deployment_slice.node | stepladder.core.release_processes([], path) }}"
     units: "{{ deployment_slice.node.processes | stepladder.core.service_units(path) | stepladder.core.watched_units }}"
   register: seen
 """

@@ -100,6 +100,12 @@ options:
         type: list
         elements: str
         default: []
+      image:
+        description:
+          - Image of a container, as planned; it stands in O(processes[].argv).
+          - Written is its id, the one that this release was made of before, else the one that was brought to the node,
+            so that a tag which is moved changes nothing.
+        type: str
       working_directory:
         description: Directory to start in.
         type: path
@@ -191,7 +197,13 @@ actions:
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.stepladder.core.plugins.module_utils import node_state, release, weights_store
+from ansible_collections.stepladder.core.plugins.module_utils import (
+    engine_image,
+    node_state,
+    release,
+    release_images,
+    weights_store,
+)
 
 PROCESS_SPEC = {
     "name": {"type": "str", "required": True},
@@ -200,6 +212,7 @@ PROCESS_SPEC = {
     "secret_env_files": {"type": "dict", "default": {}},
     "started_from": {"type": "list", "elements": "path", "default": []},
     "launcher": {"type": "list", "elements": "str", "default": []},
+    "image": {"type": "str"},
     "working_directory": {"type": "path", "default": "/"},
 }
 
@@ -220,6 +233,19 @@ def note_users(module: AnsibleModule) -> None:
     if state_directory and not module.check_mode:
         for fault in weights_store.note_users(state_directory):
             module.warn(f"That a release uses {fault}, could not be noted there: nodes that share it may remove it.")
+
+
+def with_ids(module: AnsibleModule, processes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Containers by their images' ids; a check may be of a node that has no Docker yet."""
+    path, plan_id = module.params["path"], module.params["plan_id"]
+    made: list[dict[str, Any]]
+    try:
+        made = release_images.with_ids(path, plan_id, processes, release_images.Images(engine_image.Docker()))
+    except engine_image.ImageError:
+        if not module.check_mode:
+            raise
+        made = release_images.with_ids(path, plan_id, processes, None)
+    return made
 
 
 def main() -> None:
@@ -276,13 +302,14 @@ def main() -> None:
                     deadline=given["lock_deadline"],
                 )
         else:
+            processes = with_ids(module, processes)
             wanted = release.wanted_release(path, plan_id, given["slice"], processes)
             before = release.current_fingerprints(path)
             diff = release.diff_of(path, plan_id, release.current_release(path), processes)
             found, steps = release.converge(path, wanted, given["keep"], module.check_mode, given["lock_deadline"])
             answer = {**release.result_of(found, wanted, steps, before), "diff": diff}
             note_users(module)
-    except (release.ReleaseError, OSError) as error:
+    except (release.ReleaseError, engine_image.ImageError, OSError) as error:
         module.fail_json(msg=str(error))
     module.exit_json(**answer)
 

@@ -61,11 +61,31 @@ def image_seekers(variables: Mapping[str, Any], hosts: Sequence[str], image: str
         image: its name, as planned.
     """
 
-    def lacks(host: str) -> bool:
-        planned = (variables[host].get("deployment_slice") or {}).get("node", {}).get("images", [])
-        return image in planned and bool((variables[host].get("__engine_image_brought") or {}).get("changed"))
+    return [host for host, seen in _image_seen(variables, hosts, image).items() if seen.get("changed")]
 
-    return [host for host in hosts if lacks(host)]
+
+def image_digest(variables: Mapping[str, Any], hosts: Sequence[str], image: str) -> str:
+    """The digest by which nodes that lack an image pull it, so that all run the same one; empty where none is known.
+
+    What other nodes have goes before what the registry has under the name now, which may have been moved.
+
+    Args:
+        variables: by host; what the role engine_image found there is read.
+        hosts: nodes that are deployed to.
+        image: its name, as planned.
+    """
+    seen = _image_seen(variables, hosts, image).values()
+    found = [one["digest"] for one in sorted(seen, key=lambda one: bool(one.get("changed"))) if one.get("digest")]
+    return next(iter(found), "")
+
+
+def _image_seen(variables: Mapping[str, Any], hosts: Sequence[str], image: str) -> dict[str, Mapping[str, Any]]:
+    """What the role engine_image found, of those of the hosts that are planned to have an image."""
+
+    def plans(host: str) -> bool:
+        return image in (variables[host].get("deployment_slice") or {}).get("node", {}).get("images", ())
+
+    return {host: variables[host].get("__engine_image_brought") or {} for host in hosts if plans(host)}
 
 
 def image_bytes(node_slice: Mapping[str, Any]) -> int:

@@ -98,17 +98,15 @@ def release_processes(
     node: Mapping[str, Any],
     launcher: Sequence[str] = (),
     deployment_path: str = "",
-    images: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:
     """A node's processes with what `stepladder.core.release` writes for them.
 
     Args:
         node: the node's part of its slice of the plan.
         launcher: what runs each command; none where the process manager starts it itself.
-        deployment_path: the deployment's directory on the node.
-        images: by planned name the id of the image that lies on the node. A container is made of that and no other, so
-            that a tag which is moved changes nothing that runs, and a way back finds what it ran before.
+        deployment_path: the deployment's directory on the node; what runs a container's command is made of it.
 
+    A container has the `image` that is planned; the node knows by which id it has that (`release_images.py`).
     A process is to be started again when its weights were mended, its environment was made anew or a program of the
     toolkit's own that it runs is another one: each has a file that changes then.
     """
@@ -117,16 +115,13 @@ def release_processes(
     started_from += node.get("programs", [])
     return [
         {"name": process["name"], "env": process["env"], "started_from": started_from}
-        | _command(process, launcher, deployment_path, images or {})
+        | _command(process, launcher, deployment_path)
         for process in node["processes"]
     ]
 
 
-def _command(
-    process: Mapping[str, Any], launcher: Sequence[str], deployment_path: str, images: Mapping[str, str]
-) -> dict[str, list[str]]:
-    image = process.get("image")
-    if not image:
+def _command(process: Mapping[str, Any], launcher: Sequence[str], deployment_path: str) -> dict[str, Any]:
+    if not process.get("image"):
         return {"argv": process["argv"], "launcher": [*launcher]}
     name = f"{deployment_path.rsplit('/', 1)[-1]}-{process['name']}"
     held = [
@@ -137,9 +132,7 @@ def _command(
         name,
         container_id_file(deployment_path, process["name"]),
     ]
-    place = process["argv"].index(image)
-    argv = [*process["argv"][:place], images.get(image, image), *process["argv"][place + 1 :]]
-    return {"argv": argv, "launcher": held}
+    return {"argv": process["argv"], "launcher": held, "image": process["image"]}
 
 
 def watched_units(units: Sequence[Mapping[str, Any]], part: str = "all") -> list[dict[str, Any]]:

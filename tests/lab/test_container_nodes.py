@@ -151,7 +151,9 @@ def test_a_deploy_and_its_end(site: Site) -> None:
     size = sum(json.loads(run_manifest(site, image))["layers"][place]["size"] for place in range(2))
     assert size <= site.registry.sent() - before < 1.1 * size
     again = lab.play("deploy")
+    assert "Nothing to do" in again.stdout
     assert set(changed(again.stdout).values()) == {0}
+    lab.play("drift")  # which fails where anything differs
     assert set(changed(lab.play("deploy", "--check", "--diff").stdout).values()) == {0}
     status = json.loads(lab.play("status", "-e", "status_format=json").stdout)
     assert status["ready"]
@@ -172,6 +174,24 @@ def test_a_deploy_and_its_end(site: Site) -> None:
     lab.ssh("node2", f"docker run --detach --name stray --label {mark} {image} sleep 900")
     assert "End those that no process of the plan has" in lab.play("deploy").stdout
     assert "stray" not in lab.ssh("node2", "docker ps --all").stdout
+
+    # What runs goes on, by the image that it runs, wherever its tag points to now.
+    nodes, runs = ("node1", "node2"), "docker inspect --format '{{.State.Pid}} {{.Image}}' $(docker ps --quiet)"
+    before = {node: lab.ssh(node, runs).stdout.split() for node in nodes}
+    for node in nodes:
+        lab.ssh(node, f"docker commit --pause=false $(docker ps --quiet) {image}")
+    lab.play("drift")
+    lab.play("start")
+    assert "Nothing to do" in lab.play("deploy").stdout
+    assert {node: lab.ssh(node, runs).stdout.split() for node in nodes} == before
+
+    # So does a way back.
+    lab.play("deploy", "-e", json.dumps({"deployment_extra_environment": {"SITE_MARK": "1"}}))
+    lab.play("rollback")
+    assert {node: lab.ssh(node, runs).stdout.split()[1] for node in nodes} == {node: before[node][1] for node in nodes}
+    assert "Nothing to do" in lab.play("deploy").stdout
+    for node in nodes:
+        lab.ssh(node, f"docker tag {before[node][1]} {image}; docker image prune --force")
 
     lab.play("stop")
     assert lab.ssh("node1", "docker ps --all --quiet").stdout.strip() == ""

@@ -78,16 +78,13 @@ def test_an_image_makes_auto_a_container_and_contradicts_an_environment() -> Non
         plan_for(image="a/b:1", install="venv")
 
 
-def test_a_container_is_made_of_the_image_that_lies_on_the_node() -> None:
+def test_a_container_has_a_launcher_of_its_own_and_the_name_of_its_image() -> None:
+    """By which id the node has that, and so what is written: test_release_images.py."""
     node = plan_for().slices()["n0"]["node"]
-    image = node["images"][0]
-    (written,) = release_processes(node, ["reaper"], PATH, {image: "sha256:1"})
-    assert image not in written["argv"]
-    assert written["argv"][written["argv"].index("sha256:1") + 1] == "serve"
+    (written,) = release_processes(node, ["reaper"], PATH)
+    assert written["image"] == node["images"][0]
+    assert written["argv"][written["argv"].index(written["image"]) + 1] == "serve"
     assert written["launcher"][-2:] == ["step3-vllm-0", f"{PATH}/containers/vllm-0.id"]
-    # A check on a fresh node knows no id yet.
-    (foreseen,) = release_processes(node, [], PATH)
-    assert image in foreseen["argv"]
 
 
 def test_unit_and_command_name_the_same_container() -> None:

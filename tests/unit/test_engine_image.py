@@ -106,7 +106,7 @@ def test_no_space_says_how_much() -> None:
 class Answers(http.server.BaseHTTPRequestHandler):
     """A Docker that answers what a test wants: by method and path status, and lines of JSON."""
 
-    table: ClassVar[dict[str, tuple[int, list[dict[str, Any]]]]] = {}
+    table: ClassVar[dict[str, tuple[int, list[Any]]]] = {}
     asked: ClassVar[list[tuple[str, str | None]]] = []
 
     def do_GET(self) -> None:
@@ -234,6 +234,41 @@ def test_credentials_are_those_of_docker_login(docker: ei.Docker, tmp_path: Path
     headers = [header for _, header in Answers.asked]
     assert headers[0] is not None
     assert headers[1] is None, "another registry was sent the credentials"
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        ({}, "sha256:2"),
+        ({"id": "sha256:1"}, "sha256:1"),
+        ({"id": "sha256:0"}, "sha256:2"),
+        ({"id": "sha256:2"}, "sha256:2"),
+    ],
+    ids=["not brought by the toolkit", "moved since", "moved, and the old one is gone", "as it was brought"],
+)
+def test_the_image_that_was_brought_stays_the_one(docker: ei.Docker, record: dict[str, Any], expected: str) -> None:
+    Answers.table = {"GET /images/sha256%3A1/json": lies_there()}
+    assert ei.recorded_of(docker, ei.Local("sha256:2"), record).id == expected
+
+
+def test_the_digest_of_an_image_is_that_of_its_own_repository(docker: ei.Docker) -> None:
+    sources = [f"mirror.example/a/b@{OTHER}", f"a/b@{DIGEST}"]
+    Answers.table = {"GET /images/a%2Fb%3A1/json": (200, [{"Id": "sha256:1", "RepoDigests": sources}])}
+    found = docker.look("a/b:1")
+    assert found is not None
+    assert found.digest_in(ei.parse("a/b:1")) == DIGEST
+    assert found.digest_in(ei.parse("mirror.example/a/b:1")) == OTHER
+    assert found.digest_in(ei.parse("other.example/a/b:1")) == ""
+
+
+def test_containers_by_their_label(docker: ei.Docker) -> None:
+    Answers.table = {"GET /containers/json": (200, [[{"Names": ["/stray"]}, {"Names": ["/d-vllm-0"]}]])}
+    assert docker.containers("stepladder.deployment=/d") == ["stray", "d-vllm-0"]
+    ((asked, _),) = Answers.asked
+    assert asked.endswith("?all=1&filters=%7B%22label%22%3A+%5B%22stepladder.deployment%3D%2Fd%22%5D%7D")
+    Answers.table = {"GET /containers/json": (500, [{"message": "no"}])}
+    with pytest.raises(ei.ImageError, match="Docker does not tell its containers: no"):
+        docker.containers("a=b")
 
 
 def test_no_docker_says_who_brings_it(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from ansible_collections.stepladder.core.plugins.module_utils.docker_settings im
 from ansible_collections.stepladder.core.plugins.modules import image_cache
 
 from stepladder.catalogue import DEFAULT_DIRECTORY
-from stepladder.contents import image_seekers, known_images
+from stepladder.contents import image_digest, image_seekers, known_images
 
 HUB = "https://registry-1.docker.io"
 # As Docker 20.10 says it of `insecure-registries: ["reg.example:5000", "198.18.7.0/24"]`, what is read of it.
@@ -280,6 +280,33 @@ def test_the_first_that_lacks_the_image_gives_it_to_the_others() -> None:
 
     variables = {"n1": host(False), "n2": host(True), "n3": host(True), "n4": host(True, "a/b:2"), "n5": {}}
     assert image_seekers(variables, list(variables), "a/b:1") == ["n2", "n3"]
+
+
+@pytest.mark.parametrize(
+    ("found", "digest"),
+    [
+        # The name was moved since the first node got it.
+        ([(False, "sha256:old"), (True, "sha256:new")], "sha256:old"),
+        ([(True, "sha256:new"), (False, "sha256:old")], "sha256:old"),
+        # From an archive: no registry's digest is known.
+        ([(False, ""), (True, "sha256:new")], "sha256:new"),
+        ([(True, "sha256:new"), (True, "sha256:new")], "sha256:new"),
+        ([(True, "")], ""),
+    ],
+)
+def test_nodes_that_lack_an_image_get_the_one_that_others_have(found: list[tuple[bool, str]], digest: str) -> None:
+    variables = {
+        f"n{i}": {
+            "__engine_image_brought": {"changed": changed, "digest": known},
+            "deployment_slice": {"node": {"images": ["a/b:1"]}},
+        }
+        for i, (changed, known) in enumerate(found)
+    }
+    variables["other"] = {
+        "__engine_image_brought": {"changed": False, "digest": "sha256:other"},
+        "deployment_slice": {"node": {"images": ["a/b:2"]}},
+    }
+    assert image_digest(variables, list(variables), "a/b:1") == digest
 
 
 def test_what_the_catalogue_knows_of_an_engine() -> None:

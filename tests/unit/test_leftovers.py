@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.stepladder.core.plugins.module_utils import engine_image
 from ansible_collections.stepladder.core.plugins.module_utils import leftovers as node_side
 
 from stepladder import leftovers
@@ -48,7 +49,7 @@ def release(root: Path, plan_id: str, node: dict[str, Any], current: bool = Fals
 
 
 def record(root: Path, image: str, identity: str) -> str:
-    file = root / "images" / f"{node_side.record_stem(image)}.json"
+    file = root / "images" / f"{engine_image.record_stem(image)}.json"
     file.parent.mkdir(exist_ok=True)
     file.write_text(json.dumps({"id": identity, "digest": "sha256:aa"}))
     return str(file)
@@ -83,6 +84,15 @@ def test_what_a_kept_release_names_stays(root: Path) -> None:
         "image vllm/vllm-openai:v3": ("deployment d (runs)",),
     }
     assert all(one.bytes >= 8192 for one in found if one.kind == "environment")
+
+
+def test_an_image_stays_whose_id_a_kept_release_runs_under_another_name(root: Path) -> None:
+    script = root / "deployments/d/releases/p2/vllm-0/run"
+    script.parent.mkdir()
+    script.write_text("exec \\\n    docker \\\n    sha256:1 \\\n    serve\n")
+    used = {one.name: one.used_by for one in node_side.find(str(root), docker()) if one.kind == "image"}
+    assert used[f"{root}/images/vllm_vllm-openai_v1.json"] == ("deployment d (release p2, to go back to)",)
+    assert used[f"{root}/images/vllm_vllm-openai_v0.json"] == ()
 
 
 def test_only_what_nothing_needs_goes(root: Path) -> None:
