@@ -334,7 +334,7 @@ def reload(former: Sequence[File], report: Callable[[str], object]) -> None:
         if docker_words("events", *since, "--filter", "type=daemon", "--filter", "event=reload"):
             return
         time.sleep(0.2)
-    log = done.stderr.strip() or _log("--since", f"@{began:.0f}")
+    log = done.stderr.strip() if done.returncode else _log("--since", f"@{int(began)}")
     _put_back(former)
     systemctl("reload", "docker.service")
     raise SettingsError(
