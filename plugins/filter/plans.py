@@ -66,9 +66,9 @@ def _on_plain_data(function: Callable[..., Any]) -> Callable[..., Any]:
     """Turn the brain's errors into Ansible's, which name the task and the expression."""
 
     @functools.wraps(function)
-    def filtered(*arguments: Any) -> Any:
+    def filtered(*arguments: Any, **named: Any) -> Any:
         try:
-            return function(*(_plain(argument) for argument in arguments))
+            return function(*(_plain(argument) for argument in arguments), **_plain(named))
         except (ValueError, KeyError, StepladderError) as error:
             raise AnsibleFilterError(str(error)) from error
 

@@ -15,15 +15,17 @@ from pathlib import Path
 from typing import Any
 
 # Taken over by a running daemon on SIGHUP. Source: moby, daemon/reload.go. `features` is not among them: devices by CDI
-# are looked for at the start alone.
+# are looked for at the start alone. Nor is `log-level`: Docker 20.10 neither takes it over nor judges it on SIGHUP.
 LIVE = frozenset(
-    ("debug", "insecure-registries", "labels", "live-restore", "log-level", "max-concurrent-downloads",
-     "max-concurrent-uploads", "max-download-attempts", "registry-mirrors", "shutdown-timeout")
+    ("debug", "insecure-registries", "labels", "live-restore", "max-concurrent-downloads", "max-concurrent-uploads",
+     "max-download-attempts", "registry-mirrors", "shutdown-timeout")
 )  # fmt: skip
 # A daemon that comes back with another one of these knows nothing of the containers that still run.
 FORGETS = frozenset(("data-root", "exec-root", "storage-driver"))
 NONE, RELOAD, RESTART = "none", "reload", "restart"
 ANSWER_SECONDS = 90.0
+# Docker 20.10 took 10 ms.
+RELOAD_SECONDS = 15.0
 
 
 class SettingsError(Exception):
@@ -179,6 +181,43 @@ class File:
         fresh.replace(self.path)
 
 
+@dataclass(frozen=True)
+class Pending:
+    """What was written and is not in force yet. Kept as a file, so that a rerun goes on after whoever was interrupted.
+
+    Args:
+        changed: keys of daemon.json that changed.
+        unit: whether docker.service did.
+        former: files as they were before, for the way back.
+    """
+
+    changed: tuple[str, ...] = ()
+    unit: bool = False
+    former: tuple[File, ...] = ()
+
+    @classmethod
+    def read(cls, path: Path) -> Pending:
+        """What an interrupted run left; nothing where there is no file.
+
+        Raises:
+            SettingsError: it is no JSON object.
+        """
+        found = read_settings(path)
+        former = tuple(File(Path(name), text, mode) for name, text, mode in found.get("former", []))
+        return cls(tuple(found.get("changed", [])), found.get("unit", False), former)
+
+    def joined(self, later: Pending) -> Pending:
+        """With what is to be written now; of a file that is in both, the older state is the way back."""
+        older = {file.path for file in self.former}
+        former = self.former + tuple(file for file in later.former if file.path not in older)
+        return Pending(tuple(sorted({*self.changed, *later.changed})), self.unit or later.unit, former)
+
+    def text(self) -> str:
+        """As it is kept."""
+        former = [[str(file.path), file.content, file.mode] for file in self.former]
+        return json.dumps({"changed": self.changed, "unit": self.unit, "former": former}) + "\n"
+
+
 def read_settings(path: Path) -> dict[str, Any]:
     """What a file of settings holds; empty where there is none.
 
@@ -245,8 +284,70 @@ def wait_answer(report: Callable[[str], object]) -> bool:
     return True
 
 
-def restart(files: Sequence[File], before: Mapping[Path, str | None], report: Callable[[str], object]) -> None:
+def enforce(
+    files: Sequence[File],
+    due: Pending,
+    pending: Path,
+    steps: Sequence[Callable[[Sequence[File], Callable[[str], object]], None]],
+    report: Callable[[str], object],
+) -> None:
+    """Write files and bring them into force; until that is done, a file says what is due.
+
+    Args:
+        files: to be written.
+        due: what they change, with what an interrupted run left.
+        pending: the file that says it.
+        steps: `reload` and `restart`, those that it takes.
+        report: takes a line of progress.
+
+    Raises:
+        SettingsError: Docker refused the settings, and has the former files again.
+    """
+    for file in [File(pending, due.text(), 0o400), *files]:
+        file.write()
+    try:
+        for step in steps:
+            step(due.former, report)
+    except SettingsError:
+        pending.unlink()
+        raise
+    pending.unlink()
+
+
+def reload(former: Sequence[File], report: Callable[[str], object]) -> None:
+    """Let a running Docker read its settings anew; where it refuses them, it goes on with the files that it had.
+
+    systemctl only sends a signal. That it took the settings over Docker tells by an event, whatever its log level
+    (moby, daemon/reload.go).
+
+    Args:
+        former: the files as they were.
+
+    Raises:
+        SettingsError: it refused the new ones.
+    """
+    report("letting Docker read its settings anew")
+    began, deadline = time.time(), time.monotonic() + RELOAD_SECONDS
+    done = systemctl("reload", "docker.service")
+    while done.returncode == 0 and time.monotonic() < deadline:
+        since = ("--since", f"{began:.3f}", "--until", f"{time.time():.3f}")
+        if docker_words("events", *since, "--filter", "type=daemon", "--filter", "event=reload"):
+            return
+        time.sleep(0.2)
+    log = done.stderr.strip() if done.returncode else _log("--since", f"@{int(began)}")
+    _put_back(former)
+    systemctl("reload", "docker.service")
+    raise SettingsError(
+        f"Docker did not take over the new settings within {RELOAD_SECONDS:.0f} s, and goes on with the files that it "
+        f"had. Its log says:\n{log}"
+    )
+
+
+def restart(former: Sequence[File], report: Callable[[str], object]) -> None:
     """Start Docker anew; where it does not come back, with the files that it had before.
+
+    Args:
+        former: the files as they were.
 
     Raises:
         SettingsError: it did not start with the new files.
@@ -257,14 +358,21 @@ def restart(files: Sequence[File], before: Mapping[Path, str | None], report: Ca
     done = systemctl("restart", "docker.service")
     if done.returncode == 0 and wait_answer(report):
         return
-    log = subprocess.run(
-        ["journalctl", "-u", "docker.service", "-n", "12", "--no-pager", "-o", "cat"],
-        capture_output=True, text=True, timeout=30, check=False,
-    ).stdout.strip()  # fmt: skip
-    for file in files:
-        File(file.path, before[file.path], file.mode).write()
+    log = _log()
+    _put_back(former)
     systemctl("daemon-reload")
     systemctl("reset-failed", "docker.service")
     back = systemctl("restart", "docker.service").returncode == 0 and wait_answer(report)
     state = "runs again with the files that it had" if back else "does not run with the files that it had either"
     raise SettingsError(f"Docker did not start with the new settings and {state}. Its log says:\n{log}")
+
+
+def _log(*since: str) -> str:
+    """The last lines of Docker's log."""
+    argv = ["journalctl", "-u", "docker.service", *since, "-n", "12", "--no-pager", "-o", "cat"]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False).stdout.strip()
+
+
+def _put_back(former: Sequence[File]) -> None:
+    for file in former:
+        file.write()

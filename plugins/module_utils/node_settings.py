@@ -16,6 +16,8 @@ from typing import Any
 
 HEAD = "# Written by stepladder; a rerun writes it again.\n"
 LIMIT_NAMES = {"memlock": "MEMLOCK", "nofile": "NOFILE", "stack": "STACK"}  # limits.conf(5), systemd-system.conf(5)
+# Pages come back from a disk at tens of MB/s; half an hour is for some 64 GB.
+SWAPOFF_SECONDS = 1800
 SWAP_MARK = "# off by stepladder: "
 
 
@@ -180,6 +182,10 @@ def apply(plan: Plan, root: Path = Path("/")) -> None:
     """
     for path, text in plan.files.items():
         _write(root / path.lstrip("/"), text)
+    if any("systemd/system.conf.d" in path for path in plan.files) and shutil.which("systemctl"):
+        # New defaults hold for services that start from now on; nothing that runs is restarted. Before all that takes
+        # long: a rerun after an interruption finds the files equal.
+        subprocess.run(["systemctl", "daemon-reexec"], capture_output=True, check=False)
     for path, value in list(plan.values.items()):
         try:
             Path(path).write_text(value)
@@ -187,13 +193,22 @@ def apply(plan: Plan, root: Path = Path("/")) -> None:
             plan.unmet.append(f"{path} stays {plan.before[path]}, {value} is refused: {error.strerror}")
             del plan.values[path]
     for device in list(plan.swap):
-        done = subprocess.run(["swapoff", device], capture_output=True, text=True, check=False)
-        if done.returncode:
-            plan.unmet.append(f"swap on {device} stays: {done.stderr.strip()}")
+        if fault := _swapoff(device):
+            plan.unmet.append(f"swap on {device} stays: {fault}")
             plan.swap.remove(device)
-    if any("systemd/system.conf.d" in path for path in plan.files) and shutil.which("systemctl"):
-        # New defaults hold for services that start from now on; nothing that runs is restarted.
-        subprocess.run(["systemctl", "daemon-reexec"], capture_output=True, check=False)
+
+
+def _swapoff(device: str) -> str:
+    """Switch swap off; what kept it on, empty for nothing."""
+    try:
+        argv = ["swapoff", device]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=SWAPOFF_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        return (
+            f"it was read back into memory for {SWAPOFF_SECONDS} s, which was not enough; stop what uses memory "
+            "(free -h), or restart the node, which comes up without it, then run again"
+        )
+    return done.stderr.strip() or f"swapoff ended with {done.returncode}" if done.returncode else ""
 
 
 def _write(path: Path, text: str) -> None:

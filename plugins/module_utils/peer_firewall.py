@@ -5,6 +5,7 @@ Standard library only: this runs on the node, under any Python from 3.9 on. What
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import os
 import re
@@ -19,11 +20,13 @@ RULES = "/etc/stepladder/peers.nft"
 UNIT = "/etc/systemd/system/stepladder-firewall.service"
 BESIDE = "/etc/systemd/system/nftables.service.d/stepladder.conf"
 FILES = (RULES, UNIT, BESIDE)
+SYSTEMD = Path("/run/systemd/system")
 # A name could lead elsewhere tomorrow, and what a node finds under its own is often a loopback address.
 MEND_NAME = {
     "peers": "set deployment_address of the node that is called so, or host_firewall_peers",
     "clients": "name its address in host_firewall_clients",
 }
+MARK = "stepladder "
 HEAD = "# Written by stepladder; a rerun writes it again.\n"
 
 
@@ -86,7 +89,6 @@ def rendered(wanted: Wanted) -> str:
              for name, kind, all_ in tables]  # fmt: skip
     lines.append(f"    set ports {{ type inet_service; flags interval; elements = {{ {', '.join(wanted.ports)} }} }}")
     rules = [
-        "iif lo accept",
         "ct state established,related accept",
         f"tcp dport {{ {', '.join(wanted.ssh_ports)} }} accept",
     ]
@@ -97,6 +99,9 @@ def rendered(wanted: Wanted) -> str:
         rules += [f"{_field(name)} saddr @{name} tcp dport {{ {allowed} }} accept" for name in names]
     rules += ["tcp dport @ports counter drop", "udp dport @ports counter drop"]
     chain = ["    chain input {", "        type filter hook input priority -5; policy accept;"]
+    # What is loaded is known by it again: nft lists sets and rules in other words than they were given in.
+    digest = hashlib.sha256("\n".join([*lines, *rules]).encode()).hexdigest()[:16]
+    rules = [f'iif lo accept comment "{MARK}{digest}"', *rules]
     body = [*lines, *chain, *(f"        {rule}" for rule in rules), "    }"]
     return "\n".join(
         [f"{HEAD}add table inet {TABLE}", f"delete table inet {TABLE}", f"table inet {TABLE} {{", *body, "}", ""]
@@ -141,9 +146,13 @@ def files(wanted: Wanted, nft: str) -> dict[str, str]:
     return {RULES: rendered(wanted), UNIT: unit(nft), BESIDE: beside(nft)}
 
 
-def loaded_counts(listing: str) -> tuple[int, int]:
-    """Rules that accept and rules that drop in `nft list table`, to see whether somebody changed what is loaded."""
-    return len(re.findall(r"(?m)\baccept$", listing)), len(re.findall(r"(?m)\bdrop$", listing))
+def identity(rules: str) -> tuple[list[str], int, int]:
+    """What tells rules from others, as written or as listed by nft: their mark, how many accept, how many drop.
+
+    The mark tells what was loaded; the numbers, what somebody took out or put in since.
+    """
+    accept, drop = (re.findall(rf"(?m)\b{verdict}(?: comment .*)?$", rules) for verdict in ("accept", "drop"))
+    return re.findall(rf'comment "{MARK}(\w+)"', rules), len(accept), len(drop)
 
 
 # ---- the node --------------------------------------------------------------------------------------------------------
@@ -155,9 +164,17 @@ def nft() -> str:
 
 
 def is_loaded(wanted: Wanted) -> bool:
-    """Whether the table is in the kernel with as many rules as ours has."""
+    """Whether the table in the kernel is ours, as it is wanted."""
     done = _nft("list", "table", "inet", TABLE)
-    return done.returncode == 0 and loaded_counts(done.stdout) == loaded_counts(rendered(wanted))
+    return done.returncode == 0 and identity(done.stdout) == identity(rendered(wanted))
+
+
+def is_enabled() -> bool:
+    """Whether the rules are loaded at every start; also where there is no systemd that could."""
+    if not SYSTEMD.is_dir():
+        return True
+    told = subprocess.run(["systemctl", "is-enabled", Path(UNIT).name], capture_output=True, check=False)
+    return told.returncode == 0
 
 
 def plan(wanted: Wanted | None) -> list[str]:
@@ -168,7 +185,8 @@ def plan(wanted: Wanted | None) -> list[str]:
         return [f"remove {path}" for path, text in there.items() if text] + (["take the rules out"] if loaded else [])
     due = files(wanted, nft() or "/usr/sbin/nft")
     actions = [f"write {path}" for path, text in due.items() if there[path] != text]
-    return actions + (["load the rules"] if not nft() or actions or not is_loaded(wanted) else [])
+    actions += ["load the rules"] if not nft() or actions or not is_loaded(wanted) else []
+    return actions + ([] if is_enabled() else ["have them loaded at every start"])
 
 
 def current() -> str:

@@ -13,7 +13,9 @@ description:
   - Writes limits and proxies for C(docker.service) into files of its own.
   - Lets a running daemon take over what it can, and starts it anew for the rest. Containers that would end by that are
     named, and nothing is done, unless O(restart_allowed).
-  - A daemon that does not come back is started with the files that it had, and its log is shown.
+  - A daemon that does not come back, or refuses the settings, goes on with the files that it had, and its log is shown.
+  - What was written and is not in force yet stands in C(docker/stepladder.pending), so that a rerun goes on after an
+    interruption.
 options:
   settings:
     description: Settings, as C(daemon.json) has them. A value of null is left out.
@@ -93,29 +95,27 @@ def converge(params: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     if merged.changed:
         files.append(core.File(daemon, core.as_text(merged.settings), 0o644))
     files = [file for file in files if file.differs()]
-    force = core.how(merged.changed, bool(of_unit)) if core.answers() else core.RESTART if files else core.NONE
+    former = tuple(core.File(file.path, file.found, file.mode) for file in files)
+    pending = root / "docker/stepladder.pending"
+    due = core.Pending.read(pending).joined(core.Pending(merged.changed, bool(of_unit), former))
+    force = core.how(due.changed, due.unit) if core.answers() else core.RESTART if due.former else core.NONE
     running = core.running_containers() if force == core.RESTART else []
     # What a reload brings into force is in force before the restart.
     live = core.outlives() or (merged.settings.get("live-restore") is True)
-    if fault := core.obstacle(merged.changed, running, live, params["restart_allowed"]):
+    if fault := core.obstacle(due.changed, running, live, params["restart_allowed"]):
         raise core.SettingsError(fault)
     actions = [f"daemon.json: {', '.join(merged.changed)}"] if merged.changed else []
     actions += [f"write {file.path}" if file.content is not None else f"remove {file.path}" for file in of_unit]
     actions += [] if force == core.NONE else [_words(force, running, live)]
     result = {
-        "changed": bool(files),
+        "changed": bool(files) or force != core.NONE,
         "actions": actions,
         "diff": {"before": core.as_text(current), "after": core.as_text(merged.settings)},
     }
-    if files and not check_mode:
-        report = progress.ProgressFile(params["progress_file"]).write
-        before = {file.path: file.found for file in files}
-        for file in files:
-            file.write()
-        if force == core.RELOAD or (force == core.RESTART and running and live):
-            core.systemctl("reload", "docker.service")
-        if force == core.RESTART:
-            core.restart(files, before, report)
+    if due.former and not check_mode:
+        steps = [core.reload] if force == core.RELOAD or (force == core.RESTART and running and live) else []
+        steps += [core.restart] if force == core.RESTART else []
+        core.enforce(files, due, pending, steps, progress.ProgressFile(params["progress_file"]).write)
     return result
 
 

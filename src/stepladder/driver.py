@@ -171,7 +171,10 @@ def _system(
     named = [each for each in of_platform if system.distribution in each.distributions]
     if not named:
         known = sorted({name for each in of_platform for name in each.distributions})
-        mend = f"Use one of {', '.join(known)}, or install the driver by hand and set gpu_driver_install: false."
+        mend = (
+            f"Its packages and their key are not known. Use one of {', '.join(known)}, or install the driver by hand "
+            "and set gpu_driver_install: false."
+        )
         faults.append(Violation("the node's system", f"{system.distribution or 'unknown'}", mend))
         return None
     fitting = [

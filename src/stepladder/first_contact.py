@@ -23,6 +23,8 @@ from stepladder.errors import StepladderError
 
 CONNECT_SECONDS = 15.0
 ANSWER_SECONDS = 60.0
+# sshd hangs up after MaxAuthTries failures, 6 by default and 4 where it is hardened (CIS benchmark); a password is one.
+KEYS_TRIED = 3
 SAME, UNKNOWN, CHANGED = "same", "unknown", "changed"
 
 # Prints a line `change: ...` for all that it changes, or would change; needs root for another user, and for sudo.
@@ -255,21 +257,28 @@ class Wish:
     sudo: bool
 
     @property
+    def body(self) -> str:
+        """The public key itself, without its kind and comment."""
+        return self.public_key.split()[1]
+
+    @property
     def needs_root(self) -> bool:
         """Whether it is about more than the own account."""
         return self.login != "root" and (self.user != self.login or self.sudo)
 
 
-def lets_in(transport: paramiko.Transport, user: str, private_key: Path | None) -> bool:
-    """Log in with the operator's key, from its file or from the agent; False where the server does not take it."""
+def lets_in(transport: paramiko.Transport, wish: Wish) -> bool:
+    """Log in with the operator's key, from its file or the agent, else with another of the agent's; False for none."""
     keys: list[paramiko.PKey] = []
-    if private_key and private_key.exists():
+    if wish.private_key and wish.private_key.exists():
         with contextlib.suppress(paramiko.PasswordRequiredException, paramiko.SSHException):
-            keys.append(paramiko.PKey.from_path(str(private_key)))
-    keys += paramiko.Agent().get_keys()
-    for key in keys:
+            keys.append(paramiko.PKey.from_path(str(wish.private_key)))
+    read = {key.get_base64() for key in keys}
+    others = [key for key in paramiko.Agent().get_keys() if key.get_base64() not in read]
+    keys += sorted(others, key=lambda key: key.get_base64() != wish.body)
+    for key in keys[:KEYS_TRIED]:
         with contextlib.suppress(paramiko.AuthenticationException):
-            transport.auth_publickey(user, key)
+            transport.auth_publickey(wish.login, key)
             return True
     return False
 
@@ -297,9 +306,15 @@ def take_in(server: Server, known_hosts: Path, wish: Wish, password: Callable[[]
         if seen.state != SAME:
             raise ContactError(f"The host key of {server.name} is not pinned; nothing was sent to it.")
         secret = ""
-        if not lets_in(transport, wish.login, wish.private_key):
-            secret = password()
-            _with_password(transport, server, wish.login, secret)
+        try:
+            if not lets_in(transport, wish):
+                secret = password()
+                _with_password(transport, server, wish.login, secret)
+        except paramiko.SSHException as error:
+            raise ContactError(
+                f"{server.name} hung up while {wish.login} was logging in: {error}. It may allow fewer tries than "
+                "there are keys (MaxAuthTries): with SSH_AUTH_SOCK= before the command none of your agent's is tried."
+            ) from error
         return _run(transport, server, wish, secret or None, password, apply=apply)
 
 
@@ -322,6 +337,8 @@ def _with_password(transport: paramiko.Transport, server: Server, user: str, pas
             "on its console, or allow PasswordAuthentication until this has run."
         ) from error
     except paramiko.AuthenticationException as error:
+        if not transport.is_active():
+            raise
         raise ContactError(f"{server.name} refuses the password of {user}.") from error
 
 
@@ -337,7 +354,7 @@ def _run(
     values = {
         "user": wish.user,
         "key": wish.public_key,
-        "body": wish.public_key.split()[1],
+        "body": wish.body,
         "sudo": "yes" if wish.sudo and wish.user != "root" else "no",
         "apply": "yes" if apply else "no",
     }
@@ -359,7 +376,10 @@ def _run(
 
 
 def _execute(transport: paramiko.Transport, server: Server, command: str, typed: str) -> tuple[int, str, str]:
-    channel = transport.open_session(timeout=CONNECT_SECONDS)
+    try:
+        channel = transport.open_session(timeout=CONNECT_SECONDS)
+    except (paramiko.SSHException, EOFError, OSError) as error:
+        raise ContactError(f"{server.name} lets nothing be run: {error}") from error
     try:
         channel.settimeout(ANSWER_SECONDS)
         channel.exec_command(command)

@@ -11,6 +11,8 @@ from stepladder.versions import older
 
 # Containers get AMD's GPUs by these, without AMD's container toolkit.
 AMD_DEVICES = ("/dev/kfd", "/dev/dri")
+# What timeout(1) ends with: by SIGTERM, and by SIGKILL where that is not obeyed.
+EXPIRED = (124, 137)
 CDI_GPU = re.compile(r"^nvidia\.com/gpu=", re.MULTILINE)
 
 
@@ -46,7 +48,13 @@ def floors(docker: str = "", toolkit: str = "", catalogue: str = str(DEFAULT_DIR
 
 
 def runtime_faults(
-    found: Mapping[str, str], floors: Mapping[str, str], vendor: str, reboot_due: bool = False
+    found: Mapping[str, str],
+    floors: Mapping[str, str],
+    vendor: str,
+    reboot_due: bool = False,
+    *,
+    exits: Mapping[str, int] | None = None,
+    patience: int = 0,
 ) -> list[str]:
     """Everything that keeps containers from being run here, a sentence each.
 
@@ -57,10 +65,18 @@ def runtime_faults(
         floors: as `floors` tells them.
         vendor: whose GPUs containers are to be given.
         reboot_due: whether a driver waits for the node's restart: no GPU can be found before that.
+        exits: exit statuses of what was asked, by the same names, under timeout(1).
+        patience: seconds after which that ended it.
     """
     faults = []
     docker, toolkit = found["docker"].strip(), version_in(found["toolkit"])
-    if not docker:
+    silent = {name for name, status in (exits or {}).items() if status in EXPIRED}
+    if "docker" in silent:
+        faults.append(
+            f"Docker did not answer in {patience} s (docker version). See journalctl -u docker; "
+            "systemctl restart docker starts it anew."
+        )
+    elif not docker:
         faults.append("Docker does not answer. See systemctl status docker.")
     # Without GPUs nothing is given by CDI, which is what the floor is about.
     elif vendor == "nvidia" and older(docker, floors["docker"]):
@@ -68,14 +84,18 @@ def runtime_faults(
             f"Docker is {docker}, and devices by CDI need {floors['docker']} or newer. Set container_runtime_docker to "
         )
         faults.append(text + "vendor, or name newer packages.")
-    if vendor == "nvidia" and not toolkit:
+    if "toolkit" in silent:
+        faults.append(f"nvidia-ctk did not answer in {patience} s (nvidia-ctk --version). Run it on the node.")
+    elif vendor == "nvidia" and not toolkit:
         faults.append("There is no nvidia-ctk. Set container_runtime_toolkit_packages to packages that bring it.")
     elif vendor == "nvidia" and older(toolkit, floors["toolkit"]):
         faults.append(
             f"The NVIDIA container toolkit is {toolkit}, which has known holes; {floors['toolkit']} or newer is needed "
             "(container_runtime_toolkit_floor)."
         )
-    if vendor == "nvidia" and toolkit and not reboot_due and not CDI_GPU.search(found["devices"]):
+    if "devices" in silent:
+        faults.append(f"nvidia-ctk did not answer in {patience} s (nvidia-ctk cdi list). Run it on the node.")
+    elif vendor == "nvidia" and toolkit and not reboot_due and not CDI_GPU.search(found["devices"]):
         faults.append(
             "CDI knows no GPU (nvidia-ctk cdi list). Is the driver loaded (nvidia-smi)? The toolkit's service "
             "nvidia-cdi-refresh describes the GPUs anew: systemctl restart nvidia-cdi-refresh."

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import yaml
 from ansible.template import Templar, trust_as_template
 from ansible_collections.stepladder.core.plugins.module_utils import package_sources
 
-from stepladder.catalogue import Catalogue
+from stepladder.catalogue import DEFAULT_DIRECTORY, Catalogue
 from stepladder.errors import PlanRefusedError
 from stepladder.mirrors import mirrored
 from stepladder.plan import Plan
@@ -160,6 +162,33 @@ def test_all_that_is_wrong_with_a_runtime_is_told_at_once(
     assert len(found) == len(faults), found
     for text, part in zip(found, faults, strict=True):
         assert part in text
+
+
+def test_programs_that_hang_are_named_together(tmp_path: Path) -> None:
+    """The role's own tasks, on this machine; Docker and the toolkit are stand-ins that accept and say nothing."""
+    for name in ("docker", "nvidia-ctk"):
+        (tmp_path / name).write_text("#!/bin/sh\nexec sleep 60\n")
+        (tmp_path / name).chmod(0o755)
+    role = {"name": "container_runtime", "tasks_from": "check"}
+    play = {"hosts": "all", "gather_facts": False, "tasks": [{"ansible.builtin.import_role": role}]}
+    (tmp_path / "play.json").write_text(json.dumps([play]))
+    variables = {
+        "container_runtime_gpus": "nvidia", "container_runtime_catalogue": str(DEFAULT_DIRECTORY),
+        "ansible_python_interpreter": sys.executable, "__container_runtime_patience": 1,
+    }  # fmt: skip
+    environ = {
+        **os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_STDOUT_CALLBACK": "default",
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+    }  # fmt: skip
+    command = [Path(sys.executable).with_name("ansible-playbook"), "-i", "localhost,", "-c", "local"]
+    done = subprocess.run(
+        [*command, "-e", json.dumps(variables), tmp_path / "play.json"],
+        cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stdout + done.stderr
+    told = " ".join(done.stdout.split())
+    for command in ("Docker did not answer in 1 s (docker version)", "nvidia-ctk --version", "nvidia-ctk cdi list"):
+        assert command in told, told
 
 
 def test_a_driver_that_waits_for_a_restart_is_no_fault_of_containers() -> None:

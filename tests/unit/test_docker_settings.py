@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ansible_collections.stepladder.core.plugins.module_utils import docker_settings as ds
+from ansible_collections.stepladder.core.plugins.modules import docker_settings
 
 MIRROR, OTHER = "https://mirror.example", "https://other.example"
 
@@ -113,3 +116,113 @@ def test_a_file_is_whole_or_the_old_one(tmp_path: Path) -> None:
     assert file.path.stat().st_mode & 0o777 == 0o400
     ds.File(file.path, None, 0o400).write()
     assert not file.path.exists()
+
+
+DOCKER = """\
+#!/bin/sh
+# Stand-in for docker and systemctl: notes what changes something; Docker tells of a reload unless `refuses` is there.
+cd {folder}
+case "$1" in
+  version) echo 29.1.2 ;;
+  info) echo true ;;
+  ps) [ ! -e running ] || cat running ;;
+  events) [ ! -e reloaded ] || echo reload ;;
+  reload) echo "$1" >>calls; echo "Warning: the unit changed on disk" >&2; [ -e refuses ] || touch reloaded ;;
+  restart) echo "$1" >>calls; ! grep -qs refused etc/docker/daemon.json ;;
+esac
+"""
+
+
+@pytest.fixture
+def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A node whose Docker answers; `calls` has what it was told."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("docker", "systemctl"):
+        (tools / name).write_text(DOCKER.format(folder=tmp_path))
+        (tools / name).chmod(0o755)
+    (tools / "journalctl").write_text("#!/bin/sh\necho 'level=error msg=\"invalid mirror\"'\n")
+    (tools / "journalctl").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    monkeypatch.setattr(ds, "RELOAD_SECONDS", 1.0)
+    (tmp_path / "calls").touch()
+    return tmp_path
+
+
+def converge(node: Path, settings: dict[str, Any], check: bool = False, **limits: str) -> dict[str, Any]:
+    params = {"settings": settings, "limits": limits, "proxies": {}, "restart_allowed": False, "progress_file": None}
+    return docker_settings.converge({"root": str(node / "etc"), **params}, check)
+
+
+def daemon(node: Path) -> Any:
+    file = node / "etc/docker/daemon.json"
+    return json.loads(file.read_text()) if file.exists() else None
+
+
+INTERRUPTED: dict[str, tuple[dict[str, Any], dict[str, str], str]] = {
+    "before a reload": ({"registry-mirrors": [MIRROR]}, {}, "let Docker read its settings anew, without a restart"),
+    "before a restart": ({"features": {"cdi": True}}, {}, "start Docker anew; no container runs"),
+    "before a restart for the unit": ({}, {"MEMLOCK": "infinity"}, "start Docker anew; no container runs"),
+}
+
+
+@pytest.mark.parametrize(("settings", "limits", "action"), INTERRUPTED.values(), ids=INTERRUPTED)
+def test_what_an_interruption_left_is_brought_into_force(
+    node: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], limits: dict[str, str], action: str
+) -> None:
+    def interrupt(*_: str) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(ds, "systemctl", interrupt)
+        converge(node, settings, **limits)
+    assert (node / "calls").read_text() == ""
+    foreseen = converge(node, settings, check=True, **limits)
+    assert (foreseen["changed"], foreseen["actions"]) == (True, [action])
+    assert converge(node, settings, **limits) == foreseen
+    assert (node / "calls").read_text() == ("reload\n" if "registry-mirrors" in settings else "restart\n")
+    again = converge(node, settings, **limits)
+    assert (again["changed"], again["actions"]) == (False, [])
+
+
+def test_settings_that_docker_refuses_to_take_over_are_taken_back(node: Path) -> None:
+    converge(node, {"registry-mirrors": [MIRROR]})
+    (node / "reloaded").unlink()
+    (node / "refuses").touch()
+    words = (
+        r'^Docker did not take over .* within 1 s, and goes on with the files that it had\. Its log says:\n.*mirror"$'
+    )
+    with pytest.raises(ds.SettingsError, match=words):
+        converge(node, {"registry-mirrors": ["mirror.example:5000"]})
+    assert daemon(node) == {"registry-mirrors": [MIRROR]}
+    assert (node / "calls").read_text() == "reload\n" * 3
+    assert converge(node, {"registry-mirrors": [MIRROR]})["changed"] is False
+
+
+def test_a_log_level_is_proved_by_a_restart(node: Path) -> None:
+    """Docker 20.10 says that it read a mistyped one, and would not start with it."""
+    with pytest.raises(ds.SettingsError, match="did not start with the new settings and runs again"):
+        converge(node, {"log-level": "refused"})
+    assert daemon(node) is None
+
+
+def test_the_way_back_leads_past_an_interrupted_run(node: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever saw Docker not come back and pressed Ctrl-C gets the files that it ran with."""
+    converge(node, {"debug": True})
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(ds, "wait_answer", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        converge(node, {"debug": True, "bip": "198.19.254.1/24"})
+    settings = {"debug": True, "bip": "198.19.254.1/24", "log-level": "refused"}
+    with pytest.raises(ds.SettingsError, match="runs again with the files that it had"):
+        converge(node, settings)
+    assert daemon(node) == {"debug": True}
+    assert sorted(path.name for path in (node / "etc/docker").iterdir()) == ["daemon.json", "stepladder.json"]
+
+
+def test_what_an_interruption_left_ends_no_container_either(node: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(ds, "systemctl", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        converge(node, {"data-root": "/b"})
+    (node / "running").write_text("step3-vllm-0\n")
+    with pytest.raises(ds.SettingsError, match="data-root changes, and Docker would lose sight of step3-vllm-0"):
+        converge(node, {"data-root": "/b"})

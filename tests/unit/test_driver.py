@@ -21,6 +21,7 @@ JAMMY = {"distribution": "Ubuntu", "distribution_version": "22.04", "distributio
 NOBLE = JAMMY | {"distribution_version": "24.04", "distribution_release": "noble"}
 ROCKY = {"distribution": "Rocky", "distribution_version": "9.6", "distribution_release": "Blue Onyx",
          "architecture": "x86_64", "kernel": "5.14.0-570.el9.x86_64"}  # fmt: skip
+ROCKY10 = ROCKY | {"distribution_version": "10.1", "kernel": "6.12.0-124.el10_1.x86_64"}
 VENDOR = "https://developer.download.nvidia.com/compute/cuda/repos"
 
 
@@ -183,6 +184,7 @@ FAULTS: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
         "595.45.04 is not of branch 580",
     ),
     "unknown system": (SYSTEMS["another"][0], {}, "the node's system", "Fedora 44"),
+    "Red Hat 10, whose key of NVIDIA's is not known": (ROCKY10, {}, "the node's system", "rhel10"),
     "machine without packages": (
         DEBIAN | {"architecture": "aarch64"}, {}, "the node's machine", "aarch64 with debian12",
     ),
@@ -205,6 +207,15 @@ def test_faults(facts: dict[str, Any], wish: dict[str, Any], what: str, found: s
     assert fault["what"] == what
     assert fault["found"] == found
     assert fault["mend"]
+
+
+def test_red_hat_10_is_refused_for_nvidias_driver_alone() -> None:
+    (fault,) = plan(ROCKY10)["faults"]
+    assert fault["mend"] == (
+        "Its packages and their key are not known. Use one of debian12, rhel8, rhel9, ubuntu2204, ubuntu2404, or "
+        "install the driver by hand and set gpu_driver_install: false."
+    )
+    assert plan(ROCKY10, gpu="mi355x")["faults"] == []
 
 
 def test_a_version_of_a_known_branch_needs_no_catalogue() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
 import fcntl
 import getpass
 import os
@@ -32,10 +33,17 @@ def written(key: paramiko.PKey) -> HostKey:
 
 
 class Doorman(paramiko.ServerInterface):
-    """Lets the user in by password, and by the keys in the home's authorized_keys."""
+    """Lets the user in by password, and by the keys in the home's authorized_keys; hangs up as sshd does."""
 
-    def __init__(self, home: Path, seen: list[str], ways: str) -> None:
-        self.home, self.seen, self.ways = home, seen, ways
+    def __init__(self, sshd: Sshd, transport: paramiko.Transport) -> None:
+        self.home, self.seen, self.ways, self.tries = sshd.home, sshd.seen, sshd.ways, sshd.tries
+        self.transport, self.channels = transport, sshd.channels
+
+    def _failed(self) -> int:
+        self.tries -= 1
+        if not self.tries:
+            self.transport.close()
+        return paramiko.AUTH_FAILED
 
     def get_allowed_auths(self, username: str) -> str:
         return self.ways
@@ -43,15 +51,16 @@ class Doorman(paramiko.ServerInterface):
     def check_auth_password(self, username: str, password: str) -> int:
         self.seen.append(f"password {password}")
         right = password == PASSWORD and "password" in self.ways
-        return paramiko.AUTH_SUCCESSFUL if right else paramiko.AUTH_FAILED
+        return paramiko.AUTH_SUCCESSFUL if right else self._failed()
 
     def check_auth_publickey(self, username: str, key: paramiko.PKey) -> int:
+        self.seen.append(f"key {key.get_base64()[-9:]}")
         keys = self.home / ".ssh" / "authorized_keys"
         known = keys.exists() and key.get_base64() in keys.read_text()
-        return paramiko.AUTH_SUCCESSFUL if known else paramiko.AUTH_FAILED
+        return paramiko.AUTH_SUCCESSFUL if known else self._failed()
 
     def check_channel_request(self, kind: str, chanid: int) -> int:
-        return paramiko.OPEN_SUCCEEDED
+        return paramiko.OPEN_SUCCEEDED if self.channels else paramiko.OPEN_FAILED_ADMINISTRATIVELY_PROHIBITED
 
     def check_channel_exec_request(self, channel: paramiko.Channel, command: bytes) -> bool:
         threading.Thread(target=self._run, args=(channel, command.decode()), daemon=True).start()
@@ -73,7 +82,8 @@ class Sshd:
     """An SSH server on a free port of loopback, whose commands see a home of its own."""
 
     def __init__(self, folder: Path) -> None:
-        self.key, self.ways, self.seen = new_key(), "password,publickey", list[str]()
+        self.key, self.ways, self.seen, self.tries = new_key(), "password,publickey", list[str](), 6
+        self.channels = True
         self.home = folder / "home"
         self.home.mkdir()
         tools = folder / "tools"
@@ -94,7 +104,7 @@ class Sshd:
                 return
             transport = paramiko.Transport(wire)
             transport.add_server_key(self.key)
-            transport.start_server(server=Doorman(self.home, self.seen, self.ways), event=threading.Event())
+            transport.start_server(server=Doorman(self, transport), event=threading.Event())
 
 
 @pytest.fixture
@@ -139,7 +149,49 @@ def test_the_key_is_put_there_once(sshd: Sshd, tmp_path: Path, wish: Wish) -> No
     assert keys.stat().st_mode & 0o777 == 0o600
     sshd.seen.clear()
     assert take_in(sshd, known_hosts, wish, password="") == []
-    assert sshd.seen == [], "with the key there no password is needed"
+    assert [each.split()[0] for each in sshd.seen] == ["key"], "with the key there no password is needed"
+
+
+def in_agent(monkeypatch: pytest.MonkeyPatch, keys: list[paramiko.PKey]) -> None:
+    monkeypatch.setattr(paramiko.Agent, "get_keys", lambda _self: tuple(keys))
+
+
+@pytest.mark.parametrize("tries", [4, 6])
+def test_many_keys_in_the_agent_leave_room_for_the_password(
+    sshd: Sshd, tmp_path: Path, wish: Wish, monkeypatch: pytest.MonkeyPatch, tries: int
+) -> None:
+    sshd.tries = tries
+    first_contact.pin(tmp_path / "known_hosts", sshd.at.name, written(sshd.key))
+    own = paramiko.PKey.from_path(str(tmp_path / "id"))
+    in_agent(monkeypatch, [new_key() for _ in range(6)] + [own])
+    assert len(take_in(sshd, tmp_path / "known_hosts", wish)) == 1
+    assert sshd.seen[0] == f"key {own.get_base64()[-9:]}"
+    assert [each.split()[0] for each in sshd.seen] == ["key", "key", "key", "password"]
+
+
+def test_the_operators_key_is_tried_first_where_only_the_agent_has_it(
+    sshd: Sshd, tmp_path: Path, wish: Wish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first_contact.pin(tmp_path / "known_hosts", sshd.at.name, written(sshd.key))
+    take_in(sshd, tmp_path / "known_hosts", wish)
+    sshd.seen.clear()
+    own = paramiko.PKey.from_path(str(tmp_path / "id"))
+    in_agent(monkeypatch, [new_key() for _ in range(6)] + [own])
+    take_in(sshd, tmp_path / "known_hosts", dataclasses.replace(wish, private_key=None), password="")
+    assert sshd.seen == [f"key {own.get_base64()[-9:]}"]
+
+
+@pytest.mark.parametrize("tries", [2, 3])
+def test_a_server_that_hangs_up_is_told(
+    sshd: Sshd, tmp_path: Path, wish: Wish, monkeypatch: pytest.MonkeyPatch, tries: int
+) -> None:
+    sshd.tries = tries
+    first_contact.pin(tmp_path / "known_hosts", sshd.at.name, written(sshd.key))
+    in_agent(monkeypatch, [new_key() for _ in range(6)])
+    with pytest.raises(
+        ContactError, match=r"hung up while \w+ was logging in: .*\(MaxAuthTries\).*SSH_AUTH_SOCK= before"
+    ):
+        take_in(sshd, tmp_path / "known_hosts", wish)
 
 
 def test_a_changed_host_key_is_refused_before_anything_is_sent(sshd: Sshd, tmp_path: Path, wish: Wish) -> None:
@@ -169,6 +221,13 @@ def test_refusals_say_what_to_do(sshd: Sshd, tmp_path: Path, wish: Wish) -> None
         nobody = Server("127.0.0.1", gone.getsockname()[1])
     with pytest.raises(ContactError, match=r"cannot be reached: Connection refused"):
         first_contact.look(nobody, known_hosts)
+
+
+def test_a_server_that_lets_nothing_be_run_is_told(sshd: Sshd, tmp_path: Path, wish: Wish) -> None:
+    sshd.channels = False
+    first_contact.pin(tmp_path / "known_hosts", sshd.at.name, written(sshd.key))
+    with pytest.raises(ContactError, match=r"lets nothing be run: .*Administratively prohibited"):
+        take_in(sshd, tmp_path / "known_hosts", wish)
 
 
 def test_what_fails_on_the_server_is_told(sshd: Sshd, tmp_path: Path, wish: Wish) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -45,3 +46,18 @@ def test_every_gpu_of_the_catalogue_has_a_group() -> None:
     }
     assert set(groups.values()) == known
     assert len(groups) == len(known)
+
+
+def test_a_directory_with_pinned_host_keys_is_still_an_inventory(tmp_path: Path) -> None:
+    """What `bootstrap -i DIRECTORY` leaves there is no inventory source, nor are notes."""
+    (tmp_path / "hosts.yml").write_text("all: {hosts: {198.18.0.11: {}}}\n")
+    for name in ("known_hosts", "known_hosts.shown", "known_hosts.old", "known_hosts2", "notes.md"):
+        (tmp_path / name).write_text("[198.18.0.11]:2222 ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIA: {\n")
+    (tmp_path / ".known_hosts.lock").touch()
+    done = subprocess.run(
+        [Path(sys.executable).with_name("ansible-inventory"), "-i", str(tmp_path), "--list"],
+        cwd=REPOSITORY, env={**os.environ, "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg")}, capture_output=True,
+        text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["ungrouped"]["hosts"] == ["198.18.0.11"]

@@ -87,6 +87,39 @@ def test_swap_that_does_not_fit_into_memory_stays(root: Path) -> None:
     assert plan.unmet == ["swap: 2.0 GB are in use and 1.0 GB of memory are free; stop what uses it, then run again"]
 
 
+@pytest.fixture
+def tools(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Stand-ins for systemctl and swapoff, which note that they were called; a swap that is on."""
+    folder = root / "tools"
+    folder.mkdir()
+    for name in ("systemctl", "swapoff"):
+        (folder / name).write_text(f'#!/bin/sh\necho {name} "$@" >>{root}/calls\n')
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    (root / "proc/swaps").write_text("Filename Type Size Used Priority\n/dev/sda2 partition 8000000 2000 -2\n")
+    return folder
+
+
+def test_systemd_has_the_new_limits_before_swapoff_takes_its_time(root: Path, tools: Path) -> None:
+    """Whoever is interrupted in swapoff finds the files equal the next time."""
+    node_settings.apply(node_settings.look(WANTED, root), root)
+    assert text(root, "calls").splitlines() == ["systemctl daemon-reexec", "swapoff /dev/sda2"]
+
+
+def test_a_swapoff_that_takes_too_long_is_ended_and_told(
+    root: Path, tools: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tools / "swapoff").write_text("#!/bin/sh\nexec sleep 60\n")
+    monkeypatch.setattr(node_settings, "SWAPOFF_SECONDS", 0.2)
+    plan = node_settings.look(WANTED, root)
+    node_settings.apply(plan, root)
+    assert plan.swap == []
+    assert plan.unmet == [
+        "swap on /dev/sda2 stays: it was read back into memory for 0.2 s, which was not enough; stop what uses memory "
+        "(free -h), or restart the node, which comes up without it, then run again"
+    ]
+
+
 SAME = {
     ("4096\n", "4096"): True,
     ("4096\t87380\t6291456\n", "4096 87380 6291456"): True,

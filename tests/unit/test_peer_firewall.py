@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +23,7 @@ table inet stepladder {
     set ports { type inet_service; flags interval; elements = { 6379, 29500-65535 } }
     chain input {
         type filter hook input priority -5; policy accept;
-        iif lo accept
+        iif lo accept comment "stepladder d7289ef6c4ee12a4"
         ct state established,related accept
         tcp dport { 22 } accept
         ip saddr @peers4 accept
@@ -87,10 +89,68 @@ def test_problems(wanted: Wanted, expected: list[str]) -> None:
     assert peer_firewall.problems(wanted) == expected
 
 
-def test_what_is_loaded_is_counted() -> None:
-    listing = '\t\tiif "lo" accept\n\t\tip saddr @peers4 accept\n\t\ttcp dport @ports counter packets 0 bytes 0 drop\n'
-    assert peer_firewall.loaded_counts(listing) == (2, 1)
-    assert peer_firewall.loaded_counts(RULES) == (5, 2)
+# nft 1.0.6 (Debian 12), `nft list table inet stepladder` after RULES were loaded, 2026-11-21.
+LISTING = """\
+table inet stepladder {
+	set peers4 {
+		type ipv4_addr
+		flags interval
+		elements = { 198.18.0.11, 198.18.0.12 }
+	}
+
+	set clients4 {
+		type ipv4_addr
+		flags interval
+		elements = { 198.18.1.0/24 }
+	}
+
+	set ports {
+		type inet_service
+		flags interval
+		elements = { 6379, 29500-65535 }
+	}
+
+	chain input {
+		type filter hook input priority filter - 5; policy accept;
+		iif "lo" accept comment "stepladder d7289ef6c4ee12a4"
+		ct state established,related accept
+		tcp dport 22 accept
+		ip saddr @peers4 accept
+		ip saddr @clients4 tcp dport 30000 accept
+		tcp dport @ports counter packets 0 bytes 0 drop
+		udp dport @ports counter packets 0 bytes 0 drop
+	}
+}
+"""
+LOAD, ENABLE = "load the rules", "have them loaded at every start"
+NODES: dict[str, tuple[str, bool, bool, list[str]]] = {
+    "all is there": (LISTING, True, True, []),
+    "ended before systemctl enable": (LISTING, True, False, [ENABLE]),
+    "no systemd": (LISTING, False, False, []),
+    "not loaded": ("", True, True, [LOAD]),
+    "of a version before": (LISTING.replace(' comment "stepladder d7289ef6c4ee12a4"', ""), True, True, [LOAD]),
+    "of other addresses": (LISTING.replace("d7289ef6c4ee12a4", "0123456789abcdef"), True, True, [LOAD]),
+    "a rule was taken out": (LISTING.replace("\t\ttcp dport 22 accept\n", ""), True, True, [LOAD]),
+    "one was put in": (LISTING.replace("\t\ttcp dport 22", '\t\tudp dport 1 accept comment "x"\n\t\ttcp dport 22'),
+                       True, True, [LOAD]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("listing", "systemd", "enabled", "actions"), NODES.values(), ids=NODES)
+def test_what_is_to_be_done_on_a_node_that_has_the_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listing: str, systemd: bool, enabled: bool, actions: list[str]
+) -> None:
+    """nft and systemctl are stand-ins that answer as recorded."""
+    (tmp_path / "listing").write_text(listing)
+    (tmp_path / "nft").write_text(f"#!/bin/sh\n[ -s {tmp_path}/listing ] && cat {tmp_path}/listing\n")
+    (tmp_path / "systemctl").write_text(f"#!/bin/sh\n{'true' if enabled else 'false'}\n")
+    for name in ("nft", "systemctl"):
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(peer_firewall, "SYSTEMD", tmp_path if systemd else tmp_path / "none")
+    kept = peer_firewall.files(GOOD, str(tmp_path / "nft"))
+    monkeypatch.setattr(peer_firewall, "_text", kept.__getitem__)
+    assert peer_firewall.plan(GOOD) == actions
 
 
 def test_a_reload_of_the_systems_own_rules_loads_ours_again() -> None:
