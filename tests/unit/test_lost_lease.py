@@ -263,6 +263,32 @@ def test_a_run_that_is_refused_asks_no_node_after_that(project: Path) -> None:
     assert not (project / "d/audit").exists()
 
 
+def test_a_rollout_that_cannot_be_is_refused_before_the_lease(project: Path) -> None:
+    """Later it would have the release marked as failed that it made current, and nothing could be brought back."""
+    plays = json.loads((project / "play.yml").read_text())
+    plays[0]["tasks"] = plays[0]["tasks"][:2]
+    plays.insert(1, {"import_playbook": str(ROOT / "playbooks/_lease.yml")})
+    (project / "play.yml").write_text(json.dumps(plays))
+    before = sorted(project.glob("[ab]/**"))
+    done = run(project, lost_at="never", gate="green", deploy_max_unavailable=0)
+    assert done.returncode == 2, done.stdout + done.stderr
+    words = "deploy_max_unavailable is 0: give a number of replicas, 1 or more. Nothing was changed."
+    assert words in " ".join((done.stdout + done.stderr).split())
+    assert "noted: " not in done.stdout
+    assert sorted(project.glob("[ab]/**")) == before
+
+
+def test_every_verb_that_rolls_out_takes_its_lease_there() -> None:
+    imported = f"{BUILTIN}.import_playbook"
+    started = []
+    for path in sorted((ROOT / "playbooks").glob("*.yml")):
+        imports = [play[imported] for play in yaml.safe_load(path.read_text()) if imported in play]
+        if "_start.yml" in imports:
+            started.append(path.stem)
+            assert imports.index("_lease.yml") < imports.index("_start.yml"), path.name
+    assert started == ["deploy", "rollback", "start"]
+
+
 def test_a_deploy_keeps_its_lease_until_the_gateway_is_as_planned(project: Path) -> None:
     """What deploy does from the start on; the gateway's stand-in looks whose the nodes are."""
     plays = yaml.safe_load((ROOT / "playbooks/deploy.yml").read_text())
