@@ -370,6 +370,51 @@ def test_an_archive_goes_elsewhere_where_the_disk_is_full(tmp_path: Path, monkey
     full.mkdir()
     other.mkdir()
     real = evidence.add_text
+RSA, PKCS8 = "RSA PRIVATE KEY-----", "PRIVATE KEY-----"
+
+
+@pytest.mark.parametrize(
+    ("lines", "shown"),
+    [
+        # JSON in a log.
+        ([f'{{"private_key": "-----BEGIN {PKCS8}\\nMIIEv\\n-----END {PKCS8}\\n", "id": 7}}', "after"],
+         [f'{{"private_key": "-----BEGIN {PKCS8} ********-----END {PKCS8}\\n", "id": 7}}', "after"]),
+        # Longer than a line of a log may be.
+        ([f"a -----BEGIN {PKCS8}{'MIIEv' * 1000}-----END {PKCS8} b", "after"],
+         [f"a -----BEGIN {PKCS8} ********-----END {PKCS8} b", "after"]),
+        # Over several lines, with the key's beginning or end on one of the marks.
+        ([f"-----BEGIN {RSA}", "MIIEv", f"-----END {RSA}", "after"],
+         [f"-----BEGIN {RSA} ********", f"-----END {RSA}", "after"]),
+        ([f"a -----BEGIN {RSA}\\nMIIEv", "MIIEv", f"MIIEv-----END {RSA} b", "after"],
+         [f"a -----BEGIN {RSA} ********", f"-----END {RSA} b", "after"]),
+        ([f"a -----BEGIN {RSA}\rMIIEv", "MIIEv", f"-----END {RSA}", "after"],
+         [f"a -----BEGIN {RSA} ********", f"-----END {RSA}", "after"]),
+        # Two on a line, the second of which goes on.
+        ([f"-----BEGIN {RSA}MIIEv-----END {RSA} -----BEGIN {PKCS8}MIIEv", "MIIEv", f"-----END {PKCS8}", "after"],
+         [f"-----BEGIN {RSA} ********-----END {RSA} -----BEGIN {PKCS8} ********", f"-----END {PKCS8}", "after"]),
+        ([f"-----BEGIN {RSA}", f"MIIEv-----END {RSA} -----BEGIN {RSA}MIIEv", "MIIEv", f"-----END {RSA}", "after"],
+         [f"-----BEGIN {RSA} ********", f"-----END {RSA} -----BEGIN {RSA} ********", f"-----END {RSA}", "after"]),
+        # No private one.
+        (["-----BEGIN CERTIFICATE-----", "MIIEv", "-----END CERTIFICATE-----"],
+         ["-----BEGIN CERTIFICATE-----", "MIIEv", "-----END CERTIFICATE-----"]),
+    ],
+)  # fmt: skip
+def test_private_keys_are_masked_however_they_stand_in_lines(
+    tmp_path: Path, lines: list[str], shown: list[str]
+) -> None:
+    assert evidence.clean(lines, 100_000).splitlines() == shown
+    log = tmp_path / "log"
+    log.write_text("\n".join(lines))
+    assert evidence.clean(engine_state.tail(log, 100), 100_000).splitlines() == shown
+
+
+def test_a_secret_file_with_a_private_key_changes_nothing_about_where_a_key_ends() -> None:
+    lines = [f"-----BEGIN {RSA}", "MIIEv", f"-----END {RSA}", "after"]
+    shown = evidence.clean(lines, 100_000, ["-----BEGIN", "-----END", "KEY-----"]).splitlines()
+    assert shown[2:] == ["after"]
+    assert "MIIEv" not in shown[0] + shown[1]
+
+
 
     def add(tar: tarfile.TarFile, name: str, text: str) -> None:
         if str(full) in str(getattr(tar.fileobj, "name", tar.name)) or next(iter(full.iterdir()), None):
