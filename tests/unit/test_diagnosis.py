@@ -252,9 +252,13 @@ def test_a_gateway_that_lets_nobody_through_fails_while_engines_are_well(
     assert (found.first.layer, found.first.line) == (layer, line) if found.first else layer == ""
 
 
-@pytest.mark.parametrize(("live", "fails"), [(False, True), (True, False)])
-def test_what_a_dead_rollout_left_out_is_named(live: bool, fails: bool) -> None:
+@pytest.mark.parametrize(
+    ("by", "live", "fails"),
+    [("r1", "", True), ("r1", "r1", False), ("r1", "r2", True), ("", "r2", False), ("", "", True)],
+)
+def test_what_a_dead_rollout_left_out_is_named(by: str, live: str, fails: bool) -> None:
     out = {**SERVER, "replica": 1, "in_rotation": False, "drained": True, "taken_out": True, "in_flight": 0}
+    out["taken_out_by"] = by
     gateway = {"problem": "", "servers": [SERVER, out]}
     engine = dataclasses.replace(node(), at_work=live)
     found = diagnosis.diagnose([engine, diagnosis.Node("gw", gateway=gateway)]).first
@@ -263,10 +267,11 @@ def test_what_a_dead_rollout_left_out_is_named(live: bool, fails: bool) -> None:
         assert (found.layer, found.node, found.cure) == ("serve", "gw", "`deploy` finishes it, and puts it back.")
         assert found.line == "replica 1: OUT, 0 request(s) left, taken out by a rollout that ended; run deploy"
     serving = {"gateway": None}
-    for held, expected in ((None, False), ({"state": "expired"}, False), ({"state": "held"}, True)):
+    expired, lives = {"state": "expired", "run": "r1"}, {"state": "held", "run": "r1"}
+    for held, expected in ((None, ""), (expired, ""), (lives, "r1")):
         release = {"slice": KEPT, "known": [], "lease": held}
         told = diagnosis.node_found("n0", release, [], serving, {"engines": False, "gateway": False})
-        assert diagnose_action.node_of("n0", told, Path("/nowhere")).at_work is expected
+        assert diagnose_action.node_of("n0", told, Path("/nowhere")).at_work == expected
 
 
 def test_the_text_names_layer_line_cure_and_reference() -> None:
@@ -365,11 +370,6 @@ def test_no_planted_secret_comes_out(tmp_path: Path) -> None:
     assert {"logs/vllm-0.log", "release/plan.json", "release/vllm-0/env", "processes.txt", "machine.json"} <= set(texts)
 
 
-def test_an_archive_goes_elsewhere_where_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    full, other = tmp_path / "full", tmp_path / "other"
-    full.mkdir()
-    other.mkdir()
-    real = evidence.add_text
 RSA, PKCS8 = "RSA PRIVATE KEY-----", "PRIVATE KEY-----"
 
 
@@ -415,6 +415,11 @@ def test_a_secret_file_with_a_private_key_changes_nothing_about_where_a_key_ends
     assert "MIIEv" not in shown[0] + shown[1]
 
 
+def test_an_archive_goes_elsewhere_where_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full, other = tmp_path / "full", tmp_path / "other"
+    full.mkdir()
+    other.mkdir()
+    real = evidence.add_text
 
     def add(tar: tarfile.TarFile, name: str, text: str) -> None:
         if str(full) in str(getattr(tar.fileobj, "name", tar.name)) or next(iter(full.iterdir()), None):
