@@ -289,6 +289,49 @@ def test_every_verb_that_rolls_out_takes_its_lease_there() -> None:
     assert started == ["deploy", "rollback", "start"]
 
 
+@pytest.mark.nightly
+def test_a_way_back_that_cannot_drain_leaves_the_rest_as_it_is(project: Path) -> None:
+    """Replica 1 is red and comes back; replica 0, which has the new release, has a request that does not end."""
+    tasks = project / "roles/release/tasks"
+    second = {**WAVE, "number": 1, "replicas": [1], "drain": [1], "patient": [1]}
+    forth = {"waves": [WAVE, second], "text": "", "outage": False, "others": True, "not_seen": []}
+    back = {**forth, "waves": [{**second, "number": 0}, {**WAVE, "number": 1}]}
+    choose = "{{ back if release_given_up is defined else forth }}"
+    (tasks / "describe.yml").write_text(
+        json.dumps([note("described"), fact(release_ready=True, release_rollout=choose)])
+    )
+    shutil.copy(ROOT / "roles/release/tasks/wave_drain.yml", tasks)
+    started = fact(release_started="{{ release_wave.number }}", release_stopped_at=0)
+    red = {**fact(release_went="engine_ready: failed"), "when": ["release_wave.number == 1", "gate == 'red'"]}
+    (tasks / "wave_change.yml").write_text(json.dumps([note("started"), started, red]))
+    (project / "roles/gateway/tasks").mkdir(parents=True)
+    fails = {f"{BUILTIN}.fail": {"msg": "Replica 0 still has 3 request(s) in flight after 600 s."}}
+    stays = {**fails, "when": ["gateway_replicas == [0]", "release_given_up is defined"]}
+    (project / "roles/gateway/tasks/rotate.yml").write_text(json.dumps([note("rotated"), stays]))
+    done = run(project, lost_at="never", gate="red", forth=forth, back=back)
+    assert done.returncode == ExitStatus.NOT_DRAINED, done.stdout + done.stderr
+    assert "Release old is back but for replica 0: replica 0 could not be taken out of rotation:" in done.stdout
+    assert "Replica 1 has it and answers as promised." in done.stdout
+    assert "To finish it: rollback -e rollback_to=old." in done.stdout
+    assert proven(project) == []
+    assert [lease.read(str(project / name)) for name in "ab"] == [None, None]
+
+
+@pytest.mark.nightly
+def test_a_node_that_dies_while_evidence_is_gathered_takes_the_ending_not_with_it(project: Path) -> None:
+    dies = {"stepladder.core.deployments": {"state_directory": "/nowhere"}, "when": "inventory_hostname == 'a'"}
+    dead = {**dies, "vars": {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 1}}
+    (project / "roles/release/tasks/evidence.yml").write_text(json.dumps([note("kept"), dead]))
+    only = {"plan_id": "old", "nodes": ["b"], "leaves": [], "refusal": "", "left": "Not brought back: a died."}
+    (project / "roles/release/tasks/part.yml").write_text(json.dumps([fact(release_choice=only), *STAND_INS["part"]]))
+    done = run(project, lost_at="never", gate="red")
+    assert done.returncode == ExitStatus.WENT_BACK, done.stdout + done.stderr
+    assert "Release old serves again: it was asked and answers as promised" in done.stdout
+    assert "Not brought back: a died." in done.stdout
+    assert proven(project) == ["old"]
+    assert lease.read(str(project / "b")) is None
+
+
 def test_a_deploy_keeps_its_lease_until_the_gateway_is_as_planned(project: Path) -> None:
     """What deploy does from the start on; the gateway's stand-in looks whose the nodes are."""
     plays = yaml.safe_load((ROOT / "playbooks/deploy.yml").read_text())
