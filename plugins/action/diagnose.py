@@ -112,7 +112,7 @@ def node_of(host: str, found: Mapping[str, Any] | None, fetched: Path) -> diagno
         since=str(found.get("since") or ""),
         texts=texts,
         gateway=gateway and {"problem": gateway["problem"], "servers": [dict(each) for each in gateway["servers"]]},
-        at_work=bool(found.get("at_work")),
+        at_work=str(found.get("at_work") or ""),
     )
 
 

@@ -311,6 +311,8 @@ _SECRETS = (
     (re.compile(r"\b(?:hf_|sk-|ms-|gh[opsu]_)[A-Za-z0-9_-]{16,}"), MASK),
     (re.compile(r"\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]+"), MASK),
 )
+# A private key in PEM as far as it stands on one line, the end of which may be on a later one.
+_KEY = re.compile(r"(-----BEGIN [\w ]*PRIVATE KEY[\w ]*-----).*?(-----END|\Z)", re.DOTALL)
 
 
 SEARCHED_LINES = 2000
@@ -321,9 +323,16 @@ _ERROR = re.compile(
 _CONSEQUENCE = re.compile(r"[Ss]ee (?:root cause|stack trace) above|\bWARNING\b")
 
 
+def mask_keys(line: str) -> tuple[str, bool]:
+    """A line without what stands within private keys in PEM, and whether the last of them goes on in the next line."""
+    found = [key[2] for key in _KEY.finditer(line)]
+    return _KEY.sub(rf"\1 {MASK}\2", line), bool(found) and not found[-1]
+
+
 def clean_line(line: str) -> str:
     """A log line for human eyes: no escape sequences, a progress bar's last state, secrets masked, cut to length."""
-    text = _ANSI.sub("", line).rstrip("\r\n").rpartition("\r")[2]
+    # Keys first: what follows may leave a part of one without its beginning.
+    text = mask_keys(_ANSI.sub("", line))[0].rstrip("\r\n").rpartition("\r")[2]
     text = "".join(character for character in text if character == "\t" or character.isprintable())
     for pattern, masked in _SECRETS:
         text = pattern.sub(masked, text)

@@ -51,7 +51,7 @@ MORE_COMMANDS = {
 }  # fmt: skip
 MORE_FILES = ("/proc/driver/nvidia/version", "/proc/meminfo", "/proc/loadavg", "/etc/os-release", "/etc/hosts")
 _SECRET_FILE = re.compile(r"^\w+=\$\(read_secret (.+)\)$", re.MULTILINE)
-_KEY_BEGIN, _KEY_END = "PRIVATE KEY-----", "-----END"
+_KEY_END = "-----END"
 LEFT_OUT = "(what stood before was left out)"
 
 
@@ -91,8 +91,8 @@ def _without_keys(lines: Iterable[str]) -> Iterable[str]:
     for line in lines:
         if inside and _KEY_END not in line:
             continue
-        inside = _KEY_BEGIN in line and _KEY_END not in line
-        yield f"{line.partition(_KEY_BEGIN)[0]}{_KEY_BEGIN} {engine_state.MASK}" if inside else line
+        shown, inside = engine_state.mask_keys(line[line.index(_KEY_END) :] if inside else line)
+        yield shown
 
 
 def share(sizes: Sequence[int], limit: int) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +27,17 @@ def gateway(directory: str) -> dict[str, Any] | None:
         servers = haproxy.Master(directory).servers()
     except (haproxy.GatewayError, OSError) as error:
         return {"problem": str(error), "servers": []}
-    by, marks = drained_by(directory), rotation.marked(directory)
+    by, marks = drained_by(directory), rotation.marks(directory)
     return {"problem": "", "servers": [_server(server, by.get(server.name), marks) for server in servers.values()]}
 
 
-def _server(server: haproxy.Server, by: Any, marks: set[int]) -> dict[str, Any]:
+def _server(server: haproxy.Server, by: Any, marks: Mapping[int, str]) -> dict[str, Any]:
     told = haproxy.names_of([server])[0]
+    taken_out = server.drained and told["replica"] in marks
     more = {
         "in_rotation": haproxy.in_rotation(server), "check": server.check, "agent": server.agent,
         "address": server.address, "drained_by": by if server.drained else None,
-        "taken_out": server.drained and told["replica"] in marks,
+        "taken_out": taken_out, "taken_out_by": marks[told["replica"]] if taken_out else None,
     }  # fmt: skip
     return {**told, **more}
 

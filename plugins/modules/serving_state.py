@@ -34,12 +34,14 @@ EXAMPLES = r"""
 
 RETURN = r"""
 gateway:
-  description: What is wrong with the gateway, empty where nothing is, and its replicas; null where there is none.
+  description: >-
+    What is wrong with the gateway, empty where nothing is, and its replicas; null where there is none. C(taken_out_by)
+    is the run of the rollout that took one out, empty where an earlier version did, which wrote down no run.
   returned: always
   type: dict
   sample:
     problem: ''
-    servers: [{replica: 0, status: UP, in_rotation: true, drained: false, taken_out: false, in_flight: 3}]
+    servers: [{replica: 0, status: DRAIN, in_rotation: false, drained: true, taken_out: true, taken_out_by: 5f0c}]
 watchdog:
   description: What the watchdog saw and did; null where there is none.
   returned: always

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,7 +75,7 @@ class Node:
         since: when that release became current, UTC; empty where it is not known.
         texts: lines by file name, as gathered on the node.
         gateway: as `stepladder.core.serving_state` tells it; none where it runs none.
-        at_work: whether a run that lives holds its lease.
+        at_work: the run that lives and holds its lease; empty where none does.
     """
 
     name: str
@@ -86,7 +86,7 @@ class Node:
     since: str = ""
     texts: Mapping[str, Sequence[str]] = field(default_factory=dict)
     gateway: Mapping[str, Any] | None = None
-    at_work: bool = False
+    at_work: str = ""
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def diagnose(nodes: Sequence[Node], known: Sequence[Signature] | None = None) ->
     if deployed:
         failing += [finding for node in nodes for finding in _missing(node, troubled)]
         failing += [finding for row in troubled for finding in _process(row, nodes, known)]
-        live = any(node.at_work for node in nodes)
+        live = {node.at_work for node in nodes if node.at_work}
         failing += [finding for node in nodes for finding in _gateway(node, live)]
     machine = [finding for node in nodes for finding in _machine(node, known)]
     # What the machine says of itself is a cause only where something does not run.
@@ -212,8 +212,8 @@ def _counts(finding: Finding, phases: Sequence[str], troubled: Sequence[status.S
     return any(not phases or row.phase in phases for row in here)
 
 
-def _gateway(node: Node, live: bool) -> Iterator[Finding]:
-    """What keeps clients from the replicas, beside the engines themselves; live: whether a run is at work."""
+def _gateway(node: Node, live: Collection[str]) -> Iterator[Finding]:
+    """What keeps clients from the replicas, beside the engines themselves; live: the runs that are at work."""
     if node.gateway is None:
         return
     gateway = status.judged(node.gateway, live)
@@ -265,7 +265,7 @@ def node_found(
         "missing": list(current.get("missing", ())),
         "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(current["since"])) if current.get("since") else "",
         "gateway": front,
-        "at_work": status.is_at_work(release["lease"]),
+        "at_work": status.run_at_work(release["lease"]),
     }
 
 

@@ -205,6 +205,15 @@ def _numbers(kept: Mapping[str, Any] | None) -> set[int]:
     return {replica_of(process["name"]) for process in (kept or {}).get("node", {}).get("processes", ())}
 
 
+def refusal(max_unavailable: Any) -> str:
+    """Why a value is no number of replicas that may be out at the same time; empty where it is one."""
+    try:
+        _number(max_unavailable)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 def _number(value: Any) -> int:
     try:
         number = int(str(value))

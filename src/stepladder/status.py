@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
@@ -141,7 +141,7 @@ def report(
             found += [_empty_row(host, "unreachable", "the node did not answer")] if kept is None else kept
     told = {host: kept for host in hosts if (kept := variables[host].get("status_release"))}
     looked = seen(found)
-    live = any(is_at_work(kept["lease"]) for kept in told.values())
+    live = {run for kept in told.values() if (run := run_at_work(kept["lease"]))}
     fronts = {host: judged(variables[host].get("status_gateway") or SILENT, live) for host in gateways}
     watchdogs = {host: kept for host in hosts if (kept := variables[host].get("status_watchdog"))}
     silent = any(row.phase == "unreachable" for row in looked) or any(
@@ -213,20 +213,29 @@ def front(serving: Mapping[str, Any] | None, why: str = "") -> dict[str, Any]:
     return {"reachable": True, **kept}
 
 
-def is_at_work(lease: Mapping[str, Any] | None) -> bool:
-    """Whether a run lives that holds a node's lease, as `deployments` tells it."""
-    return (lease or {}).get("state") == "held"
+def run_at_work(lease: Mapping[str, Any] | None) -> str:
+    """The run that lives and holds a node's lease, as `deployments` tells it; empty where none does."""
+    return str(lease["run"]) if lease and lease["state"] == "held" else ""
 
 
-def judged(front: Mapping[str, Any], live: bool) -> dict[str, Any]:
+def judged(front: Mapping[str, Any], live: Collection[str]) -> dict[str, Any]:
     """A gateway with `left_out` at each replica: taken out by a rollout that did not come to putting it back.
 
     Args:
         front: as the function of that name gives it.
-        live: whether a run is at work on the nodes, which may be that rollout.
+        live: the runs that are at work on the nodes. Any of them may be the rollout of a mark that names none, which an
+            earlier version made.
     """
-    servers = [{**each, "left_out": bool(each.get("taken_out")) and not live} for each in front["servers"]]
+    servers = [
+        {**each, "left_out": bool(each.get("taken_out")) and not _lives(each, live)} for each in front["servers"]
+    ]
     return {**front, "servers": servers}
+
+
+def _lives(server: Mapping[str, Any], live: Collection[str]) -> bool:
+    """Whether the rollout that took a replica out is one of the runs that are at work."""
+    by = server.get("taken_out_by")
+    return by in live if by else bool(live)
 
 
 def gateway_faults(front: Mapping[str, Any]) -> list[str]:

@@ -255,10 +255,9 @@ def ending(variables: Mapping[str, Any], hosts: Sequence[str], now: float) -> di
     """
     if not hosts:
         return {"text": "", "exit_status": "done"}
-    first = variables[hosts[0]]
-    if "release_given_up" not in first and any(variables[host].get("release_not_drained") for host in hosts):
+    failed, choice = (_first(variables, hosts, name) for name in ("release_given_up", "release_choice"))
+    if not failed and any(variables[host].get("release_not_drained") for host in hosts):
         return {"text": _not_drained(variables, hosts), "exit_status": "not_drained"}
-    failed, choice = first["release_given_up"], first["release_choice"]
     lines = [f"Release {failed['plan_id']} did not run right and was given up:", _indented(failed["reason"])]
     kept = [
         f"{host}:{variables[host]['release_evidence']}" for host in hosts if variables[host].get("release_evidence")
@@ -266,8 +265,13 @@ def ending(variables: Mapping[str, Any], hosts: Sequence[str], now: float) -> di
     if kept:
         lines += ["What shows why:", _indented("\n".join(kept))]
     status = "no_way_back"
-    if choice["refusal"]:
+    if not choice:
+        lines += ["No release was brought back: no node came to choosing one.", *_left(variables, hosts)]
+    elif choice["refusal"]:
         lines += [choice["refusal"], *_left(variables, hosts)]
+    elif is_undrained(variables, choice["nodes"]):
+        lines += [_not_drained_back(variables, choice)]
+        status = "not_drained"
     elif wrong := failures(variables, choice["nodes"]):
         lines += [f"Release {choice['plan_id']} was to be brought back, and does not serve either:", _indented(wrong)]
     else:
@@ -280,13 +284,45 @@ def ending(variables: Mapping[str, Any], hosts: Sequence[str], now: float) -> di
     return {"text": "\n".join(lines), "exit_status": status}
 
 
-def _not_drained(variables: Mapping[str, Any], hosts: Sequence[str]) -> str:
-    """Where a rollout stopped that could not take a replica out of rotation, and how it goes on."""
+def _first(variables: Mapping[str, Any], hosts: Sequence[str], name: str) -> Any:
+    """What the first host has that came so far as to have it; none where none did."""
+    return next((found for host in hosts if (found := variables[host].get(name))), None)
+
+
+def _stopped_at(variables: Mapping[str, Any], hosts: Sequence[str]) -> tuple[Mapping[str, Any], list[int], list[int]]:
+    """The variables of the node that could not take a replica out, and the replicas before and from there on."""
     held = variables[next(host for host in hosts if variables[host].get("release_not_drained"))]
-    walked, plan_id = held["release_walked"], held["deployment_slice"]["plan_id"]
-    waves = held["release_rollout"]["waves"]
+    waves, walked = held["release_rollout"]["waves"], held["release_walked"]
     done = [number for wave in waves[:walked] for number in wave["replicas"]]
     rest = [number for wave in waves[walked:] for number in wave["replicas"] or wave["drain"]]
+    return held, done, rest
+
+
+def _not_drained_back(variables: Mapping[str, Any], choice: Mapping[str, Any]) -> str:
+    """How far a way back came that could not take a replica out of rotation, and how it is finished."""
+    held, done, rest = _stopped_at(variables, choice["nodes"])
+    suspect = {number for host in choice["nodes"] for number in variables[host].get("release_suspect") or ()}
+    dead, as_before = [n for n in rest if n in suspect], [n for n in rest if n not in suspect]
+    name = choice["plan_id"]
+    back = f"is back but for replica {_listed(rest)}" if done else "was to be brought back, and no replica has it yet"
+    starts = f"should one end by itself, it starts as release {name}"
+    lines = [
+        f"Release {name} {back}: replica {_listed(held['release_not_drained'])} could not be taken out of rotation:",
+        _indented(held["release_went"]),
+        *([f"Replica {_listed(done)} has it and answers as promised."] if done else []),
+        *([f"Replica {_listed(dead)} does not serve."] if dead else []),
+        *([f"Replica {_listed(as_before)} runs on as it did; {starts}."] if as_before else []),
+        *([choice["left"]] if choice.get("left") else []),
+        f"To finish it: rollback -e rollback_to={name}. Where requests are in the way, give them longer "
+        "(-e deploy_drain_seconds=...), or add -e deploy_break_requests=true, which breaks them off.",
+    ]
+    return "\n".join(lines)
+
+
+def _not_drained(variables: Mapping[str, Any], hosts: Sequence[str]) -> str:
+    """Where a rollout stopped that could not take a replica out of rotation, and how it goes on."""
+    held, done, rest = _stopped_at(variables, hosts)
+    plan_id = held["deployment_slice"]["plan_id"]
     return "\n".join(
         [
             f"Release {plan_id} goes no further: replica {_listed(held['release_not_drained'])} could not be taken out "

@@ -252,9 +252,13 @@ def test_a_gateway_that_lets_nobody_through_fails_while_engines_are_well(
     assert (found.first.layer, found.first.line) == (layer, line) if found.first else layer == ""
 
 
-@pytest.mark.parametrize(("live", "fails"), [(False, True), (True, False)])
-def test_what_a_dead_rollout_left_out_is_named(live: bool, fails: bool) -> None:
+@pytest.mark.parametrize(
+    ("by", "live", "fails"),
+    [("r1", "", True), ("r1", "r1", False), ("r1", "r2", True), ("", "r2", False), ("", "", True)],
+)
+def test_what_a_dead_rollout_left_out_is_named(by: str, live: str, fails: bool) -> None:
     out = {**SERVER, "replica": 1, "in_rotation": False, "drained": True, "taken_out": True, "in_flight": 0}
+    out["taken_out_by"] = by
     gateway = {"problem": "", "servers": [SERVER, out]}
     engine = dataclasses.replace(node(), at_work=live)
     found = diagnosis.diagnose([engine, diagnosis.Node("gw", gateway=gateway)]).first
@@ -263,10 +267,11 @@ def test_what_a_dead_rollout_left_out_is_named(live: bool, fails: bool) -> None:
         assert (found.layer, found.node, found.cure) == ("serve", "gw", "`deploy` finishes it, and puts it back.")
         assert found.line == "replica 1: OUT, 0 request(s) left, taken out by a rollout that ended; run deploy"
     serving = {"gateway": None}
-    for held, expected in ((None, False), ({"state": "expired"}, False), ({"state": "held"}, True)):
+    expired, lives = {"state": "expired", "run": "r1"}, {"state": "held", "run": "r1"}
+    for held, expected in ((None, ""), (expired, ""), (lives, "r1")):
         release = {"slice": KEPT, "known": [], "lease": held}
         told = diagnosis.node_found("n0", release, [], serving, {"engines": False, "gateway": False})
-        assert diagnose_action.node_of("n0", told, Path("/nowhere")).at_work is expected
+        assert diagnose_action.node_of("n0", told, Path("/nowhere")).at_work == expected
 
 
 def test_the_text_names_layer_line_cure_and_reference() -> None:
@@ -363,6 +368,51 @@ def test_no_planted_secret_comes_out(tmp_path: Path) -> None:
     assert "PLAIN='yes'" in whole
     assert whole.count("x" * 50) == 100
     assert {"logs/vllm-0.log", "release/plan.json", "release/vllm-0/env", "processes.txt", "machine.json"} <= set(texts)
+
+
+RSA, PKCS8 = "RSA PRIVATE KEY-----", "PRIVATE KEY-----"
+
+
+@pytest.mark.parametrize(
+    ("lines", "shown"),
+    [
+        # JSON in a log.
+        ([f'{{"private_key": "-----BEGIN {PKCS8}\\nMIIEv\\n-----END {PKCS8}\\n", "id": 7}}', "after"],
+         [f'{{"private_key": "-----BEGIN {PKCS8} ********-----END {PKCS8}\\n", "id": 7}}', "after"]),
+        # Longer than a line of a log may be.
+        ([f"a -----BEGIN {PKCS8}{'MIIEv' * 1000}-----END {PKCS8} b", "after"],
+         [f"a -----BEGIN {PKCS8} ********-----END {PKCS8} b", "after"]),
+        # Over several lines, with the key's beginning or end on one of the marks.
+        ([f"-----BEGIN {RSA}", "MIIEv", f"-----END {RSA}", "after"],
+         [f"-----BEGIN {RSA} ********", f"-----END {RSA}", "after"]),
+        ([f"a -----BEGIN {RSA}\\nMIIEv", "MIIEv", f"MIIEv-----END {RSA} b", "after"],
+         [f"a -----BEGIN {RSA} ********", f"-----END {RSA} b", "after"]),
+        ([f"a -----BEGIN {RSA}\rMIIEv", "MIIEv", f"-----END {RSA}", "after"],
+         [f"a -----BEGIN {RSA} ********", f"-----END {RSA}", "after"]),
+        # Two on a line, the second of which goes on.
+        ([f"-----BEGIN {RSA}MIIEv-----END {RSA} -----BEGIN {PKCS8}MIIEv", "MIIEv", f"-----END {PKCS8}", "after"],
+         [f"-----BEGIN {RSA} ********-----END {RSA} -----BEGIN {PKCS8} ********", f"-----END {PKCS8}", "after"]),
+        ([f"-----BEGIN {RSA}", f"MIIEv-----END {RSA} -----BEGIN {RSA}MIIEv", "MIIEv", f"-----END {RSA}", "after"],
+         [f"-----BEGIN {RSA} ********", f"-----END {RSA} -----BEGIN {RSA} ********", f"-----END {RSA}", "after"]),
+        # No private one.
+        (["-----BEGIN CERTIFICATE-----", "MIIEv", "-----END CERTIFICATE-----"],
+         ["-----BEGIN CERTIFICATE-----", "MIIEv", "-----END CERTIFICATE-----"]),
+    ],
+)  # fmt: skip
+def test_private_keys_are_masked_however_they_stand_in_lines(
+    tmp_path: Path, lines: list[str], shown: list[str]
+) -> None:
+    assert evidence.clean(lines, 100_000).splitlines() == shown
+    log = tmp_path / "log"
+    log.write_text("\n".join(lines))
+    assert evidence.clean(engine_state.tail(log, 100), 100_000).splitlines() == shown
+
+
+def test_a_secret_file_with_a_private_key_changes_nothing_about_where_a_key_ends() -> None:
+    lines = [f"-----BEGIN {RSA}", "MIIEv", f"-----END {RSA}", "after"]
+    shown = evidence.clean(lines, 100_000, ["-----BEGIN", "-----END", "KEY-----"]).splitlines()
+    assert shown[2:] == ["after"]
+    assert "MIIEv" not in shown[0] + shown[1]
 
 
 def test_an_archive_goes_elsewhere_where_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

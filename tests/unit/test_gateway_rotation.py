@@ -52,12 +52,14 @@ def back(gateway: Gateway, *replicas: int, check: bool = False) -> list[int]:
 def test_out_and_back(gateway: Gateway, two: list[Engine]) -> None:
     assert out(gateway, 1, check=True) == (True, [])
     assert gateway.up() == ["replica-0", "replica-1"]
-    assert out(gateway, 1) == (True, [])
+    assert out(gateway, 1, run="r1") == (True, [])
     assert (gateway.up(), rotation.marked(str(gateway.directory))) == (["replica-0"], {1})
     told = serving_state.gateway(str(gateway.directory)) or {}
-    assert [server["taken_out"] for server in told["servers"]] == [False, True]
+    assert [(server["taken_out"], server["taken_out_by"]) for server in told["servers"]] == [
+        (False, None), (True, "r1"),
+    ]  # fmt: skip
     assert {gateway.ask(body={})[1]["engine"] for _ in range(4)} == {two[0].port}
-    assert out(gateway, 1) == (False, [])
+    assert out(gateway, 1, run="r1") == (False, [])
     assert back(gateway, 1, check=True) == [1]
     assert back(gateway, 0, 1) == [1]
     assert (gateway.up(), rotation.marked(str(gateway.directory))) == (["replica-0", "replica-1"], set())

@@ -263,6 +263,92 @@ def test_a_run_that_is_refused_asks_no_node_after_that(project: Path) -> None:
     assert not (project / "d/audit").exists()
 
 
+def test_a_rollout_that_cannot_be_is_refused_before_the_lease(project: Path) -> None:
+    """Later it would have the release marked as failed that it made current, and nothing could be brought back."""
+    plays = json.loads((project / "play.yml").read_text())
+    plays[0]["tasks"] = plays[0]["tasks"][:2]
+    plays.insert(1, {"import_playbook": str(ROOT / "playbooks/_lease.yml")})
+    (project / "play.yml").write_text(json.dumps(plays))
+    before = sorted(project.glob("[ab]/**"))
+    done = run(project, lost_at="never", gate="green", deploy_max_unavailable=0)
+    assert done.returncode == 2, done.stdout + done.stderr
+    words = "deploy_max_unavailable is 0: give a number of replicas, 1 or more. Nothing was changed."
+    assert words in " ".join((done.stdout + done.stderr).split())
+    assert "noted: " not in done.stdout
+    assert sorted(project.glob("[ab]/**")) == before
+
+
+def test_every_verb_that_rolls_out_takes_its_lease_there() -> None:
+    imported = f"{BUILTIN}.import_playbook"
+    started = []
+    for path in sorted((ROOT / "playbooks").glob("*.yml")):
+        imports = [play[imported] for play in yaml.safe_load(path.read_text()) if imported in play]
+        if "_start.yml" in imports:
+            started.append(path.stem)
+            assert imports.index("_lease.yml") < imports.index("_start.yml"), path.name
+    assert started == ["deploy", "rollback", "start"]
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    ("fails", "status", "lines"),
+    [
+        ("drain", ExitStatus.NOT_DRAINED,
+         ["Release old is back but for replica 0: replica 0 could not be taken out of rotation:",
+          "Replica 1 has it and answers as promised.", "To finish it: rollback -e rollback_to=old."]),
+        # What could not be drained on the way forth is no matter of the way back.
+        ("start", ExitStatus.NO_WAY_BACK, ["Release old was to be brought back, and does not serve either:"]),
+    ],
+)  # fmt: skip
+def test_a_way_back_that_cannot_drain_leaves_the_rest_as_it_is(
+    project: Path, fails: str, status: int, lines: list[str]
+) -> None:
+    """Replica 1 is red; replica 0, which has the new release, has a request that does not end."""
+    tasks = project / "roles/release/tasks"
+    second = {**WAVE, "number": 1, "replicas": [1], "drain": [1], "patient": [1]}
+    forth = {"waves": [WAVE, second], "text": "", "outage": False, "others": True, "not_seen": []}
+    back = {**forth, "waves": [{**second, "number": 0}, {**WAVE, "number": 1}]}
+    choose = "{{ back if release_given_up is defined else forth }}"
+    (tasks / "describe.yml").write_text(
+        json.dumps([note("described"), fact(release_ready=True, release_rollout=choose)])
+    )
+    shutil.copy(ROOT / "roles/release/tasks/wave_drain.yml", tasks)
+    started = fact(release_started="{{ release_wave.number }}", release_stopped_at=0)
+    forward = {"when": ["release_wave.number == 1", "release_given_up is not defined"]}
+    red = {**fact(release_went="engine_ready: failed"), **forward}
+    held = {**fact(release_not_drained="{{ [0] if inventory_hostname == 'a' else [] }}"), **forward}
+    only = ["release_given_up is defined", "fails == 'start'", "inventory_hostname == 'a'"]
+    dead = {**fact(release_went="engine_ready: dead"), "when": only}
+    (tasks / "wave_change.yml").write_text(json.dumps([note("started"), started, red, held, dead]))
+    (project / "roles/gateway/tasks").mkdir(parents=True)
+    stays = {
+        f"{BUILTIN}.fail": {"msg": "Replica 0 still has 3 request(s) in flight after 600 s."},
+        "when": ["gateway_replicas == [0]", "release_given_up is defined", "fails == 'drain'"],
+    }
+    (project / "roles/gateway/tasks/rotate.yml").write_text(json.dumps([note("rotated"), stays]))
+    done = run(project, lost_at="never", fails=fails, forth=forth, back=back)
+    assert done.returncode == status, done.stdout + done.stderr
+    for line in lines:
+        assert line in done.stdout
+    assert proven(project) == []
+    assert [lease.read(str(project / name)) for name in "ab"] == [None, None]
+
+
+@pytest.mark.nightly
+def test_a_node_that_dies_while_evidence_is_gathered_takes_the_ending_not_with_it(project: Path) -> None:
+    dies = {"stepladder.core.deployments": {"state_directory": "/nowhere"}, "when": "inventory_hostname == 'a'"}
+    dead = {**dies, "vars": {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 1}}
+    (project / "roles/release/tasks/evidence.yml").write_text(json.dumps([note("kept"), dead]))
+    only = {"plan_id": "old", "nodes": ["b"], "leaves": [], "refusal": "", "left": "Not brought back: a died."}
+    (project / "roles/release/tasks/part.yml").write_text(json.dumps([fact(release_choice=only), *STAND_INS["part"]]))
+    done = run(project, lost_at="never", gate="red")
+    assert done.returncode == ExitStatus.WENT_BACK, done.stdout + done.stderr
+    assert "Release old serves again: it was asked and answers as promised" in done.stdout
+    assert "Not brought back: a died." in done.stdout
+    assert proven(project) == ["old"]
+    assert lease.read(str(project / "b")) is None
+
+
 def test_a_deploy_keeps_its_lease_until_the_gateway_is_as_planned(project: Path) -> None:
     """What deploy does from the start on; the gateway's stand-in looks whose the nodes are."""
     plays = yaml.safe_load((ROOT / "playbooks/deploy.yml").read_text())

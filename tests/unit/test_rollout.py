@@ -274,6 +274,12 @@ def test_no_wave_where_a_node_is_not_ready() -> None:
 def test_what_is_no_number_of_replicas_is_refused(value: Any) -> None:
     with pytest.raises(ValueError, match=r"deploy_max_unavailable is .*: give a number of replicas, 1 or more"):
         rollout.rollout({"n": node(TWO, "old", "old")}, ["n"], value, False)
+    assert rollout.refusal(value) == f"deploy_max_unavailable is {value!r}: give a number of replicas, 1 or more"
+
+
+@pytest.mark.parametrize("value", [1, "2", " 3 "])
+def test_a_number_of_replicas_is_not_refused(value: Any) -> None:
+    assert rollout.refusal(value) == ""
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ def test_release_and_lease_stand_below_the_table() -> None:
     held = {
         "who": "ann", "origin": "ops1", "verb": "deploy", "deployment": "step3", "plan_id": "abd", "why": "",
         "age": 61.0, "since": "2023-11-14T22:20:00Z", "silent": 3.0, "expires_in": 117.0, "state": "held",
-        "doing": "Install: tools",
+        "doing": "Install: tools", "run": "r1",
     }  # fmt: skip
     # The node's own clock tells the age: it may be an hour off.
     told = status.release(known, {"lease": held, "frozen": None, "now": 1_700_000_125.0})
@@ -295,10 +295,11 @@ def test_the_gateway_stands_below_the_table(serving: dict[str, Any] | None, line
     assert document["gateways"]["gw"]["reachable"] is (serving is not None)
 
 
-def at_work(state: str) -> dict[str, Any]:
+def at_work(state: str, run: str = "r1") -> dict[str, Any]:
     held = {
         "who": "ann", "origin": "ops1", "verb": "deploy", "deployment": "step3", "plan_id": "abd", "why": "",
         "age": 61.0, "since": "2023-11-14T22:20:00Z", "silent": 3.0, "expires_in": 117.0, "state": state, "doing": "",
+        "run": run,
     }  # fmt: skip
     return status.release([], {"lease": held if state else None, "frozen": None, "now": 0.0})
 
@@ -323,6 +324,33 @@ def test_what_a_dead_rollout_took_out_is_a_fault(lease: str, line: str, exit_sta
     document = json.loads(status.report(variables, ["n0"], "json", ["gw"])["text"])
     assert document["ready"] is (exit_status == "")
     assert [server["left_out"] for server in document["gateways"]["gw"]["servers"]] == [False, exit_status != ""]
+
+
+@pytest.mark.parametrize(
+    ("by", "runs", "under_way"),
+    [
+        ("r1", ["r1"], True),
+        # A run that has nothing to do with it, of another deployment on the same node, say.
+        ("r1", ["r2"], False),
+        ("r1", ["r2", "r1"], True),
+        ("r1", [], False),
+        # The mark is of an earlier version, which wrote down no run.
+        ("", ["r2"], True),
+        ("", [], False),
+    ],
+)
+def test_only_the_run_that_took_a_replica_out_keeps_that_from_being_a_fault(
+    by: str, runs: list[str], under_way: bool
+) -> None:
+    out = {**TAKEN_OUT, "taken_out_by": by}
+    hosts = [f"n{number}" for number in range(max(1, len(runs)))]
+    variables: dict[str, Any] = {host: {"status_rows": status.rows(host, KEPT, [state()])} for host in hosts}
+    for host, run in zip(hosts, runs, strict=False):
+        variables[host]["status_release"] = at_work("held", run)
+    variables["gw"] = {"status_gateway": status.front({"gateway": {"problem": "", "servers": [SERVER, out]}})}
+    told = status.report(variables, hosts, "human", ["gw"])
+    assert ("taken out by the rollout that is under way" in told["text"]) is under_way
+    assert told["exit_status"] == ("" if under_way else "not_ready")
 
 
 def test_the_watchdog_tells_of_stalls_and_restarts() -> None:

@@ -270,6 +270,77 @@ def test_ending_of_a_rollout_that_could_not_drain(walked: int, lines: list[str])
     )
 
 
+CHOSEN = {"plan_id": "old", "nodes": ["n0", "n1"], "refusal": ""}
+GIVEN_UP = {"release_given_up": {"plan_id": "new", "reason": "n1: Ask every endpoint:\n  chat failed"}}
+TO_FINISH = (
+    "To finish it: rollback -e rollback_to=old. Where requests are in the way, give them longer "
+    "(-e deploy_drain_seconds=...), or add -e deploy_break_requests=true, which breaks them off."
+)
+
+
+@pytest.mark.parametrize(
+    ("walked", "suspect", "head", "lines"),
+    [
+        (1, [], "is back but for replica 0, 2",
+         ["Replica 1 has it and answers as promised.",
+          "Replica 0, 2 runs on as it did; should one end by itself, it starts as release old."]),
+        # Nobody could take out what is broken, as the gateway's host is down.
+        (0, [1], "was to be brought back, and no replica has it yet",
+         ["Replica 1 does not serve.",
+          "Replica 0, 2 runs on as it did; should one end by itself, it starts as release old."]),
+    ],
+)  # fmt: skip
+def test_a_way_back_that_cannot_drain_tells_what_is_back_and_how_to_finish(
+    walked: int, suspect: list[int], head: str, lines: list[str]
+) -> None:
+    """Replica 0 had passed the gate with the new release, replica 1 is the red one."""
+    waves = [{"replicas": [1], "drain": [1]}, {"replicas": [0], "drain": [0]}, {"replicas": [], "drain": [2]}]
+    number = waves[walked]["drain"]
+    more = {**GIVEN_UP, "release_choice": CHOSEN, "release_walked": walked, "release_rollout": {"waves": waves}}
+    nodes = {
+        "n0": {**more, "release_went": UNDRAINED, "release_not_drained": number, "release_suspect": []},
+        "n1": {**more, "release_went": True, "release_not_drained": [], "release_suspect": suspect},
+    }
+    ending = way_back.ending(nodes, ["n0", "n1"], 149.2)
+    assert ending["exit_status"] == "not_drained"
+    assert ending["text"].splitlines() == [
+        "Release new did not run right and was given up:", "  n1: Ask every endpoint:", "    chat failed",
+        f"Release old {head}: replica {number[0]} could not be taken out of rotation:",
+        "  Tell the gateways:", "    Replica 1 still has 3 request(s) in flight after 600 s.",
+        *lines, TO_FINISH,
+    ]  # fmt: skip
+
+
+def test_a_way_back_that_fails_otherwise_is_no_matter_of_draining() -> None:
+    """What was held up before the release was given up is forgotten by then."""
+    more = {**GIVEN_UP, "release_choice": CHOSEN}
+    nodes = {"n0": {**more, "release_went": "Wait: dead", "release_not_drained": []}, "n1": {**more}}
+    assert way_back.ending(nodes, ["n0", "n1"], 149.2)["exit_status"] == "no_way_back"
+
+
+def test_a_node_that_dies_while_evidence_is_gathered_takes_the_ending_not_with_it() -> None:
+    choice = {"plan_id": "old", "nodes": ["n1"], "refusal": "", "left": "Not brought back: n0 did not answer."}
+    nodes = {"n0": {**GIVEN_UP}, "n1": {**GIVEN_UP, "release_choice": choice, "release_went": True}}
+    ending = way_back.ending(nodes, ["n0", "n1"], 149.2)
+    assert ending["exit_status"] == "went_back"
+    assert ending["text"].splitlines()[-2:] == [
+        "Release old serves again: it was asked and answers as promised; nothing had been stopped.",
+        "Not brought back: n0 did not answer.",
+    ]
+
+
+def test_where_no_node_came_to_choosing_nothing_was_brought_back() -> None:
+    nodes = {"n0": {**GIVEN_UP, "release_others": True}, "n1": {**GIVEN_UP, "release_suspect": [1]}}
+    ending = way_back.ending(nodes, ["n0", "n1"], 149.2)
+    assert ending["exit_status"] == "no_way_back"
+    assert ending["text"].splitlines() == [
+        "Release new did not run right and was given up:", "  n1: Ask every endpoint:", "    chat failed",
+        "No release was brought back: no node came to choosing one.",
+        "Replica 1 does not serve, and gets no requests from a gateway. Replicas that the rollout had not reached run "
+        "on as they did. 'deploy' goes on from here, 'rollback' goes back.",
+    ]  # fmt: skip
+
+
 def test_what_else_went_wrong_is_no_matter_of_draining() -> None:
     held = {"release_went": UNDRAINED, "release_not_drained": [1]}
     assert not way_back.is_undrained({"a": held, "b": {"release_went": "Wait: dead"}}, ["a", "b"])
