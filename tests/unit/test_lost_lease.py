@@ -263,8 +263,14 @@ def test_a_run_that_is_refused_asks_no_node_after_that(project: Path) -> None:
     assert not (project / "d/audit").exists()
 
 
-def test_a_deploy_keeps_its_lease_until_the_gateway_is_as_planned(project: Path) -> None:
+@pytest.mark.parametrize("frozen", [pytest.param(False, id="free"), pytest.param(True, id="frozen-meanwhile")])
+def test_a_deploy_keeps_its_lease_until_the_gateway_is_as_planned(project: Path, frozen: bool) -> None:
     """What deploy does from the start on; the gateway's stand-in looks whose the nodes are."""
+    if frozen:
+        arguments = {"state_directory": "{{ stepladder_state_directory }}", "state": "frozen", "why": "trade fair"}
+        freeze = {"stepladder.core.lease": arguments}
+        wave_back = project / "roles/release/tasks/wave_back.yml"
+        wave_back.write_text(json.dumps([*json.loads(wave_back.read_text()), freeze]))
     plays = yaml.safe_load((ROOT / "playbooks/deploy.yml").read_text())
     start = next(number for number, play in enumerate(plays) if "_start.yml" in json.dumps(play))
     plays[start][f"{BUILTIN}.import_playbook"] = str(ROOT / "playbooks/_start.yml")
@@ -282,6 +288,7 @@ def test_a_deploy_keeps_its_lease_until_the_gateway_is_as_planned(project: Path)
     for name in "ab":
         assert lease.read(str(project / name)) is None
         ends = [json.loads(line) for line in (project / name / "audit/audit.jsonl").read_text().splitlines()]
+        ends = [line for line in ends if line["event"] != "freeze"]
         assert [(line["event"], line.get("outcome")) for line in ends] == [("begin", None), ("end", "done")]
 
 
