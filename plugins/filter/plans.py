@@ -172,6 +172,7 @@ class FilterModule:
             "replacement": _replacement,
             "rollout_doing": rollout.doing,
             "rollout_leaving": _leaving,
+            "rollout_goes_last": rollout.goes_last,
             "service_units": units.service_units,
             "standalone_slice": units.standalone_slice,
             "superseded_processes": units.superseded,
