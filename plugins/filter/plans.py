@@ -144,6 +144,7 @@ class FilterModule:
             "image_bytes": contents.image_bytes,
             "known_images": contents.known_images,
             "gateway_text": gateway.gateway_text,
+            "gateway_apart": gateway.apart,
             "gives_tokens": units.gives_tokens,
             "logs_text": status.logs_text,
             "diagnose_found": diagnosis.node_found,

@@ -56,6 +56,7 @@ def test_out_and_back(gateway: Gateway, two: list[Engine]) -> None:
     assert (gateway.up(), rotation.marked(str(gateway.directory))) == (["replica-0"], {1})
     told = serving_state.gateway(str(gateway.directory)) or {}
     assert [server["taken_out"] for server in told["servers"]] == [False, True]
+    assert [server["place"] for server in told["servers"]] == [f"127.0.0.1:{engine.port}" for engine in two]
     assert {gateway.ask(body={})[1]["engine"] for _ in range(4)} == {two[0].port}
     assert out(gateway, 1) == (False, [])
     assert back(gateway, 1, check=True) == [1]

@@ -346,6 +346,37 @@ def test_a_deploy_keeps_its_lease_until_the_gateway_is_as_planned(project: Path,
         assert [(line["event"], line.get("outcome")) for line in ends] == [("begin", None), ("end", "done")]
 
 
+@pytest.mark.parametrize(
+    ("verb", "port", "status"),
+    [
+        pytest.param("rollback", 9000, ExitStatus.NOT_READY, id="rollback-elsewhere"),
+        pytest.param("rollback", 8000, 0, id="rollback-there", marks=nightly),
+        pytest.param("start", 9000, ExitStatus.NOT_READY, id="start-elsewhere", marks=nightly),
+    ],
+)
+def test_what_is_back_where_the_gateway_does_not_look_for_it_is_not_done(
+    project: Path, verb: str, port: int, status: int
+) -> None:
+    """What the verb does from the start on; the gateway's stand-in has replica 0 at the port."""
+    plays = yaml.safe_load((ROOT / f"playbooks/{verb}.yml").read_text())
+    start = next(number for number, play in enumerate(plays) if "_start.yml" in json.dumps(play))
+    for play in plays[start:]:
+        play[f"{BUILTIN}.import_playbook"] = str(ROOT / "playbooks" / play[f"{BUILTIN}.import_playbook"])
+    head = json.loads((project / "play.yml").read_text())[0]
+    kept = {**SLICE, "endpoints": [{"replica": 0, "node": "a", "base_url": "http://198.18.0.1:8000/v1"}]}
+    head["tasks"][1:2] = [{f"{BUILTIN}.group_by": {"key": "gateway"}}, fact(deployment_slice=kept)]
+    (project / "play.yml").write_text(json.dumps([head, *plays[start:]]))
+    (project / "roles/status/tasks").mkdir(parents=True)
+    front = {"servers": [{"replica": 0, "place": f"198.18.0.1:{port}"}]}
+    (project / "roles/status/tasks/gateway.yml").write_text(json.dumps([fact(status_gateway=front)]))
+    done = run(project, lost_at="never", gate="green")
+    assert done.returncode == status, done.stdout + done.stderr
+    assert proven(project) == ["new"]
+    line = "a: it has replica 0 at 198.18.0.1:9000, and it answers at 198.18.0.1:8000"
+    assert (line in done.stdout) is bool(status)
+    assert [lease.read(str(project / name)) for name in "ab"] == [None, None]
+
+
 @pytest.mark.parametrize(("somebody", "status"), [(False, 0), (True, ExitStatus.HELD)], ids=["nobody", "somebody"])
 def test_a_deploy_that_has_nothing_to_do_leaves_the_gateway_to_who_is_at_work(
     project: Path, somebody: bool, status: int
