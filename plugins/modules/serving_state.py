@@ -40,7 +40,8 @@ gateway:
   sample:
     problem: ''
     servers:
-      - {replica: 0, place: "198.18.0.5:8000", status: UP, in_rotation: true, drained: false, taken_out: false, in_flight: 3}
+      - {replica: 0, place: "198.18.0.5:8000", status: UP, in_rotation: true, drained: false, taken_out: false,
+         in_flight: 3}
 watchdog:
   description: What the watchdog saw and did; null where there is none.
   returned: always
