@@ -24,11 +24,15 @@ def gateway(directory: str) -> dict[str, Any] | None:
     if not Path(directory, "current").is_dir():
         return None
     try:
-        servers = haproxy.Master(directory).servers()
+        master = haproxy.Master(directory)
+        servers, places = master.servers(), master.addresses()
     except (haproxy.GatewayError, OSError) as error:
         return {"problem": str(error), "servers": []}
     by, marks = drained_by(directory), rotation.marks(directory)
-    return {"problem": "", "servers": [_server(server, by.get(server.name), marks) for server in servers.values()]}
+    return {"problem": "", "servers": [
+        {**_server(server, by.get(server.name), marks), "place": places.get(server.name, "")}
+        for server in servers.values()
+    ]}  # fmt: skip
 
 
 def _server(server: haproxy.Server, by: Any, marks: Mapping[int, str]) -> dict[str, Any]:

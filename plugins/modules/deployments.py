@@ -62,6 +62,11 @@ lease:
   returned: always
   type: dict
   sample: null
+last_run:
+  description: The run that had the lease last, for M(stepladder.core.lease); empty where none ever had it.
+  returned: always
+  type: str
+  sample: 3f9a1c77ab02d5e8
 frozen:
   description: Who froze the node; null where nobody did.
   returned: always
@@ -94,6 +99,8 @@ def main() -> None:
         supports_check_mode=True,
     )
     given = module.params
+    # Before all that is read: what changes meanwhile is a later run's.
+    last_run = lease.last_run(given["state_directory"])
     deployments, faults = read_deployments(given["state_directory"])
     releases, slices = read_releases(given["state_directory"], given["deployment"]) if given["deployment"] else ([], {})
     try:
@@ -110,6 +117,7 @@ def main() -> None:
         releases=releases,
         slices=slices,
         lease=lease_told,
+        last_run=last_run,
         frozen=frozen,
         now=time.time(),
     )

@@ -41,7 +41,9 @@ gateway:
   type: dict
   sample:
     problem: ''
-    servers: [{replica: 0, status: DRAIN, in_rotation: false, drained: true, taken_out: true, taken_out_by: 5f0c}]
+    servers:
+      - {replica: 0, place: "198.18.0.5:8000", status: DRAIN, in_rotation: false, drained: true, taken_out: true,
+         taken_out_by: 5f0c, in_flight: 3}
 watchdog:
   description: What the watchdog saw and did; null where there is none.
   returned: always

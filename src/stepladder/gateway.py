@@ -7,6 +7,7 @@ import ipaddress
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 from stepladder.engines.common import Replica
 from stepladder.errors import PlanRefusedError, Violation
@@ -282,6 +283,38 @@ def gateway_text(plan: Mapping[str, Any], host: str, taking_requests: int) -> st
     gateway = Gateway.model_validate(plan)
     url = next(node.base_url for node in gateway.nodes if node.name == host)
     return f"The gateway is up: {url} ({host}), {taking_requests} of {len(gateway.servers)} replica(s) get requests"
+
+
+def apart(variables: Mapping[str, Any], hosts: Sequence[str], kept: Mapping[str, Any]) -> str:
+    """Where gateways have other replicas, or other places of them, than a release; empty where none has.
+
+    A gateway that does not say what it has is left to the verb 'status'.
+
+    Args:
+        variables: of every host; `status_gateway` as the role `status` keeps it.
+        hosts: those of the gateway.
+        kept: a slice of the release.
+    """
+    wanted = {point["replica"]: urlsplit(point["base_url"]).netloc for point in kept["endpoints"]}
+    lines = []
+    for host in hosts:
+        servers = (variables[host].get("status_gateway") or {}).get("servers") or ()
+        has = {server["replica"]: server["place"] for server in servers}
+        for number in sorted({*wanted, *has} if has else ()):
+            if number not in wanted:
+                lines.append(f"  {host}: it still has replica {number}, which the release has not")
+            elif number not in has:
+                lines.append(f"  {host}: it does not know replica {number}, which answers at {wanted[number]}")
+            elif has[number] != wanted[number]:
+                lines.append(f"  {host}: it has replica {number} at {has[number]}, and it answers at {wanted[number]}")
+    if not lines:
+        return ""
+    head = f"Release {kept['plan_id']} runs and answers, but the gateway was made for another one:"
+    mend = (
+        "Put into the inventory what this release has, and run 'deploy', which starts nothing that runs so already, or "
+        "'gateway' where the nodes are frozen. Until then clients get 503 where no replica is at its place."
+    )
+    return "\n".join([head, *lines, mend])
 
 
 def drain_warning(plan: Mapping[str, Any], drain_seconds: int) -> str:

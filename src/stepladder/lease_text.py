@@ -54,11 +54,13 @@ def in_the_way(variables: Mapping[str, Any], hosts: Sequence[str]) -> dict[str, 
     """Why gateway and watchdog are not to be touched, and the exit status for it; an empty text where they may be.
 
     Args:
-        variables: of every host; `lease_seen` as the role `lease` keeps it. This run's own lease is in nobody's way.
+        variables: of every host; `lease_seen` as the role `lease` keeps it. This run's own lease is in nobody's way,
+            and where it has one it began before the nodes were frozen, and goes on.
         hosts: the nodes of the play.
     """
     seen = {host: variables[host]["lease_seen"] for host in hosts}
-    cold = {host: told["frozen"] for host, told in seen.items() if told["frozen"]}
+    began = any(told.get("mine") for told in seen.values())
+    cold = {host: told["frozen"] for host, told in seen.items() if told["frozen"] and not began}
     others = {host: told["holder"] or {} for host, told in seen.items() if not told.get("mine")}
     held = {host: lease for host, lease in others.items() if lease.get("state") == "held"}
     if not (cold or held):

@@ -200,6 +200,23 @@ def leaving(
     return sorted(number for number in current[host] if number >= replicas or (untouched and number in moving))
 
 
+def goes_last(variables: Mapping[str, Any], host: str, changing: Sequence[str], replicas: int) -> bool:
+    """Whether a node without a part in the plan is stopped after all waves: what it runs ends and is in nobody's way.
+
+    One whose replica moves, or has another node that changes, is stopped before: a replica runs once, and a rank that
+    was left over could join the new ranks (Ray's nodes look for their head for ever).
+
+    Args:
+        variables: of every host; `release_slice` is what is current there, empty where nothing is.
+        host: the node.
+        changing: the nodes with a part in the plan that change.
+        replicas: how many the deployment will have.
+    """
+    kept = variables[host].get("release_slice") or {}
+    mates = {rank["node"] for rank in kept.get("node", {}).get("ranks") or ()}
+    return all(number >= replicas for number in _numbers(kept)) and not mates & {*changing}
+
+
 def _numbers(kept: Mapping[str, Any] | None) -> set[int]:
     """Of the replicas that a slice has processes of."""
     return {replica_of(process["name"]) for process in (kept or {}).get("node", {}).get("processes", ())}

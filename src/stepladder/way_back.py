@@ -249,7 +249,7 @@ def ending(variables: Mapping[str, Any], hosts: Sequence[str], now: float) -> di
         variables: of every host; `release_given_up`, `release_choice`, `release_went`, `release_evidence`,
             `release_told`, `release_too_slow`, `release_tried_at`, `release_others`, `release_suspect` as the role
             `release` keeps them; of a rollout that could not drain `release_not_drained`, `release_rollout`,
-            `release_walked`, `deployment_slice`.
+            `release_walked`, `deployment_slice`, and `release_dropped_for`, the release without a part for the node.
         hosts: the nodes that were looked at after the failure; none where nothing failed.
         now: seconds since 1970.
     """
@@ -321,16 +321,43 @@ def _not_drained_back(variables: Mapping[str, Any], choice: Mapping[str, Any]) -
 
 def _not_drained(variables: Mapping[str, Any], hosts: Sequence[str]) -> str:
     """Where a rollout stopped that could not take a replica out of rotation, and how it goes on."""
+    if any("release_dropped_for" in variables[host] for host in hosts if variables[host].get("release_not_drained")):
+        return _not_dropped(variables, hosts)
     held, done, rest = _stopped_at(variables, hosts)
-    plan_id = held["deployment_slice"]["plan_id"]
-    return "\n".join(
+    return _no_further(
+        held["deployment_slice"]["plan_id"],
+        held["release_not_drained"],
         [
-            f"Release {plan_id} goes no further: replica {_listed(held['release_not_drained'])} could not be taken out "
-            "of rotation:",
             _indented(held["release_went"]),
             f"Replica {_listed(done)} has it and answers as promised." if done else "Nothing had been stopped.",
             f"Replica {_listed(rest)} runs on as before; should one end by itself, it starts as the new release. "
             "Nothing was marked as failed, and nothing is brought back.",
+        ],
+    )
+
+
+def _not_dropped(variables: Mapping[str, Any], hosts: Sequence[str]) -> str:
+    """The same for replicas on nodes that the release has no part for."""
+    held = {host: known for host in hosts if (known := variables[host]).get("release_not_drained")}
+    numbers = sorted({number for known in held.values() for number in known["release_not_drained"]})
+    walked = [variables[host]["release_rollout"]["waves"] for host in hosts if "release_rollout" in variables[host]]
+    done = [number for wave in (walked[0] if walked else ()) for number in wave["replicas"]]
+    return _no_further(
+        next(iter(held.values()))["release_dropped_for"],
+        numbers,
+        [
+            *(_indented(f"{host}: {known['release_went']}") for host, known in held.items()),
+            *([f"Replica {_listed(done)} has it and answers as promised."] if done else []),
+            f"Replica {_listed(numbers)} runs on as before. Nothing was marked as failed, and nothing is brought back.",
+        ],
+    )
+
+
+def _no_further(plan_id: str, numbers: Sequence[int], lines: Sequence[str]) -> str:
+    return "\n".join(
+        [
+            f"Release {plan_id} goes no further: replica {_listed(numbers)} could not be taken out of rotation:",
+            *lines,
             f"Run the same command again (a rollback with -e rollback_to={plan_id}): it goes on from here. Or give "
             "requests longer: -e deploy_drain_seconds=...",
         ]

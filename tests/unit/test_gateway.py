@@ -94,6 +94,29 @@ def test_a_deploy_that_waits_less_than_the_gateway_allows_is_warned_of() -> None
     assert gateway.drain_warning({**plan, "gateway": None}, 600) == ""
 
 
+def test_what_a_gateway_has_otherwise_than_the_release_that_is_back() -> None:
+    point = {"node": "n0"}
+    kept = {
+        "plan_id": "old",
+        "endpoints": [{**point, "replica": n, "base_url": f"http://198.18.0.1:{8000 + n}/v1"} for n in range(2)],
+    }
+
+    def told(*places: tuple[int, str]) -> str:
+        servers = [{"replica": number, "place": place} for number, place in places]
+        return gateway.apart({"gw": {"status_gateway": {"servers": servers}}, "dead": {}}, ["gw", "dead"], kept)
+
+    assert told((0, "198.18.0.1:8000"), (1, "198.18.0.1:8001")) == ""
+    assert told() == "", "it is not there, or does not say"
+    assert told((0, "198.18.0.1:9000"), (2, "198.18.0.1:8002")).splitlines() == [
+        "Release old runs and answers, but the gateway was made for another one:",
+        "  gw: it has replica 0 at 198.18.0.1:9000, and it answers at 198.18.0.1:8000",
+        "  gw: it does not know replica 1, which answers at 198.18.0.1:8001",
+        "  gw: it still has replica 2, which the release has not",
+        "Put into the inventory what this release has, and run 'deploy', which starts nothing that runs so already, or "
+        "'gateway' where the nodes are frozen. Until then clients get 503 where no replica is at its place.",
+    ]
+
+
 @pytest.mark.parametrize(
     ("wish", "deployment", "host"),
     [

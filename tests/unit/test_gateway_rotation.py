@@ -58,6 +58,7 @@ def test_out_and_back(gateway: Gateway, two: list[Engine]) -> None:
     assert [(server["taken_out"], server["taken_out_by"]) for server in told["servers"]] == [
         (False, None), (True, "r1"),
     ]  # fmt: skip
+    assert [server["place"] for server in told["servers"]] == [f"127.0.0.1:{engine.port}" for engine in two]
     assert {gateway.ask(body={})[1]["engine"] for _ in range(4)} == {two[0].port}
     assert out(gateway, 1, run="r1") == (False, [])
     assert back(gateway, 1, check=True) == [1]

@@ -146,3 +146,38 @@ def test_the_right_name_ends_a_freeze_and_breaks_a_lease(project: Path) -> None:
     assert run(project, "unfreeze", ("freeze_reason", "over"), NAMED).returncode == 0
     assert run(project, "lease", ("lease_break_reason", "gone"), NAMED).returncode == 0
     assert (lease.read(state), lease.read_freeze(state)) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("verb", "between", "status"),
+    [
+        pytest.param("rollback", True, ExitStatus.HELD, id="rollback"),
+        pytest.param("start", True, ExitStatus.HELD, id="start", marks=nightly),
+        # The stand-in for what comes after the lease ends the run.
+        pytest.param("rollback", False, 2, id="nobody-between"),
+    ],
+)
+def test_what_was_looked_at_before_another_run_is_not_acted_on(
+    project: Path, verb: str, between: bool, status: int
+) -> None:
+    """Another run ends while this one waits for the name to be typed."""
+    state = project / "a"
+    others = dict.fromkeys(("run", "who", "origin", "verb", "why", "deployment", "plan_id"), "x")
+    assert lease.take(str(state), {**others, "ttl": 120.0, "controller": {}})["taken"]
+    assert lease.release(str(state), "x", "done")
+    releases = state / "deployments/d/releases"
+    for link, name in (("current", "new"), ("previous", "old")):
+        (releases / name).mkdir(parents=True)
+        (releases / name / "plan.json").write_text(json.dumps({**SLICE, "plan_id": name}))
+        (releases.parent / link).symlink_to(f"releases/{name}")
+    last = {"content": "another\n", "dest": f"{state}/lease/last", "mode": "0600"}
+    for role in ("release", "deployment"):
+        shutil.copytree(ROOT / "roles" / role, project / "roles" / role, dirs_exist_ok=True)
+    (project / "roles/confirm/tasks").mkdir(parents=True)
+    (project / "roles/confirm/tasks/cluster.yml").write_text(json.dumps([{f"{BUILTIN}.copy": last}] if between else []))
+    (project / "roles/service/tasks").mkdir(parents=True)
+    (project / "roles/service/tasks/main.yml").write_text(json.dumps([note("service"), {f"{BUILTIN}.fail": {}}]))
+    done = run(project, verb)
+    assert done.returncode == status, done.stdout + done.stderr
+    assert ("a: another run changed it since it was looked at; run the same again" in done.stdout) is between
+    assert ("noted: service on a" in done.stdout) is not between

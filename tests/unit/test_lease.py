@@ -299,6 +299,13 @@ def test_gateway_and_watchdog_are_left_alone_while_somebody_is_at_work_or_in_a_f
     told = lease_text.in_the_way({"n1": free, "n2": seen(tmp_path)}, ["n1", "n2"])
     assert told["exit_status"] == "frozen"
     assert "To end a freeze: bin/stepladder unfreeze -e freeze_reason=TEXT" in told["text"]
+    # A run that had begun before goes on, on the nodes that it left alone too; not past another run.
+    cold = seen(tmp_path)["lease_seen"]
+    nodes = {"n1": {"lease_seen": {**cold, "holder": None}}, "n2": {"lease_seen": {**cold, "mine": True}}}
+    assert lease_text.in_the_way(nodes, ["n1", "n2"])["text"] == ""
+    clock.seconds -= 121
+    told = lease_text.in_the_way({**nodes, "n3": seen(tmp_path)}, ["n1", "n2", "n3"])
+    assert (told["exit_status"], "frozen" in told["text"]) == ("held", False)
 
 
 def test_whose_run_changes_a_deployment_just_now(tmp_path: Path, clock: Any) -> None:

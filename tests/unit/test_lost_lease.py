@@ -242,6 +242,60 @@ def test_what_cannot_be_drained_ends_the_rollout_and_says_nothing_against_the_re
     assert ends[-1]["outcome"] == "not_drained"
 
 
+@pytest.mark.parametrize(
+    ("runs", "ends", "steps", "outcomes"),
+    [
+        # Replica 1 goes: last, when the release is proven.
+        pytest.param("e-1", True, [*WHOLE, "put back", "requests", "dropped"], ["new"], id="goes"),
+        pytest.param("e-1", False, [*WHOLE, "put back", "requests"], ["new"], id="goes-not"),
+        # Replica 0 was here: first.
+        pytest.param("e-0", True, ["requests", "dropped", *WHOLE, "put back"], ["new"], id="moves", marks=nightly),
+        pytest.param("e-0", False, ["requests"], [], id="moves-not"),
+    ],
+)
+def test_when_a_node_without_a_part_is_stopped_and_what_a_request_there_does_that_does_not_end(
+    project: Path, runs: str, ends: bool, steps: list[str], outcomes: list[str]
+) -> None:
+    """Node a changes, b is dropped; the real drop, and stand-ins for the gateway and the engine there."""
+    plays = json.loads((project / "play.yml").read_text())
+    (project / "b/deployments/d/.stepladder").touch()
+    moves = runs == "e-0"
+    mine = {"name": "e-0", "stop_seconds": 10, "env": {}, "argv": ["e"], "health": {"port": 8000}}
+    # Where it moves another replica answers, or nobody would wait for its requests.
+    deployment = {"name": "d", "replicas": 2 if moves else 1}
+    kept = {"plan_id": "new", "deployment": deployment, "node": {"processes": [mine] if moves else []}}
+    before = {"plan_id": "old", "deployment": {"engine": "e"}, "node": {"processes": [{"name": runs}]}}
+    group = "{{ 'changing_nodes' if inventory_hostname == 'a' else 'dropped_nodes' }}"
+    plays[0]["tasks"][:2] = [{f"{BUILTIN}.group_by": {"key": group}}, fact(deployment_slice=kept)]
+    (project / "play.yml").write_text(json.dumps(plays))
+    wave = {**WAVE, "nodes": {"a": NODES}}
+    rollout = {"waves": [wave], "text": "", "outage": False, "others": False, "not_seen": []}
+    role = project / "roles/release/tasks"
+    described = [note("described"), fact(release_ready=True, release_rollout=rollout)]
+    (role / "describe.yml").write_text(json.dumps(described))
+    (role / "look.yml").write_text(json.dumps([fact(release_deployments={"d": before})]))
+    in_flight = {f"{BUILTIN}.fail": {"msg": "Replica has 3 request(s) in flight."}, "when": not ends}
+    told = {"stepladder.core.show": {"text": "noted: {{ what }}"}}
+    stand_ins = {
+        "gateway/tasks/rotate": [{**told, "vars": {"what": "requests"}}, in_flight],
+        "service/tasks/main": [],
+        "e/tasks/remove": [{**told, "vars": {"what": "dropped"}}],
+    }
+    for name, tasks in stand_ins.items():
+        (project / f"roles/{name}.yml").parent.mkdir(parents=True)
+        (project / f"roles/{name}.yml").write_text(json.dumps(tasks))
+    done = run(project, lost_at="never", gate="green")
+    assert done.returncode == (0 if ends else ExitStatus.NOT_DRAINED), done.stdout + done.stderr
+    assert re.findall("noted: (.*)", done.stdout) == steps
+    assert proven(project) == outcomes
+    text = f"Release new goes no further: replica {runs[-1]} could not be taken out of rotation:"
+    assert (text in done.stdout) is not ends
+    assert ("Replica has 3 request(s) in flight." in done.stdout) is not ends
+    assert [lease.read(str(project / name)) for name in "ab"] == [None, None]
+    audit = [json.loads(line) for line in (project / "b/audit/audit.jsonl").read_text().splitlines()]
+    assert audit[-1]["outcome"] == ("done" if ends else "not_drained")
+
+
 def test_a_run_that_is_refused_asks_no_node_after_that(project: Path) -> None:
     """The third of four in sorted order is held; the inventory has them in another."""
     names = ["d", "c", "b", "a"]
@@ -349,8 +403,14 @@ def test_a_node_that_dies_while_evidence_is_gathered_takes_the_ending_not_with_i
     assert lease.read(str(project / "b")) is None
 
 
-def test_a_deploy_keeps_its_lease_until_the_gateway_is_as_planned(project: Path) -> None:
+@pytest.mark.parametrize("frozen", [pytest.param(False, id="free"), pytest.param(True, id="frozen-meanwhile")])
+def test_a_deploy_keeps_its_lease_until_the_gateway_is_as_planned(project: Path, frozen: bool) -> None:
     """What deploy does from the start on; the gateway's stand-in looks whose the nodes are."""
+    if frozen:
+        arguments = {"state_directory": "{{ stepladder_state_directory }}", "state": "frozen", "why": "trade fair"}
+        freeze = {"stepladder.core.lease": arguments}
+        wave_back = project / "roles/release/tasks/wave_back.yml"
+        wave_back.write_text(json.dumps([*json.loads(wave_back.read_text()), freeze]))
     plays = yaml.safe_load((ROOT / "playbooks/deploy.yml").read_text())
     start = next(number for number, play in enumerate(plays) if "_start.yml" in json.dumps(play))
     plays[start][f"{BUILTIN}.import_playbook"] = str(ROOT / "playbooks/_start.yml")
@@ -368,7 +428,39 @@ def test_a_deploy_keeps_its_lease_until_the_gateway_is_as_planned(project: Path)
     for name in "ab":
         assert lease.read(str(project / name)) is None
         ends = [json.loads(line) for line in (project / name / "audit/audit.jsonl").read_text().splitlines()]
+        ends = [line for line in ends if line["event"] != "freeze"]
         assert [(line["event"], line.get("outcome")) for line in ends] == [("begin", None), ("end", "done")]
+
+
+@pytest.mark.parametrize(
+    ("verb", "port", "status"),
+    [
+        pytest.param("rollback", 9000, ExitStatus.NOT_READY, id="rollback-elsewhere"),
+        pytest.param("rollback", 8000, 0, id="rollback-there", marks=nightly),
+        pytest.param("start", 9000, ExitStatus.NOT_READY, id="start-elsewhere", marks=nightly),
+    ],
+)
+def test_what_is_back_where_the_gateway_does_not_look_for_it_is_not_done(
+    project: Path, verb: str, port: int, status: int
+) -> None:
+    """What the verb does from the start on; the gateway's stand-in has replica 0 at the port."""
+    plays = yaml.safe_load((ROOT / f"playbooks/{verb}.yml").read_text())
+    start = next(number for number, play in enumerate(plays) if "_start.yml" in json.dumps(play))
+    for play in plays[start:]:
+        play[f"{BUILTIN}.import_playbook"] = str(ROOT / "playbooks" / play[f"{BUILTIN}.import_playbook"])
+    head = json.loads((project / "play.yml").read_text())[0]
+    kept = {**SLICE, "endpoints": [{"replica": 0, "node": "a", "base_url": "http://198.18.0.1:8000/v1"}]}
+    head["tasks"][1:2] = [{f"{BUILTIN}.group_by": {"key": "gateway"}}, fact(deployment_slice=kept)]
+    (project / "play.yml").write_text(json.dumps([head, *plays[start:]]))
+    (project / "roles/status/tasks").mkdir(parents=True)
+    front = {"servers": [{"replica": 0, "place": f"198.18.0.1:{port}"}]}
+    (project / "roles/status/tasks/gateway.yml").write_text(json.dumps([fact(status_gateway=front)]))
+    done = run(project, lost_at="never", gate="green")
+    assert done.returncode == status, done.stdout + done.stderr
+    assert proven(project) == ["new"]
+    line = "a: it has replica 0 at 198.18.0.1:9000, and it answers at 198.18.0.1:8000"
+    assert (line in done.stdout) is bool(status)
+    assert [lease.read(str(project / name)) for name in "ab"] == [None, None]
 
 
 @pytest.mark.parametrize(("somebody", "status"), [(False, 0), (True, ExitStatus.HELD)], ids=["nobody", "somebody"])

@@ -265,6 +265,27 @@ def test_whose_requests_are_waited_for_where_a_node_loses_its_part(
     assert {host: rollout.leaving(variables, [*current], ["new"], host, replicas) for host in current} == wanted
 
 
+@pytest.mark.parametrize(
+    ("current", "ranks", "replicas", "last"),
+    [
+        (a_slice(3, process("vllm-2")), [], 2, True),
+        ({}, [], 2, True),
+        # It moves, or moved while this node did not answer; one of two does.
+        (a_slice(2, process("vllm-1")), [], 2, False),
+        (half_nodes(3), [], 2, False),
+        # Its other rank's node gets another replica now, or ends with this one.
+        (a_slice(2, process("vllm-1")), ["gone", "new"], 1, False),
+        (a_slice(2, process("vllm-1")), ["gone", "too"], 1, True),
+    ],
+)
+def test_a_node_that_is_in_nobodys_way_is_stopped_last(
+    current: dict[str, Any], ranks: list[str], replicas: int, last: bool
+) -> None:
+    if ranks:
+        current = {**current, "node": {**current["node"], "ranks": [{"node": name} for name in ranks]}}
+    assert rollout.goes_last({"gone": {"release_slice": current}}, "gone", ["new"], replicas) is last
+
+
 def test_no_wave_where_a_node_is_not_ready() -> None:
     nodes = {"a": node(TWO, "old", "old"), "b": {"deployment_slice": TWO}}
     assert rollout.rollout(nodes, ["a", "b"], 1, False)["waves"] == []

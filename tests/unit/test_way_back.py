@@ -341,6 +341,32 @@ def test_where_no_node_came_to_choosing_nothing_was_brought_back() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("others", "lines"),
+    [
+        ({}, []),
+        ({"release_rollout": {"waves": [{"replicas": [0]}]}, "release_went": True},
+         ["Replica 0 has it and answers as promised."]),
+    ],
+    ids=["before-the-others", "after-them"],
+)  # fmt: skip
+def test_ending_where_a_replica_that_goes_could_not_be_drained(others: dict[str, Any], lines: list[str]) -> None:
+    held = {"release_went": UNDRAINED, "release_not_drained": [1], "release_dropped_for": "new"}
+    ending = way_back.ending({"n0": others, "n1": held}, ["n0", "n1"], 149.2)
+    assert ending == {
+        "exit_status": "not_drained",
+        "text": "\n".join(
+            [
+                "Release new goes no further: replica 1 could not be taken out of rotation:",
+                "  n1: Tell the gateways:", "    Replica 1 still has 3 request(s) in flight after 600 s.", *lines,
+                "Replica 1 runs on as before. Nothing was marked as failed, and nothing is brought back.",
+                "Run the same command again (a rollback with -e rollback_to=new): it goes on from here. Or give "
+                "requests longer: -e deploy_drain_seconds=...",
+            ]
+        ),
+    }  # fmt: skip
+
+
 def test_what_else_went_wrong_is_no_matter_of_draining() -> None:
     held = {"release_went": UNDRAINED, "release_not_drained": [1]}
     assert not way_back.is_undrained({"a": held, "b": {"release_went": "Wait: dead"}}, ["a", "b"])
