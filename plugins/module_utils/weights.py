@@ -220,7 +220,7 @@ def fetch(request: Request, current: Current, progress: Progress, outcome: Outco
         prover.look(wait=True)
         outcome.bad_files += clear_leftovers(request, missing, prover)
         # What was wrong had been counted as there.
-        check_space(request, sum(sizes.values()), bytes_there(root, sizes) + arrived)
+        check_space(request, sum(sizes.values()), bytes_there(root, sizes) + tree_bytes(request.incoming))
         transfer = Transfer((), token, sizes, progress, prover.look, until)
         fetch_index(request, missing, transfer, prover)
         missing = [one for one in missing if one.path not in prover.proven]
