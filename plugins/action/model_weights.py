@@ -31,6 +31,6 @@ class ActionModule(ProgressAction):
         folder = os.environ.get(LIVE)
         if folder:
             place = Path(folder) / self._name.partition(" | ")[0]
-            fresh = place.with_suffix(".new")
+            fresh = place.with_name(f"{place.name}.new")
             fresh.write_text(json.dumps(json.loads(data)))
             fresh.replace(place)

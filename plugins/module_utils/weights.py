@@ -30,6 +30,7 @@ from ansible_collections.stepladder.core.plugins.module_utils.weights_client imp
     Transfer,
     bytes_there,
     download,
+    remove_begun,
 )
 from ansible_collections.stepladder.core.plugins.module_utils.weights_copy import bring, list_source
 from ansible_collections.stepladder.core.plugins.module_utils.weights_hub import (
@@ -63,6 +64,7 @@ from ansible_collections.stepladder.core.plugins.module_utils.weights_manifest i
 from ansible_collections.stepladder.core.plugins.module_utils.weights_progress import (
     PROGRESS_SECONDS,
     Progress,
+    amount,
     free_bytes,
     full_disk,
     space_problem,
@@ -140,6 +142,10 @@ def check_space(request: Request, needed: int, there: int) -> None:
     """Raise WeightsError when what is still to come does not fit."""
     problem = space_problem(request.path, free_bytes(Path(request.path)), needed, there)
     if problem:
+        aside = request.bookkeeping / "quarantine"
+        held = tree_bytes(aside)
+        if held:
+            problem += f" {amount(held)} are wrong files that were set aside in {aside}: look at them, and remove them."
         raise WeightsError(problem)
 
 
@@ -192,6 +198,7 @@ def fetch(request: Request, current: Current, progress: Progress, outcome: Outco
     token = read_token(request) if request.lists_hashes else ""
     wanted = listing(request)
     sizes = {one.path: one.size for one in wanted}
+    remove_begun(root)
     there = bytes_there(root, sizes)
     kept = {one.path: one for one in current.good}
     missing = [one for one in wanted if compare([one], kept)]
@@ -212,11 +219,11 @@ def fetch(request: Request, current: Current, progress: Progress, outcome: Outco
     try:
         prover.look(wait=True)
         outcome.bad_files += clear_leftovers(request, missing, prover)
-        missing = [one for one in missing if one.path not in prover.proven]
+        # What was wrong had been counted as there.
+        check_space(request, sum(sizes.values()), bytes_there(root, sizes) + tree_bytes(request.incoming))
         transfer = Transfer((), token, sizes, progress, prover.look, until)
-        if not request.listing and fetch_index(request, missing, transfer, prover):
-            prover.look(wait=True)
-            missing = [one for one in missing if one.path not in prover.proven]
+        fetch_index(request, missing, transfer, prover)
+        missing = [one for one in missing if one.path not in prover.proven]
         if not any(one.path in INDEXES for one in missing):
             refuse_left_out(request, wanted)
         if request.spread:
@@ -306,16 +313,16 @@ def without_hash(request: Request, wanted: Sequence[Listed]) -> list[str]:
     ]
 
 
-def fetch_index(request: Request, missing: Sequence[Listed], transfer: Transfer, prover: Prover) -> bool:
-    """Bring the model's index before the rest, so that wrong patterns cost no hours; whether it was missing.
+def fetch_index(request: Request, missing: Sequence[Listed], transfer: Transfer, prover: Prover) -> None:
+    """Bring the model's index before the rest and prove it, so that wrong patterns cost no hours.
 
-    Not out of an archive, which would have to be read once more for it.
+    Not out of an archive, which would have to be read once more for it; and not where another node has everything.
     """
-    index = [one for one in missing if one.path in INDEXES]
-    wanted = bool(index and (request.include or request.exclude) and request.source != "archive")
-    if wanted:
+    index = [one for one in missing if one.path in INDEXES and one.path not in prover.proven]
+    worth_it = request.source != "archive" and not request.listing
+    if index and worth_it and (request.include or request.exclude):
         bring_missing(request, index, transfer, prover)
-    return wanted
+        prover.look(wait=True)
 
 
 def tidy_incoming(request: Request, wanted: Collection[str] = ()) -> int:
@@ -543,6 +550,10 @@ def present(request: Request, check_mode: bool) -> Outcome:
     known = {one.path for one in outcome.files} | {one.path for one in current.bad}
     if known or not check_mode:
         outcome.extra_files = sorted(name for name, _ in files_under(root) if name not in known)
+    if not check_mode and (outcome.changed or outcome.hashed_bytes or request.spread):
+        total = sum(one.size for one in outcome.files)
+        text = f"has everything: {len(outcome.files)} files, {amount(total)}, each proven"
+        progress.say("done", text, done=total, total=total)
     return outcome
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import hashlib
 import math
 import os
 import re
@@ -11,8 +13,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
@@ -48,8 +50,9 @@ OWN_VARIABLES = (
     "PYTHONPATH",
 )
 HF_LEFTOVERS = ".cache/huggingface"  # where HuggingFace's client keeps its notes and unfinished files
-# Ends with the module, even by SIGKILL (prctl(2), PR_SET_PDEATHSIG), then becomes the client.
-LAUNCH = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execvp(sys.argv[1], sys.argv[1:])"
+# Ends with the module, even by SIGKILL (prctl(2), PR_SET_PDEATHSIG), then becomes the client. It is ended by SIGKILL
+# itself: a halted process would take SIGTERM only once somebody has it go on.
+LAUNCH = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execvp(sys.argv[1], sys.argv[1:])"
 TICK_SECONDS = 0.5
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between two runs of the client
 
@@ -58,8 +61,8 @@ FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between two runs of the client
 class Transfer:
     """What the client is run for: single files of a repair (none: all), the sizes of all wanted files in bytes.
 
-    `tick` is called about twice a second while it runs. `until` is when it is given up, in monotonic seconds. `streams`
-    are connections for each large file, where the client knows them.
+    `tick` is called about twice a second while it runs, and `saw` with the bytes on the disk. `until` is when it is
+    given up, in monotonic seconds. `streams` are connections for each large file, where the client knows them.
     """
 
     only: tuple[str, ...]
@@ -69,6 +72,7 @@ class Transfer:
     tick: Callable[[], object] = lambda: None
     until: float = math.inf
     streams: int = 1
+    saw: Callable[[int], object] = lambda there: None
 
 
 def client_argv(request: Request, only: Sequence[str]) -> list[str]:
@@ -128,8 +132,9 @@ def bytes_there(path: Path, sizes: Mapping[str, int]) -> int:
 def bytes_by_file(path: Path, sizes: Mapping[str, int]) -> dict[str, int]:
     """Bytes that are on disk of every wanted file (path to size) that was begun with."""
     counted: dict[str, int] = {}
+    begun = begun_files(sizes)
     for name, size in files_under(path):
-        file = name if name in sizes else UNFINISHED.sub("", name)
+        file = name if name in sizes else meant_by(name, begun)
         if file in sizes:
             counted[file] = min(sizes[file], counted.get(file, 0) + size)
     return counted
@@ -137,9 +142,34 @@ def bytes_by_file(path: Path, sizes: Mapping[str, int]) -> dict[str, int]:
 
 def remove_unfinished(path: Path, file: str, sizes: Mapping[str, int]) -> None:
     """Remove what the client left of a file that came from elsewhere."""
+    begun = begun_files(sizes)
     for name, _ in list(files_under(path)):
-        if name not in sizes and UNFINISHED.sub("", name) == file:
+        if name not in sizes and meant_by(name, begun) == file:
             (path / name).unlink(missing_ok=True)
+
+
+def begun_files(files: Iterable[str]) -> dict[str, str]:
+    """Where HuggingFace's client writes each of these files until it is whole, up to the first dot of the name.
+
+    As it names them: huggingface_hub 2.4.0, _local_folder.py (incomplete_path), file_download.py.
+    """
+    found = {}
+    for file in files:
+        folder, slash, name = file.rpartition("/")
+        digest = hashlib.sha1(f"{name}.metadata".encode(), usedforsecurity=False).digest()
+        found[f"{HF_LEFTOVERS}/download/{folder}{slash}{base64.urlsafe_b64encode(digest).decode()}"] = file
+    return found
+
+
+def meant_by(name: str, begun: Mapping[str, str]) -> str:
+    """The file that an unfinished one is of; `begun` are `begun_files`."""
+    return begun.get(re.sub(r"\.[^/]*$", "", name)) or UNFINISHED.sub("", name)
+
+
+def remove_begun(path: Path) -> None:
+    """Remove what HuggingFace's client has begun with: it goes on with none of it, and once killed leaves it there."""
+    for unfinished in list((path / HF_LEFTOVERS).rglob("*.incomplete")):
+        unfinished.unlink(missing_ok=True)
 
 
 def start_client(request: Request, transfer: Transfer, out: IO[bytes]) -> subprocess.Popen[bytes]:
@@ -171,6 +201,7 @@ def run_client(request: Request, transfer: Transfer) -> tuple[int, str]:
     log = request.bookkeeping / "client.log"
     root = Path(request.path)
     log.touch(mode=0o600)
+    remove_begun(root)
     with log.open("wb") as out:
         child = start_client(request, transfer, out)
         brake = Brake(child, request.bytes_per_second, bytes_there(root, transfer.sizes))
@@ -186,6 +217,7 @@ def run_client(request: Request, transfer: Transfer) -> tuple[int, str]:
                     looked = now
                     there = bytes_there(root, transfer.sizes)
                     transfer.progress.fetching(there, total)
+                    transfer.saw(there)
                     transfer.tick()
                 time.sleep(0.1)
         finally:
@@ -210,7 +242,10 @@ class Brake:
 
     def hold(self, there: int) -> None:
         """Halt it or let it go on, by the bytes on the disk now."""
-        allowed = self._limit * (time.monotonic() - self._started)
+        now = time.monotonic()
+        if there <= self._before:  # it is starting: what it did not use then is not due to it later
+            self._started = now
+        allowed = self._limit * (now - self._started)
         halt = bool(self._limit) and there - self._before > allowed
         if halt != self._halted:
             self._signal(signal.SIGSTOP if halt else signal.SIGCONT)
@@ -248,13 +283,19 @@ class Patience:
     def __init__(self, seconds: float, there: int) -> None:
         self._seconds, self._most = seconds, there
         self._since = time.monotonic()
-        self._failures = 0
+        self._failures, self._came = 0, False
+
+    def saw(self, there: int) -> None:
+        """Take note of the bytes on the disk; some clients remove them again when they fail."""
+        if there > self._most:  # more than ever: a wrong part that is fetched anew is no progress
+            self._most, self._since, self._came = there, time.monotonic(), True
 
     def failed(self, there: int) -> float:
         """Seconds to wait before another try; negative: give up."""
+        self.saw(there)
         now = time.monotonic()
-        if there > self._most:  # more than ever: a wrong part that is fetched anew is no progress
-            self._most, self._since, self._failures = there, now, 0
+        if self._came:
+            self._failures, self._came = 0, False
             return FIRST_PAUSE
         self._failures += 1
         if now - self._since >= self._seconds:
@@ -274,6 +315,7 @@ def download(request: Request, transfer: Transfer) -> None:
     """
     root, tries = Path(request.path), 0
     patience = Patience(request.patience, bytes_there(root, transfer.sizes))
+    transfer = replace(transfer, saw=patience.saw)
     while True:
         tries += 1
         status, printed = run_client(request, transfer)

@@ -99,7 +99,7 @@ class Progress:
     def say(self, phase: str, text: str, **numbers: object) -> None:
         """Tell a phase (checking, waiting, fetching, passing-on, done) in words, with its numbers for programs."""
         numbers = {"phase": phase, **numbers}
-        self.line.write(text, data=json.dumps(numbers))
+        self.line.write(text, force=phase == "done", data=json.dumps(numbers))
         now = time.monotonic()
         if phase != "done" and self._written and now - self._written < self._interval:
             return

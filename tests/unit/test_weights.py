@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -273,6 +274,19 @@ def test_patience(failures: list, expected: list, monkeypatch: pytest.MonkeyPatc
     assert found == expected
 
 
+def test_bytes_that_a_failed_client_removes_are_no_reason_to_give_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr(weights_client.time, "monotonic", lambda: clock[0])
+    patience = weights_client.Patience(600, 0)
+    found = []
+    # (seconds since the start, bytes there at most while the client ran, bytes there once it had failed)
+    for seconds, most, there in ((700, 50, 0), (1400, 80, 0), (1450, 30, 0), (1999, 80, 0), (2000, 80, 0)):
+        clock[0] = 1000.0 + seconds
+        patience.saw(most)
+        found.append(patience.failed(there))
+    assert found == [1, 1, 2, 1, -1]
+
+
 DRIP = """#!/bin/sh
 # Brings a byte and fails, until all are there.
 for word in "$@"; do case "$word" in --local-dir=*) folder=${word#*=};; esac; done
@@ -301,6 +315,29 @@ def test_a_client_that_brings_some_bytes_each_time_is_never_given_up(
         weights_client.download(wish, replace(transfer, sizes={"b.bin": 6}))
 
 
+REMOVING = """#!/bin/sh
+# Brings three bytes of a file, and removes them when it fails, as HuggingFace's client does.
+for word in "$@"; do case "$word" in --local-dir=*) folder=${word#*=};; esac; done
+part="$folder/PART"
+mkdir -p "$(dirname "$part")"; printf xxx > "$part"; sleep 1; rm "$part"
+echo "Connection broken"; exit 1
+"""
+
+
+def test_a_client_that_removes_what_it_brought_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights_client, "FIRST_PAUSE", 0.01)
+    (begun,) = weights_client.begun_files(["a.bin"])
+    client = tmp_path / "client"
+    client.write_text(REMOVING.replace("PART", f"{begun}.etag.uuid.incomplete"))
+    client.chmod(0o755)
+    wish = replace(REQUEST, path=str(tmp_path / "m"), client=str(client), patience=0, source="huggingface")
+    wish.bookkeeping.mkdir(parents=True)
+    progress = weights_progress.Progress(ProgressFile(None), wish.bookkeeping, 0)
+    with pytest.raises(WeightsError, match=r"exit status 1 after 2 tries, no byte came for "):
+        weights_client.download(wish, weights_client.Transfer((), "", {"a.bin": 6}, progress))
+    assert weights_progress.read_state(wish.bookkeeping)["done"] == 3
+
+
 def test_last_lines_leave_the_banner_and_the_token_out() -> None:
     banner = " _   .-')\n( '.( OO )_  ,--.  `.'   |( OO'\n"
     text = banner + "".join(f"line {number}\n" for number in range(20)) + f"error: {TOKEN} refused\n\n"
@@ -326,6 +363,23 @@ def test_unfinished_files_count_as_there(tmp_path: Path) -> None:
     (tmp_path / ".stepladder").mkdir()
     (tmp_path / ".stepladder" / "a.bin").write_bytes(bytes(10))
     assert weights_client.bytes_there(tmp_path, {"a.bin": 10, "b.bin": 10, "c.bin": 10}) == 21
+
+
+def test_what_huggingfaces_client_has_begun_counts_as_there_and_goes(tmp_path: Path) -> None:
+    sizes = {"a.bin": 10, "sub/a.bin": 10, "c.bin": 10}
+    first, second, _ = weights_client.begun_files(sizes)
+    notes = ".cache/huggingface/download/c.bin.metadata"
+    # Of two that killed runs left of a file, no more counts than the file has.
+    left = {f"{first}.e.1.incomplete": 4, f"{second}.e.1.incomplete": 7, f"{second}.e.2.incomplete": 6, notes: 9}
+    for name, size in left.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(bytes(size))
+    assert weights_client.bytes_by_file(tmp_path, sizes) == {"a.bin": 4, "sub/a.bin": 10}
+    weights_client.remove_unfinished(tmp_path, "a.bin", sizes)
+    assert weights_client.bytes_there(tmp_path, sizes) == 10
+    weights_client.remove_begun(tmp_path)
+    assert [name for name, _ in weights_manifest.files_under(tmp_path)] == [notes]
+    weights_client.remove_begun(tmp_path / "not there")
 
 
 # ---- with the real client --------------------------------------------------------------------------------------------
@@ -413,7 +467,11 @@ def test_fresh_then_unchanged_with_the_hub_down(served: SlowHub, wanted: Request
     assert (done["files"], done["bytes"], done["bytes_fetched"]) == (5, sum(SIZES.values()), sum(SIZES.values()))
     assert [one["path"] for one in done["remote_code"]] == ["modeling_step.py"]
     assert (done["bad_files"], done["extra_files"]) == ([], [])
-    assert Path(wanted.progress_file).read_text().splitlines()[-1].startswith(("downloaded ", "checking "))
+    numbers, text = Path(wanted.progress_file).read_text().splitlines()
+    assert text == "has everything: 5 files, 3.0 MB, each proven"
+    assert json.loads(numbers) == {"phase": "done", "done": sum(SIZES.values()), "total": sum(SIZES.values())}
+    told = weights_progress.read_state(wanted.bookkeeping)
+    assert (told["phase"], told["text"]) == ("done", text)
     manifest = json.loads(Path(done["manifest"]).read_text())
     assert [one["path"] for one in manifest["files"]] == sorted(SIZES)
 
@@ -424,6 +482,7 @@ def test_fresh_then_unchanged_with_the_hub_down(served: SlowHub, wanted: Request
     ):
         assert (again["changed"], again["actions"], again["hashed_bytes"]) == (False, [], 0)
         assert (again["files"], again["extra_files"]) == (5, ["notes.txt"])
+    assert weights_progress.read_state(wanted.bookkeeping) == told
 
 
 def test_a_pinned_revision_is_fetched_beside_another(served: SlowHub, wanted: Request, tmp_path: Path) -> None:
@@ -600,6 +659,25 @@ def test_killed_in_the_middle_then_run_again(served: SlowHub, wanted: Request, h
     assert contents(Path(wanted.path)) == origin(served)
 
 
+def test_a_client_that_is_halted_ends_with_its_module(served: SlowHub, wanted: Request) -> None:
+    served.rest = 0.2
+    run = start(replace(wanted, bytes_per_second=1000))
+    halted: list[int] = []
+
+    def is_halted() -> bool:
+        halted[:] = [pid for pid in clients_of(wanted) if "\nState:\tT" in Path(f"/proc/{pid}/status").read_text()]
+        return bool(halted)
+
+    wait_for(is_halted)
+    run.kill()
+    run.communicate(timeout=20)
+    try:
+        wait_for(lambda: not clients_of(wanted), 5)
+    finally:
+        for pid in clients_of(wanted):
+            os.kill(pid, signal.SIGKILL)
+
+
 def test_deadline_stops_the_client(served: SlowHub, wanted: Request) -> None:
     served.rest = 2.0
     with pytest.raises(WeightsError) as error:
@@ -700,6 +778,28 @@ def test_too_little_space_for_what_the_hub_lists(
     ):
         weights.ensure(wanted, "present")
     assert served.fetched() == {}
+
+
+def test_what_turns_out_wrong_is_not_there_and_the_space_is_held_against_it_again(
+    served: SlowHub, wanted: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, name = Path(wanted.path), "model-1.safetensors"
+    root.mkdir(parents=True)
+    (root / name).write_bytes(os.urandom(SIZES[name]))  # of the right size, and not what the hub lists
+    monkeypatch.setattr(weights, "free_bytes", lambda path: 1_000_000)
+    aside = wanted.bookkeeping / "quarantine"
+    with pytest.raises(
+        WeightsError,
+        match=r": 1\.0 MB free, 3\.0 MB needed \(3\.0 MB in all, 0 bytes of it already there\), 2\.0 MB short\. .* "
+        rf"3\.0 MB are wrong files that were set aside in {aside}: look at them, and remove them\.$",
+    ):
+        weights.ensure(wanted, "present")
+    assert served.fetched() == {}
+    assert (aside / f"{name}.1").stat().st_size == SIZES[name]
+    shutil.rmtree(aside)
+    monkeypatch.setattr(weights, "free_bytes", lambda path: 4_000_000)
+    weights.ensure(wanted, "present")
+    assert contents(root) == origin(served)
 
 
 def test_what_a_broken_exchange_left_takes_no_room(

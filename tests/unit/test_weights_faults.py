@@ -18,7 +18,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from ansible_collections.stepladder.core.plugins.module_utils import weights, weights_hub, weights_manifest
+from ansible_collections.stepladder.core.plugins.module_utils import (
+    weights,
+    weights_client,
+    weights_hub,
+    weights_manifest,
+    weights_progress,
+)
 from ansible_collections.stepladder.core.plugins.module_utils.weights_request import Request, WeightsError
 from test_weights import (
     MODEL,
@@ -29,6 +35,7 @@ from test_weights import (
     offline,
     origin,
     served,
+    start,
     wait_for,
     wanted,
 )
@@ -136,9 +143,7 @@ def test_a_hub_that_refuses_a_file_for_good_is_told_at_once(
     served: SlowHub, wanted: Request, source: str, status: int
 ) -> None:
     if source == "huggingface":
-        if not HF.exists():
-            pytest.skip("no hf client; it comes with requirements/test.txt")
-        wanted = replace(wanted, source=source, client=str(HF), revision="main", exclude=("empty.txt",))
+        wanted = on_huggingface(wanted)
     served.faults.answer_file(f"{MODEL}/{BIG}", status, 100)
     with pytest.raises(WeightsError, match=r"exit status 1 after 1 try, the error is a lasting one\. ") as error:
         weights.ensure(replace(wanted, patience=30), "present")
@@ -414,11 +419,18 @@ def test_an_archive_cannot_write_outside(tmp_path: Path) -> None:
 LIMIT = 8_000_000
 
 
-def test_a_limit_for_the_hub_holds(served: SlowHub, wanted: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("source", ["modelscope", "huggingface"])
+def test_a_limit_for_the_hub_holds(
+    served: SlowHub, wanted: Request, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    if source == "huggingface":
+        wanted = on_huggingface(wanted)
     size = 4 * LIMIT
     (served.tree._root / MODEL / "large.safetensors").write_bytes(os.urandom(size))
     moments: list[float] = []
     monkeypatch.setattr(served, "count", lambda path, sent: moments.append(time.monotonic()))
+    hold, seen = weights_client.Brake.hold, []
+    monkeypatch.setattr(weights_client.Brake, "hold", lambda self, there: seen.append(there) or hold(self, there))
 
     def seconds(limit: int) -> float:
         """From the hub's first byte to the end: neither the client's start counts nor what sockets hold."""
@@ -429,7 +441,10 @@ def test_a_limit_for_the_hub_holds(served: SlowHub, wanted: Request, monkeypatch
         return time.monotonic() - moments[0]
 
     assert size / LIMIT / 2 < seconds(LIMIT) < size / LIMIT + 6
-    assert seconds(0) < size / LIMIT / 2
+    if source == "huggingface":  # it writes 10 MiB at a time; held back while the file comes, not once it is whole
+        assert any(10 << 20 <= there < size for there in seen)
+    else:
+        assert seconds(0) < size / LIMIT / 2
 
 
 # ---- HuggingFace -----------------------------------------------------------------------------------------------------
@@ -437,11 +452,48 @@ def test_a_limit_for_the_hub_holds(served: SlowHub, wanted: Request, monkeypatch
 HF = Path(sys.executable).with_name("hf")
 
 
-@pytest.mark.skipif(not HF.exists(), reason="no hf client; it comes with requirements/test.txt")
+def on_huggingface(wanted: Request) -> Request:
+    if not HF.exists():
+        pytest.skip("no hf client; it comes with requirements/test.txt")
+    return replace(wanted, source="huggingface", client=str(HF), revision="main", exclude=("empty.txt",))
+
+
+def test_what_huggingfaces_client_left_when_it_was_killed_takes_no_room(
+    served: SlowHub, wanted: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen, large = on_huggingface(wanted), "large.safetensors"
+    root, size = Path(chosen.path), 25_000_000
+    (served.tree._root / MODEL / large).write_bytes(os.urandom(size))
+    served.rest = 0.1
+    run = start(chosen)
+    try:  # the client writes 10 MiB at a time
+        wait_for(lambda: weights_progress.read_state(chosen.bookkeeping).get("done", 0) >= 10 << 20)
+    finally:
+        run.kill()
+        run.communicate(timeout=20)
+    wait_for_clients_to_end(chosen)
+    assert not (root / large).exists()
+    left = weights_client.bytes_by_file(root, {large: size})[large]
+    assert left >= 10 << 20
+    served.rest = 0.0
+    # A disk that the model just fits on.
+    total = sum(len(content) for content in origin(served).values())
+
+    def free(path: Path) -> int:
+        return total - sum(entry.stat().st_size for entry in root.rglob("*") if entry.is_file())
+
+    monkeypatch.setattr(weights, "free_bytes", lambda path: free(path) + 100_000)  # what is noted beside the weights
+    assert weights.look(chosen)["wanted"]
+    assert weights_client.bytes_by_file(root, {large: size})[large] == left
+    done = weights.ensure(chosen, "present")
+    assert contents(root) == {name: content for name, content in origin(served).items() if name != "empty.txt"}
+    assert done["bytes_fetched"] >= size  # it goes on with nothing
+
+
 def test_huggingfaces_client_fetches_and_a_flipped_byte_of_a_small_file_is_found(
     served: SlowHub, wanted: Request
 ) -> None:
-    chosen = replace(wanted, source="huggingface", client=str(HF), revision="main", exclude=("empty.txt",))
+    chosen = on_huggingface(wanted)
     done = weights.ensure(chosen, "present")
     expected = {name: content for name, content in origin(served).items() if name != "empty.txt"}
     assert contents(Path(chosen.path)) == expected

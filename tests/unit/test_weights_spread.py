@@ -323,6 +323,7 @@ LACKING = {
     "what is coming or offered": ({"handles": {"a": 1}}, "bcd"),
     "what is here, and about to be offered": ({"given": {"b"}}, "acd"),
     "what is fetched elsewhere": ({"claims": {"c"}}, "abd"),
+    "what was here, and is wrong": ({"lost": {"d"}}, "abc"),
     "given up, and somebody has it whole again": ({"abandoned": {"a"}}, "abcd"),
     "given up, and nobody has more than a part": ({"abandoned": {"b", "c"}}, "ad"),
 }
@@ -330,7 +331,7 @@ LACKING = {
 
 @pytest.mark.parametrize(("changes", "expected"), LACKING.values(), ids=LACKING)
 def test_lacking(changes: dict, expected: str) -> None:
-    none: dict = {"handles": {}, "given": set(), "claims": set(), "abandoned": set()}
+    none: dict = {"handles": {}, "given": set(), "claims": set(), "lost": set(), "abandoned": set()}
     swarm = SimpleNamespace(wish=wish(), **{**none, **changes})
     assert program.lacking(swarm, {"n1": peer("a"), "n3": peer(part="b")}, now=101.0) == list(expected)
 
@@ -426,9 +427,9 @@ class Programs:
     def tell(self, name: str, **command: object) -> None:
         print(json.dumps(command), file=self.runs[name].stdin, flush=True)
 
-    def last(self, kind: str) -> dict:
-        """What n2 said last of a kind; empty where it said nothing yet."""
-        return next((one for one in reversed(self.said["n2"]) if one["event"] == kind), {})
+    def last(self, kind: str, name: str = "n2") -> dict:
+        """What a node said last of a kind; empty where it said nothing yet."""
+        return next((one for one in reversed(self.said[name]) if one["event"] == kind), {})
 
     def wait_for(self, condition: Callable[[], object], seconds: float = 30) -> None:
         until = time.monotonic() + seconds
@@ -477,6 +478,18 @@ def test_torrents_are_kept_and_what_changed_since_is_given_to_nobody(programs: C
     assert not kept.exists()
     assert any("weights_check=full" in one.get("text", "") for one in pair.said["n1"])
     assert not (pair.folder / "n2" / "a").exists()
+    # Nor is it written there from elsewhere: it is in a store that is complete, and a full check is to find it.
+    wrong = (pair.folder / "n1" / "a").stat()
+    pair.wait_for(lambda: not pair.last("rates")["coming"])
+    (pair.folder / "n2" / "a").write_bytes(pair.content)
+    pair.tell("n2", do="give", path="a", key="a", fresh=True)
+    pair.wait_for(lambda: pair.last("peers", "n1")["peers"]["n2"]["have"] == ["a"])
+    looks = len(pair.said["n1"])
+    pair.wait_for(lambda: len(pair.said["n1"]) >= looks + 3)
+    assert not any(one["event"] == "came" for one in pair.said["n1"])
+    now = (pair.folder / "n1" / "a").stat()
+    assert (now.st_ino, now.st_mtime_ns) == (wrong.st_ino, wrong.st_mtime_ns)
+    assert not (pair.folder / "n1" / "incoming").exists()
 
 
 def test_a_file_whose_giver_dies_in_the_middle_is_fetched_elsewhere(programs: Callable) -> None:

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from ansible_collections.stepladder.core.plugins.action.model_weights import ActionModule
 from ansible_collections.stepladder.core.plugins.module_utils import (
     weights,
     weights_lease,
@@ -278,6 +279,38 @@ def test_progress_is_told_to_people_and_to_programs(tmp_path: Path) -> None:
     assert (state["text"], state["done"], state["pid"]) == (text, 50, os.getpid())
     (tmp_path / "progress.json").write_text("{")
     assert read_state(tmp_path) == {}
+
+
+def test_the_last_word_is_that_it_is_done_however_soon_it_comes(tmp_path: Path) -> None:
+    told = Progress(ProgressFile(str(tmp_path / "line"), 60), tmp_path, 60)
+    told.fetching(97, 100)
+    told.fetching(98, 100)
+    assert weights_live.row("n1", read_state(tmp_path)).done == 97
+    told.say("done", "has everything", done=100, total=100)
+    numbers, text = (tmp_path / "line").read_text().splitlines()
+    assert text == read_state(tmp_path)["text"] == "has everything"
+    row = weights_live.row("n1", json.loads(numbers))
+    assert (row.phase, row.done, row.total) == ("done", 100, 100)
+    assert weights_live.total_row([row, row]).phase == "2 of 2 have it"
+
+
+@pytest.mark.parametrize("names", [("10.0.0.1", "10.0.0.2"), ("node1.rack1", "node1.rack2"), ("n1", "n2")])
+def test_what_nodes_tell_at_once_does_not_meet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: tuple[str, str]
+) -> None:
+    monkeypatch.setenv("STEPLADDER_PROGRESS", str(tmp_path))
+    first, second = (ActionModule.__new__(ActionModule) for _ in names)
+    first._name, second._name = (f"{name} | model_weights : Bring the weights" for name in names)
+    replace = Path.replace
+
+    def meanwhile(self: Path, target: Path) -> Path:
+        monkeypatch.setattr(Path, "replace", replace)
+        second._heard('{"done": 2}')  # in another of Ansible's processes, between the writing and the renaming
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", meanwhile)
+    first._heard('{"done": 1}')
+    assert weights_live.read_states(tmp_path) == {names[0]: {"done": 1}, names[1]: {"done": 2}}
 
 
 def test_the_table_of_all_nodes() -> None:

@@ -330,7 +330,9 @@ class Swarm:
             return
         self.torrents[path] = torrent
         self.have.add(path)
-        self._add(path, torrent, (Path(self.wish.root) / path).parent, self.lt.torrent_flags.seed_mode)
+        # Should it turn out wrong, libtorrent must not write here: what is here counts as proven.
+        flags = self.lt.torrent_flags.seed_mode | self.lt.torrent_flags.upload_mode
+        self._add(path, torrent, (Path(self.wish.root) / path).parent, flags)
 
     def receive(self, path: str, torrent: bytes) -> bool:
         """Begin to receive a file. A torrent that is not of this file, or that it came wrong by, is refused."""
@@ -576,11 +578,12 @@ def obey(swarm: Swarm, command: Mapping[str, Any]) -> bool:
 
 
 def lacking(swarm: Swarm, peers: Mapping[str, Peer], now: float) -> list[str]:
-    """Files that may be begun with: not here, not coming, not being fetched elsewhere.
+    """Files that may be begun with: not here, not coming, not being fetched elsewhere; nor what was lost.
 
+    That is taken for proven on this node, so nobody would prove what came in its place: a full check mends it.
     Of one whose giver died nobody is asked who has only a part of it: that part is from the same giver.
     """
-    busy = {*swarm.handles, *swarm.given, *swarm.claims}
+    busy = {*swarm.handles, *swarm.given, *swarm.claims, *swarm.lost}
     return [
         path
         for path in swarm.wish.sizes
