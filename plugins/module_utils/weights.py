@@ -210,7 +210,7 @@ def fetch(request: Request, current: Current, progress: Progress, outcome: Outco
 
     drop_unproven(request, missing)
     try:
-        prover.look(wait=True)
+        prover.look(wait=True, progress=progress)
         outcome.bad_files += clear_leftovers(request, missing, prover)
         missing = [one for one in missing if one.path not in prover.proven]
         transfer = Transfer((), token, sizes, progress, prover.look, until)
