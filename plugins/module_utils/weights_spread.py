@@ -288,6 +288,9 @@ class Exchange:
         spread, request = self._spread, self._request
         config = request.bookkeeping / "spread.json"
         owners = {path: name for name, paths in spread["shares"].items() for path in paths}
+        # The others wait for what this node was seen to have; of what was found wrong since, they must not.
+        seen = self._sizes if spread["name"] in spread["givers"] else spread["held"].get(spread["name"], ())
+        kept = list(kept)
         self._claims = Claims(spread["name"], owners, spread["givers"], spread["held"], request.max_workers)
         wish = {
             "run": spread["run"],
@@ -301,6 +304,7 @@ class Exchange:
             "sizes": self._sizes,
             "owners": owners,
             "givers": spread["givers"],
+            "lost": sorted({*seen} - {one.path for one in kept}),
             "bytes_per_second": spread.get("bytes_per_second", 0),
         }
         config.write_text(json.dumps(wish), encoding="utf-8")

@@ -19,7 +19,7 @@ from types import SimpleNamespace
 import pytest
 from ansible_collections.stepladder.core.plugins.action.model_weights import ActionModule
 from ansible_collections.stepladder.core.plugins.module_utils import weights
-from ansible_collections.stepladder.core.plugins.module_utils.weights_manifest import Listed
+from ansible_collections.stepladder.core.plugins.module_utils.weights_manifest import Listed, Proven
 from ansible_collections.stepladder.core.plugins.module_utils.weights_request import Request
 from ansible_collections.stepladder.core.plugins.module_utils.weights_spread import (
     Claims,
@@ -250,6 +250,30 @@ def test_when_a_node_leaves_the_exchange(fellows: dict, seconds: float, expected
     exchange = Exchange.__new__(Exchange)
     exchange._view = View(fellows)
     assert exchange._left_alone(seconds) is expected
+
+
+LOST = {
+    "it has what it was seen to have": (["n1"], {}, "ab", []),
+    "it had everything": (["n1"], {}, "a", ["b"]),
+    "it had some of it": (["n2"], {"n1": ["b"]}, "a", ["b"]),
+    "it was seen to have nothing": (["n2"], {"n2": ["b"]}, "", []),
+}
+
+
+@pytest.mark.parametrize(("givers", "held", "kept", "expected"), LOST.values(), ids=LOST)
+def test_peers_are_told_of_what_a_node_has_no_more(
+    tmp_path: Path, givers: list, held: dict, kept: str, expected: list
+) -> None:
+    request = Request(MODEL, str(tmp_path), spread={
+        "run": "r", "name": "n1", "address": "127.0.0.21", "port": 1, "peers": {"n2": "127.0.0.22"},
+        "shares": {"n2": ["a", "b"]}, "givers": givers, "held": held, "python": sys.executable, "program": os.devnull,
+    })  # fmt: skip
+    request.bookkeeping.mkdir()
+    exchange = Exchange(request, [Listed(path, 1, "") for path in "ab"], SimpleNamespace(), SimpleNamespace())
+    exchange.start([Proven(path, 1, "", 0, 0) for path in kept])
+    exchange.close()
+    told = json.loads((request.bookkeeping / "spread.json").read_text())
+    assert program.Wish(**told).lost == expected
 
 
 RIVALS = {
@@ -763,6 +787,18 @@ def test_a_wrong_byte_that_a_peer_does_not_know_of_is_fetched_from_the_hub(clust
     wrong = [one for name in others for one in answers[name]["bad_files"]]
     assert {one["path"] for one in wrong} == {"model-3.safetensors"}
     assert any("n1" in text and "weights_check=full" in text for name in others for text in answers[name]["warnings"])
+
+
+@pytest.mark.nightly
+def test_a_file_that_its_giver_finds_wrong_itself_is_fetched_from_the_hub(cluster: Cluster) -> None:
+    cluster.begin_complete("n1")
+    flip(cluster.root("n1") / "model-3.safetensors", keep_mtime=False)  # after the look
+    pair = {name: ADDRESSES[name] for name in ("n1", "n2")}
+    cluster.start(pair, {"n1": cluster.names()})
+    answers = cluster.answers()
+    cluster.assert_right(*pair)
+    assert cluster.egress() == 17_000_000
+    assert answers["n1"]["bytes_from_peers"] == 17_000_000
 
 
 @pytest.mark.nightly

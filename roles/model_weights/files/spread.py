@@ -61,6 +61,7 @@ class Wish:
         sizes: every file with its bytes.
         owners: by file, who brings it among the nodes that lack it.
         givers: nodes that had everything that they have at the start.
+        lost: files that this one was seen to have, and has not.
         bytes_per_second: limit for what goes out, and for what comes in; 0 for none.
     """
 
@@ -75,6 +76,7 @@ class Wish:
     sizes: Mapping[str, int]
     owners: Mapping[str, str]
     givers: Sequence[str] = ()
+    lost: Sequence[str] = ()
     bytes_per_second: int = 0
 
 
@@ -187,7 +189,7 @@ class Swarm:
         self.came: dict[str, tuple[int, float]] = {}
         self.wrong: dict[str, list[bytes]] = {}
         self.given: dict[str, str] = {}
-        self.lost: set[str] = set()
+        self.lost = set(wish.lost)
         self.left: dict[str, int] = {}
         self.rate = -1.0
         self._making: set[str] = set()
