@@ -412,15 +412,17 @@ def look(
     if not code_only:
         refuse_other_patterns(request, current)
     actions = plan(current, request)
+    complete = not (current.missing or current.bad)
     before, files = code_before(root, request.model_id, current_release)
     answer = {
         "model_id": request.model_id,
         "revision": request.revision,
         "include": list(request.include),
         "exclude": list(request.exclude),
-        "complete": not actions,
+        "complete": complete,
         "actions": actions,
-        "listing": [] if actions else [{key: getattr(one, key) for key in LISTED} for one in current.good],
+        "touched": [asdict(one) for one in current.good if one.path in current.touched],
+        "listing": [{key: getattr(one, key) for key in LISTED} for one in current.good] if complete else [],
         "wanted": [],
         "have": [],
         "remote_code": as_listed(request, code_of(current.good)),
@@ -428,7 +430,7 @@ def look(
         "remote_code_before": files,
         "remote_code_before_name": before,
     }
-    if actions and not local:
+    if not (complete or local):
         try:
             wanted = list_within(request, ONE_TRY_SECONDS) if check_mode or code_only else listing(request)
         except WeightsError as error:
@@ -524,11 +526,7 @@ def present(request: Request, check_mode: bool) -> Outcome:
     if outcome.changed and request.expected_bytes and current.missing:
         there = sum(size for _, size in files_under(root)) + tree_bytes(request.incoming)
         check_space(request, request.expected_bytes, there)
-    if current.touched and not current.bad and not check_mode:
-        unseal(request, current.good)
-        # The same content as before: what was started from it stays as it is.
-        seal(request, current.good, current.created or utc_now())
-    elif outcome.changed and not check_mode:
+    if (current.missing or current.bad) and not check_mode:
         try:
             fetch(request, current, progress, outcome)
         except WeightsError as error:
@@ -538,8 +536,13 @@ def present(request: Request, check_mode: bool) -> Outcome:
             named = "\n".join(f"  {action}" for action in outcome.actions)
             facts = {"bad_files": [asdict(one) for one in outcome.bad_files], **error.facts}
             raise WeightsError(f"{error}\nThis was to mend the files in {request.path}:\n{named}", **facts) from error
-    elif request.spread and not check_mode:
-        outcome.warnings = pass_on(request, current.good, progress)
+    elif not check_mode:
+        if current.touched:
+            unseal(request, current.good)
+            # The same content as before: what was started from it stays as it is.
+            seal(request, current.good, current.created or utc_now())
+        if request.spread:
+            outcome.warnings = pass_on(request, current.good, progress)
     known = {one.path for one in outcome.files} | {one.path for one in current.bad}
     if known or not check_mode:
         outcome.extra_files = sorted(name for name, _ in files_under(root) if name not in known)

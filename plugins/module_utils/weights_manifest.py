@@ -468,11 +468,14 @@ def inspect(request: Request, progress: Progress) -> Current:
     entries: list[Proven] = manifest["files"]
     full = needs_full_check(request, sum(one.size for one in entries))
     verdicts = {one.path: cheap_check(one, stat_or_none(root / one.path)) for one in entries}
+    read = [] if full else [Proven(**one) for one in request.seen]
+    seen = {one.path: one for one in read if not cheap_check(one, stat_or_none(root / one.path))}
     suspects = [one for one in entries if verdicts[one.path] == "touched" or (full and not verdicts[one.path])]
+    suspects = [one for one in suspects if one.path not in seen]
     hashed, seconds = hash_files(root, suspects, progress, durable=False) if suspects else ({}, 0.0)
     good, bad = [], []
     for one in entries:
-        verdict, now = verdicts[one.path], hashed.get(one.path)
+        verdict, now = verdicts[one.path], hashed.get(one.path) or seen.get(one.path)
         if verdict == "missing":
             bad.append(BadFile(one.path, "missing", describe(one.size, one.sha256), "nothing"))
         elif verdict == "size":
