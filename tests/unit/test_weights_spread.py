@@ -17,6 +17,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
+from ansible.template import Templar, trust_as_template
 from ansible_collections.stepladder.core.plugins.action.model_weights import ActionModule
 from ansible_collections.stepladder.core.plugins.module_utils import weights
 from ansible_collections.stepladder.core.plugins.module_utils.weights_manifest import Listed, Proven
@@ -41,6 +43,9 @@ from stepladder.spread import exchanges, shares
 GB = 10**9
 CLIENT = Path(sys.executable).with_name("modelscope")
 MODEL = "stepfun-ai/tiny"
+ROLE = Path(program.__file__).parents[1]
+VARIABLES = yaml.safe_load((ROLE / "vars" / "main.yml").read_text())
+BRING = yaml.safe_load((ROLE / "tasks" / "bring.yml").read_text())
 
 # ---- who brings what -------------------------------------------------------------------------------------------------
 
@@ -120,6 +125,34 @@ def test_no_second_look(arguments: dict, check_mode: bool, skipped: bool, monkey
     assert action._foresee(arguments) == ({"changed": True} if skipped else {})
     assert bool(looked) is not skipped
     assert "missing" not in arguments  # it is nothing that the module knows
+
+
+TO_DO = ["note that a is still right, though it was touched"]
+HOW = {
+    # complete, actions, exchange, check: whether there is something to do, how, and whether all is read afterwards
+    "nothing": (True, [], {}, "cheap", False, "cheap", False),
+    "a full check of one that gives to nobody": (True, [], {}, "full", True, "full", False),
+    "who gives does so first, and is read afterwards": (True, [], {"run": "r"}, "full", True, "cheap", True),
+    "who gives and was touched": (True, TO_DO, {"run": "r"}, "cheap", True, "cheap", False),
+    "touched": (True, TO_DO, {}, "cheap", True, "cheap", False),
+    "one that lacks something reads first what it has": (False, ["fetch"], {"run": "r"}, "full", True, "full", False),
+}
+
+
+@pytest.mark.parametrize("case", HOW.values(), ids=HOW)
+def test_how_weights_are_brought(case: tuple) -> None:
+    complete, actions, exchange, check, due, verify, afterwards = case
+    values = {
+        **{name: trust_as_template(text) for name, text in VARIABLES.items() if isinstance(text, str)},
+        "__model_weights_look": {"complete": complete, "actions": actions},
+        "__model_weights_exchange": exchange,
+        "model_weights_check": check,
+    }
+    templar = Templar(None, values)
+    told = [templar.template(trust_as_template(f"{{{{ __model_weights_{name} }}}}")) for name in ("due", "verify")]
+    assert told == [due, verify]
+    (last,) = (task for task in BRING if task["name"] == "Read every byte of what was given to others")
+    assert all(templar.evaluate_conditional(trust_as_template(one)) for one in last["when"]) is afterwards
 
 
 @pytest.mark.parametrize(("above", "expected"), [(4 * GB, True), (4 * GB + 1, False)])
