@@ -209,27 +209,28 @@ def fetch(request: Request, current: Current, progress: Progress, outcome: Outco
         seal(request, outcome.files, utc_now())
 
     drop_unproven(request, missing)
-    try:
+    transfer = Transfer((), token, sizes, progress, prover.look, until)
+    exchange = Exchange(request, wanted, prover, transfer) if request.spread else None
+    with contextlib.closing(prover), contextlib.ExitStack() as opened:
+        if exchange:  # before what lies there is read: peers would give up a node that listens so late
+            exchange.start(kept.values())
+            opened.callback(exchange.close)
         prover.look(wait=True, progress=progress)
         outcome.bad_files += clear_leftovers(request, missing, prover)
         missing = [one for one in missing if one.path not in prover.proven]
-        transfer = Transfer((), token, sizes, progress, prover.look, until)
         if not request.listing and fetch_index(request, missing, transfer, prover):
             prover.look(wait=True)
             missing = [one for one in missing if one.path not in prover.proven]
         if not any(one.path in INDEXES for one in missing):
             refuse_left_out(request, wanted)
-        if request.spread:
-            exchange = Exchange(request, wanted, prover, transfer)
-            exchange.run([*kept.values(), *prover.proven.values()], missing, complete)
+        if exchange:
+            exchange.run(prover.proven.values(), missing, complete)
             outcome.bad_files += exchange.bad
             outcome.bytes_from_peers, outcome.warnings = exchange.from_peers, exchange.troubles
         else:
             if missing:
                 bring_missing(request, missing, transfer, prover)
             complete()
-    finally:
-        prover.close()
     outcome.warnings += without_hash(request, wanted)
     outcome.bytes_fetched = max(0, bytes_there(root, sizes) - there)
     outcome.hashed_bytes += prover.hashed_bytes
@@ -339,12 +340,12 @@ def pass_on(request: Request, files: Sequence[Proven], progress: Progress) -> li
     wanted = [Listed(one.path, one.size, one.sha256) for one in files]
     sizes = {one.path: one.size for one in wanted}
     prover = Prover(request, ())
-    try:
-        until = time.monotonic() + request.deadline
-        exchange = Exchange(request, wanted, prover, Transfer((), "", sizes, progress, prover.look, until))
-        exchange.run(files, (), prover.look)
-    finally:
-        prover.close()
+    until = time.monotonic() + request.deadline
+    exchange = Exchange(request, wanted, prover, Transfer((), "", sizes, progress, prover.look, until))
+    with contextlib.closing(prover):
+        exchange.start(files)
+        with contextlib.closing(exchange):
+            exchange.run((), (), prover.look)
     troubles: list[str] = exchange.troubles
     return troubles
 

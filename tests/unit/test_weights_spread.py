@@ -5,22 +5,24 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import yaml
 from ansible.template import Templar, trust_as_template
 from ansible_collections.stepladder.core.plugins.action.model_weights import ActionModule
-from ansible_collections.stepladder.core.plugins.module_utils import weights
+from ansible_collections.stepladder.core.plugins.module_utils import weights, weights_manifest
 from ansible_collections.stepladder.core.plugins.module_utils.weights_manifest import Listed, Proven
 from ansible_collections.stepladder.core.plugins.module_utils.weights_request import Request
 from ansible_collections.stepladder.core.plugins.module_utils.weights_spread import (
@@ -222,6 +224,7 @@ CLAIMS = {
     "not what two fetch already": (
         SLOW, EIGHT[:1], {"n2": fetches("a", left=4 * GB, rate=1.0), "n3": fetches("a", left=4 * GB)}, [], [],
     ),
+    "nothing of a peer that reads what lies there": (SLOW, EIGHT, {"n2": replace(HERE, busy=True)}, [], []),
     "not what a peer has lost that had all of it": (
         Claims("n1", OWNERS, ("n2",)), FILES[:2], {"n2": replace(HERE, lost=frozenset("b"))}, [], ["b"],
     ),
@@ -294,19 +297,15 @@ LOST = {
 
 
 @pytest.mark.parametrize(("givers", "held", "kept", "expected"), LOST.values(), ids=LOST)
-def test_peers_are_told_of_what_a_node_has_no_more(
-    tmp_path: Path, givers: list, held: dict, kept: str, expected: list
-) -> None:
-    request = Request(MODEL, str(tmp_path), spread={
-        "run": "r", "name": "n1", "address": "127.0.0.21", "port": 1, "peers": {"n2": "127.0.0.22"},
-        "shares": {"n2": ["a", "b"]}, "givers": givers, "held": held, "python": sys.executable, "program": os.devnull,
-    })  # fmt: skip
-    request.bookkeeping.mkdir()
+def test_peers_are_told_of_what_a_node_has_no_more(givers: list, held: dict, kept: str, expected: list) -> None:
+    part = {"name": "n1", "givers": givers, "held": held}
+    request = Request(MODEL, "/srv/models/tiny", spread=part)
     exchange = Exchange(request, [Listed(path, 1, "") for path in "ab"], SimpleNamespace(), SimpleNamespace())
-    exchange.start([Proven(path, 1, "", 0, 0) for path in kept])
-    exchange.close()
-    told = json.loads((request.bookkeeping / "spread.json").read_text())
-    assert program.Wish(**told).lost == expected
+    told: list[dict] = []
+    exchange._tell = lambda **command: told.append(command)
+    exchange.begin([Proven(path, 1, "", 0, 0) for path in kept])
+    assert [one["path"] for one in told[:-1]] == list(kept)
+    assert told[-1] == {"do": "begin", "lost": expected}
 
 
 RIVALS = {
@@ -468,6 +467,7 @@ class Programs:
         threading.Thread(target=lambda: said.extend(json.loads(line) for line in run.stdout), daemon=True).start()
         if name == "n1":
             self.tell(name, do="give", path="a", key="a", fresh=False)
+        self.tell(name, do="begin", lost=[])
 
     def end(self) -> None:
         for run in self.runs.values():
@@ -719,6 +719,58 @@ def test_every_byte_leaves_the_hub_once(cluster: Cluster) -> None:
     assert cluster.answers()["n4"]["bytes_from_peers"] == TOTAL
     cluster.assert_right("n4")
     assert cluster.egress() == TOTAL
+
+
+class Recorded:
+    """Stands in for an exchange, and keeps when its parts are called."""
+
+    calls: ClassVar[list[tuple]] = []
+
+    def __init__(self, *arguments: object) -> None:
+        self.calls.clear()
+        self.bad, self.from_peers, self.troubles = [], 0, []
+
+    def start(self, kept: Iterable[Proven]) -> None:
+        self.calls.append(("start", [one.path for one in kept]))
+
+    def run(self, proven: Iterable[Proven], missing: Sequence[Listed], complete: Callable[[], object]) -> None:
+        self.calls.append(("run", [one.path for one in proven], [one.path for one in missing]))
+        complete()
+
+    def close(self) -> None:
+        self.calls.append(("close",))
+
+
+def test_a_node_listens_before_it_reads_what_lies_there(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = cluster.root("n1")
+    shutil.copytree(cluster.folder / "hub" / MODEL, root)  # by hand
+    monkeypatch.setattr(weights, "Exchange", Recorded)
+    hash_file = weights_manifest.hash_file
+    monkeypatch.setattr(
+        weights_manifest,
+        "hash_file",
+        lambda *arguments, **named: Recorded.calls.append(("read",)) or hash_file(*arguments, **named),
+    )
+    weights.ensure(Request(MODEL, str(root), endpoint=cluster.served.url, spread={"run": "r"}), "present")
+    first, *reads, run, last = Recorded.calls
+    assert (first, last) == (("start", []), ("close",))
+    assert reads == [("read",)] * 7
+    assert (sorted(run[1]), run[2]) == (sorted(cluster.names()), [])
+
+
+@pytest.mark.parametrize("busy", [True, False])
+def test_nothing_comes_while_a_node_reads_what_lies_there(busy: bool) -> None:
+    swarm = SimpleNamespace(wish=wish(), busy=True, lost=set(), given={"a": "key"}, coming=set(), moving=set())
+    swarm.handles, swarm.claims, swarm.abandoned = {}, set(), set()
+    if not busy:
+        program.obey(swarm, {"do": "begin", "lost": ["a", "b"]})
+        assert swarm.lost == {"b"}  # the other was given meanwhile
+    asked: list[str] = []
+    swarm.receive = lambda path, torrent: asked.append(path)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(program, "ask", lambda wish, address, what: b"")
+        program.receive_more(swarm, {"n1": replace(peer("abcd"), seen=time.monotonic())})
+    assert sorted(set(asked)) == ([] if busy else ["b", "c", "d"])
 
 
 def hasty(folder: Path) -> str:

@@ -3,10 +3,11 @@
 
     spread.py CONFIG.json        commands on standard input, events on standard output, a JSON object a line
 
-It knows nothing of hubs, hashes and manifests. Whoever runs it says which files are there and proven (`give`), which
-it is fetching itself (`claim`) and when it has everything (`done`); it says which files came (`came`, at their place)
-and how the peers are (`peers`). Peers ask each other for what they hold by HTTP on `port` + 1, every second, at the
-start more often; the bytes go by BitTorrent on `port`. Only the addresses of the peers are answered.
+It knows nothing of hubs, hashes and manifests. Whoever runs it says which files are there and proven (`give`), when
+others may come (`begin`), which it is fetching itself (`claim`) and when it has everything (`done`); it says which
+files came (`came`, at their place) and how the peers are (`peers`). Peers ask each other for what they hold by HTTP on
+`port` + 1, every second, at the start more often; the bytes go by BitTorrent on `port`. Only the addresses of the peers
+are answered.
 
 Every file has one owner among the nodes that lack it. The owner gets it (from the hub, or from a node that had it at
 the start) and the others take it from the owner and from each other while it is still coming: so a source sends each
@@ -61,7 +62,6 @@ class Wish:
         sizes: every file with its bytes.
         owners: by file, who brings it among the nodes that lack it.
         givers: nodes that had everything that they have at the start.
-        lost: files that this one was seen to have, and has not.
         bytes_per_second: limit for what goes out, and for what comes in; 0 for none.
     """
 
@@ -76,7 +76,6 @@ class Wish:
     sizes: Mapping[str, int]
     owners: Mapping[str, str]
     givers: Sequence[str] = ()
-    lost: Sequence[str] = ()
     bytes_per_second: int = 0
 
 
@@ -86,6 +85,7 @@ class Peer:
 
     Args:
         lost: it had, and has not any more, for it is wrong there.
+        busy: it reads what lies there, and takes nothing yet.
         left: bytes to come of its claims, at `rate` bytes a second; negative: it does not know yet.
         knows: nodes that it knows to be done.
         parted: it was done, and listens no more.
@@ -99,6 +99,7 @@ class Peer:
     part: frozenset[str] = frozenset()
     claims: frozenset[str] = frozenset()
     lost: frozenset[str] = frozenset()
+    busy: bool = False
     left: Mapping[str, int] = field(default_factory=dict)
     rate: float = -1.0
     done: bool = False
@@ -189,7 +190,8 @@ class Swarm:
         self.came: dict[str, tuple[int, float]] = {}
         self.wrong: dict[str, list[bytes]] = {}
         self.given: dict[str, str] = {}
-        self.lost = set(wish.lost)
+        self.lost: set[str] = set()
+        self.busy = True
         self.left: dict[str, int] = {}
         self.rate = -1.0
         self._making: set[str] = set()
@@ -254,6 +256,7 @@ class Swarm:
             "part": sorted(self.coming),
             "claims": sorted(self.claims),
             "lost": sorted(self.lost),
+            "busy": self.busy,
             "left": self.left,
             "rate": self.rate,
             "done": self.done,
@@ -530,6 +533,7 @@ def learn(wish: Wish, peer: Peer) -> None:
         peer.have, peer.part = frozenset(state["have"]), frozenset(state["part"])
         peer.claims, peer.done = frozenset(state["claims"]), bool(state["done"])
         peer.left, peer.rate = dict(state["left"]), float(state["rate"])
+        peer.busy = bool(state["busy"])
         peer.lost, peer.knows = frozenset(state["lost"]), frozenset(state["knows"])
         peer.seen, peer.parted = time.monotonic(), False
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -561,6 +565,8 @@ def obey(swarm: Swarm, command: Mapping[str, Any]) -> bool:
     match command["do"]:
         case "give":
             swarm.give(command["path"], command["key"], fresh=command["fresh"])
+        case "begin":
+            swarm.busy, swarm.lost = False, {*command["lost"]} - swarm.given.keys()
         case "claim":
             swarm.claims = set(command["paths"])
             swarm.left, swarm.rate = {}, -1.0
@@ -593,6 +599,8 @@ def lacking(swarm: Swarm, peers: Mapping[str, Peer], now: float) -> list[str]:
 def receive_more(swarm: Swarm, peers: Mapping[str, Peer]) -> None:
     """Begin with further files, and have every file that is coming ask those that it should."""
     wish, now = swarm.wish, time.monotonic()
+    if swarm.busy:  # a file that lies there and is not proven yet must not come a second time
+        return
     missing = lacking(swarm, peers, now)
     active = sorted(swarm.coming - swarm.moving)
     fresh = next_files(wish, missing, active, peers, now)
@@ -675,6 +683,7 @@ def main(arguments: Sequence[str]) -> int:
                     "why": "" if peer.seen is not None else peer.why,
                     "have": sorted(peer.have),
                     "lost": sorted(peer.lost),
+                    "busy": peer.busy,
                     "left": peer.left,
                     "rate": peer.rate,
                     "claims": sorted(peer.claims),
