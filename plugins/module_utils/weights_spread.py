@@ -394,7 +394,7 @@ class Exchange:
         spread, lacks = self._spread, {one.path for one in self._wanted} - self._given
         # The others wait for what this node was seen to have; for what was found wrong since, they must not.
         seen = self._sizes if spread["name"] in spread["givers"] else spread["held"].get(spread["name"], ())
-        self._tell(do="begin", lost=sorted(lacks & {*seen}))
+        self._tell(do="begin", absent=sorted(lacks & {*seen}))
         self._moved = time.monotonic()
 
     def _take(self, event: Mapping[str, Any]) -> None:

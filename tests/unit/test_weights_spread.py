@@ -305,7 +305,7 @@ def test_peers_are_told_of_what_a_node_has_no_more(givers: list, held: dict, kep
     exchange._tell = lambda **command: told.append(command)
     exchange.begin([Proven(path, 1, "", 0, 0) for path in kept])
     assert [one["path"] for one in told[:-1]] == list(kept)
-    assert told[-1] == {"do": "begin", "lost": expected}
+    assert told[-1] == {"do": "begin", "absent": expected}
 
 
 RIVALS = {
@@ -467,7 +467,7 @@ class Programs:
         threading.Thread(target=lambda: said.extend(json.loads(line) for line in run.stdout), daemon=True).start()
         if name == "n1":
             self.tell(name, do="give", path="a", key="a", fresh=False)
-        self.tell(name, do="begin", lost=[])
+        self.tell(name, do="begin", absent=[])
 
     def end(self) -> None:
         for run in self.runs.values():
@@ -760,11 +760,13 @@ def test_a_node_listens_before_it_reads_what_lies_there(cluster: Cluster, monkey
 
 @pytest.mark.parametrize("busy", [True, False])
 def test_nothing_comes_while_a_node_reads_what_lies_there(busy: bool) -> None:
-    swarm = SimpleNamespace(wish=wish(), busy=True, lost=set(), given={"a": "key"}, coming=set(), moving=set())
+    swarm = SimpleNamespace(
+        wish=wish(), busy=True, absent=set(), lost=set(), given={"a": "key"}, coming=set(), moving=set()
+    )
     swarm.handles, swarm.claims, swarm.abandoned = {}, set(), set()
     if not busy:
-        program.obey(swarm, {"do": "begin", "lost": ["a", "b"]})
-        assert swarm.lost == {"b"}  # the other was given meanwhile
+        program.obey(swarm, {"do": "begin", "absent": ["a", "b"]})
+        assert swarm.absent == {"b"}  # the other was given meanwhile
     asked: list[str] = []
     swarm.receive = lambda path, torrent: asked.append(path)
     with pytest.MonkeyPatch.context() as patched:

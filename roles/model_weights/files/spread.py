@@ -191,6 +191,7 @@ class Swarm:
         self.wrong: dict[str, list[bytes]] = {}
         self.given: dict[str, str] = {}
         self.lost: set[str] = set()
+        self.absent: set[str] = set()  # seen here before; unlike what is lost it may come, and is proven then
         self.busy = True
         self.left: dict[str, int] = {}
         self.rate = -1.0
@@ -255,7 +256,7 @@ class Swarm:
             "have": sorted(self.have),
             "part": sorted(self.coming),
             "claims": sorted(self.claims),
-            "lost": sorted(self.lost),
+            "lost": sorted(self.lost | self.absent),
             "busy": self.busy,
             "left": self.left,
             "rate": self.rate,
@@ -274,6 +275,7 @@ class Swarm:
         """
         self.given[path] = key
         self.lost.discard(path)
+        self.absent.discard(path)
         if path in self.handles:  # it came from a peer, with its torrent
             self._keep(path, self.torrents[path])
             return
@@ -566,7 +568,7 @@ def obey(swarm: Swarm, command: Mapping[str, Any]) -> bool:
         case "give":
             swarm.give(command["path"], command["key"], fresh=command["fresh"])
         case "begin":
-            swarm.busy, swarm.lost = False, {*command["lost"]} - swarm.given.keys()
+            swarm.busy, swarm.absent = False, {*command["absent"]} - swarm.given.keys()
         case "claim":
             swarm.claims = set(command["paths"])
             swarm.left, swarm.rate = {}, -1.0
