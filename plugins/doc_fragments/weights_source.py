@@ -59,6 +59,13 @@ options:
     type: list
     elements: dict
     default: []
+  seen:
+    description:
+      - What an earlier M(stepladder.core.weights_look) of the same run has read of files that were touched, as it tells
+        in C(touched). A file that has the same stamps still is not read again, unless every byte is to be read.
+    type: list
+    elements: dict
+    default: []
   source_path:
     description: The directory, or the tar archive, on the node.
     type: path

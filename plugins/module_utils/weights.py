@@ -216,27 +216,28 @@ def fetch(request: Request, current: Current, progress: Progress, outcome: Outco
         seal(request, outcome.files, utc_now())
 
     drop_unproven(request, missing)
-    try:
-        prover.look(wait=True)
+    transfer = Transfer((), token, sizes, progress, prover.look, until)
+    exchange = Exchange(request, wanted, prover, transfer) if request.spread else None
+    with contextlib.closing(prover), contextlib.ExitStack() as opened:
+        if exchange:  # before what lies there is read: peers would give up a node that listens so late
+            exchange.start(kept.values())
+            opened.callback(exchange.close)
+        prover.look(wait=True, progress=progress)
         outcome.bad_files += clear_leftovers(request, missing, prover)
         # What was wrong had been counted as there.
         check_space(request, sum(sizes.values()), bytes_there(root, sizes) + tree_bytes(request.incoming))
-        transfer = Transfer((), token, sizes, progress, prover.look, until)
         fetch_index(request, missing, transfer, prover)
         missing = [one for one in missing if one.path not in prover.proven]
         if not any(one.path in INDEXES for one in missing):
             refuse_left_out(request, wanted)
-        if request.spread:
-            exchange = Exchange(request, wanted, prover, transfer)
-            exchange.run([*kept.values(), *prover.proven.values()], missing, complete)
+        if exchange:
+            exchange.run(prover.proven.values(), missing, complete)
             outcome.bad_files += exchange.bad
             outcome.bytes_from_peers, outcome.warnings = exchange.from_peers, exchange.troubles
         else:
             if missing:
                 bring_missing(request, missing, transfer, prover)
             complete()
-    finally:
-        prover.close()
     outcome.warnings += without_hash(request, wanted)
     outcome.bytes_fetched = max(0, bytes_there(root, sizes) - there)
     outcome.hashed_bytes += prover.hashed_bytes
@@ -346,12 +347,12 @@ def pass_on(request: Request, files: Sequence[Proven], progress: Progress) -> li
     wanted = [Listed(one.path, one.size, one.sha256) for one in files]
     sizes = {one.path: one.size for one in wanted}
     prover = Prover(request, ())
-    try:
-        until = time.monotonic() + request.deadline
-        exchange = Exchange(request, wanted, prover, Transfer((), "", sizes, progress, prover.look, until))
-        exchange.run(files, (), prover.look)
-    finally:
-        prover.close()
+    until = time.monotonic() + request.deadline
+    exchange = Exchange(request, wanted, prover, Transfer((), "", sizes, progress, prover.look, until))
+    with contextlib.closing(prover):
+        exchange.start(files)
+        with contextlib.closing(exchange):
+            exchange.run((), (), prover.look)
     troubles: list[str] = exchange.troubles
     return troubles
 
@@ -419,15 +420,17 @@ def look(
     if not code_only:
         refuse_other_patterns(request, current)
     actions = plan(current, request)
+    complete = not (current.missing or current.bad)
     before, files = code_before(root, request.model_id, current_release)
     answer = {
         "model_id": request.model_id,
         "revision": request.revision,
         "include": list(request.include),
         "exclude": list(request.exclude),
-        "complete": not actions,
+        "complete": complete,
         "actions": actions,
-        "listing": [] if actions else [{key: getattr(one, key) for key in LISTED} for one in current.good],
+        "touched": [asdict(one) for one in current.good if one.path in current.touched],
+        "listing": [{key: getattr(one, key) for key in LISTED} for one in current.good] if complete else [],
         "wanted": [],
         "have": [],
         "remote_code": as_listed(request, code_of(current.good)),
@@ -435,7 +438,7 @@ def look(
         "remote_code_before": files,
         "remote_code_before_name": before,
     }
-    if actions and not local:
+    if not (complete or local):
         try:
             wanted = list_within(request, ONE_TRY_SECONDS) if check_mode or code_only else listing(request)
         except WeightsError as error:
@@ -531,11 +534,7 @@ def present(request: Request, check_mode: bool) -> Outcome:
     if outcome.changed and request.expected_bytes and current.missing:
         there = sum(size for _, size in files_under(root)) + tree_bytes(request.incoming)
         check_space(request, request.expected_bytes, there)
-    if current.touched and not current.bad and not check_mode:
-        unseal(request, current.good)
-        # The same content as before: what was started from it stays as it is.
-        seal(request, current.good, current.created or utc_now())
-    elif outcome.changed and not check_mode:
+    if (current.missing or current.bad) and not check_mode:
         try:
             fetch(request, current, progress, outcome)
         except WeightsError as error:
@@ -545,8 +544,13 @@ def present(request: Request, check_mode: bool) -> Outcome:
             named = "\n".join(f"  {action}" for action in outcome.actions)
             facts = {"bad_files": [asdict(one) for one in outcome.bad_files], **error.facts}
             raise WeightsError(f"{error}\nThis was to mend the files in {request.path}:\n{named}", **facts) from error
-    elif request.spread and not check_mode:
-        outcome.warnings = pass_on(request, current.good, progress)
+    elif not check_mode:
+        if current.touched:
+            unseal(request, current.good)
+            # The same content as before: what was started from it stays as it is.
+            seal(request, current.good, current.created or utc_now())
+        if request.spread:
+            outcome.warnings = pass_on(request, current.good, progress)
     known = {one.path for one in outcome.files} | {one.path for one in current.bad}
     if known or not check_mode:
         outcome.extra_files = sorted(name for name, _ in files_under(root) if name not in known)

@@ -304,8 +304,13 @@ class Prover:
         self.hashed_bytes = 0
         self.hash_seconds = 0.0
 
-    def look(self, *, wait: bool = False) -> list[Proven]:
-        """Take up what lies under its final name in full length; returns what was proven since the last look."""
+    def look(self, *, wait: bool = False, progress: Progress | None = None) -> list[Proven]:
+        """Take up what lies under its final name in full length; returns what was proven since the last look.
+
+        Args:
+            wait: until all of it is read.
+            progress: is told how far that is.
+        """
         root = Path(self._request.path)
         for path, one in self._wanted.items():
             if path not in self.proven and path not in self._open and path not in self.bad:
@@ -313,9 +318,15 @@ class Prover:
                 if stat is not None and stat.st_size == one.size:
                     self._open[path] = self._pool.submit(self._hash, path)
         fresh = []
-        for path, future in list(self._open.items()):
+        opened = list(self._open.items())
+        total, done = sum(self._wanted[path].size for path, _ in opened), 0
+        for number, (path, future) in enumerate(opened, 1):
             if wait or future.done():
                 found = future.result()
+                done += found.size
+                if progress:
+                    text = f"checking {number} of {len(opened)} files, {amount(done)} of {amount(total)}"
+                    progress.say("checking", text, done=done, total=total)
                 del self._open[path]
                 wrong = compare([self._wanted[path]], {path: found})
                 if wrong:
@@ -450,16 +461,21 @@ def inspect(request: Request, progress: Progress) -> Current:
     if manifest is None or missing or not is_marked(request, manifest, text):
         known = {one.path: one for one in (manifest or {}).get("files", ())}
         known.update(parse_journal(read_or_empty(request.journal)))
+        if request.verify == "full":  # what lies there is read and held against the source's hashes before it is kept
+            known = {}
         intact = [one for one in known.values() if not cheap_check(one, stat_or_none(root / one.path))]
         return Current(missing=missing or INCOMPLETE, good=tuple(intact))
     entries: list[Proven] = manifest["files"]
     full = needs_full_check(request, sum(one.size for one in entries))
     verdicts = {one.path: cheap_check(one, stat_or_none(root / one.path)) for one in entries}
+    read = [] if full else [Proven(**one) for one in request.seen]
+    seen = {one.path: one for one in read if not cheap_check(one, stat_or_none(root / one.path))}
     suspects = [one for one in entries if verdicts[one.path] == "touched" or (full and not verdicts[one.path])]
+    suspects = [one for one in suspects if one.path not in seen]
     hashed, seconds = hash_files(root, suspects, progress, durable=False) if suspects else ({}, 0.0)
     good, bad = [], []
     for one in entries:
-        verdict, now = verdicts[one.path], hashed.get(one.path)
+        verdict, now = verdicts[one.path], hashed.get(one.path) or seen.get(one.path)
         if verdict == "missing":
             bad.append(BadFile(one.path, "missing", describe(one.size, one.sha256), "nothing"))
         elif verdict == "size":

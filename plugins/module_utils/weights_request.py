@@ -28,6 +28,7 @@ SOURCE_ARGUMENTS: dict[str, dict[str, Any]] = {
     },
     "source_path": {"type": "path", "default": ""},
     "listing": {"type": "list", "elements": "dict", "default": []},
+    "seen": {"type": "list", "elements": "dict", "default": []},
 }
 
 
@@ -71,13 +72,14 @@ class Request:
     bytes_per_second: int = 0
     spread: dict[str, Any] = field(default_factory=dict)
     listing: tuple[dict[str, Any], ...] = ()
+    seen: tuple[dict[str, Any], ...] = ()
 
     @classmethod
     def of(cls, params: dict[str, Any]) -> Request:
         """From the module's parameters; patterns are split at commas, as the client does."""
         patterns = {name: split_patterns(params[name]) for name in ("include", "exclude")}
-        more = {"spread": params.get("spread") or {}, "listing": tuple(params.get("listing") or ())}
-        return cls(**{**params, **patterns, **more})
+        more = {name: tuple(params.get(name) or ()) for name in ("listing", "seen")}
+        return cls(**{**params, **patterns, **more, "spread": params.get("spread") or {}})
 
     @property
     def name(self) -> str:

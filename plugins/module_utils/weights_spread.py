@@ -56,9 +56,9 @@ STEP_SECONDS = 0.2
 class Fellow:
     """What a peer told: whether it answers, was ever met, has everything; what it holds, what it is fetching.
 
-    `lost`: what it held before, and is wrong there. `left`: bytes that are to come of what it is fetching, at `rate`
-    bytes a second; negative: not known yet. `knows`: that this node is done. `why` it was not met yet; empty
-    where it was.
+    `lost`: what it held before, and is wrong there. `busy`: it reads what lies there first. `left`: bytes that are to
+    come of what it is fetching, at `rate` bytes a second; negative: not known yet. `knows`: that this node is done.
+    `why` it was not met yet; empty where it was.
     """
 
     alive: bool
@@ -67,6 +67,7 @@ class Fellow:
     have: frozenset[str] = frozenset()
     claims: frozenset[str] = frozenset()
     lost: frozenset[str] = frozenset()
+    busy: bool = False
     left: Mapping[str, int] = field(default_factory=dict)
     rate: float = -1.0
     knows: bool = False
@@ -147,7 +148,7 @@ def next_claims(
         # The owner has it and it does not come from there: it came wrong from there too.
         brought = {path for path, owner in wish.owners.items() if owner in answering and path in fellows[owner].have}
         mine = [one for one in free if one.path in brought]
-    if not mine and not arriving and all(fellows[name].met for name in answering):
+    if not mine and not arriving and all(fellows[name].met and not fellows[name].busy for name in answering):
         mine = spare(free, wish, fellows)
         mine = mine or slowest([one for one in missing if one.path not in held | promised], wish, fellows)
     return [one.path for one in batch(mine, wish.workers, wish.rate)]
@@ -259,7 +260,7 @@ def all_served(fellows: Mapping[str, Fellow]) -> bool:
 
 
 class Exchange:
-    """One node's part in an exchange; `start` and `close` go together.
+    """One node's part in an exchange; `start` and `close` go together, and `run` is between them.
 
     Args:
         request: with `spread` as the module takes it.
@@ -278,13 +279,14 @@ class Exchange:
         self.troubles: list[str] = []
         self.bad: list[BadFile] = []
         self._doubted: set[str] = set()
+        self._given: set[str] = set()
         self._sizes = {one.path: one.size for one in self._wanted}
         self._fetching: tuple[str, ...] = ()
         self._begun, self._before, self._paced = 0.0, 0, 0.0
         self.from_peers = 0
 
     def start(self, kept: Iterable[Proven]) -> None:
-        """Run the program, and offer what is proven already."""
+        """Run the program, and offer what is proven already; nothing comes before `run`, which `close` follows."""
         spread, request = self._spread, self._request
         config = request.bookkeeping / "spread.json"
         owners = {path: name for name, paths in spread["shares"].items() for path in paths}
@@ -361,6 +363,7 @@ class Exchange:
                 )
 
     def _give(self, one: Proven, *, fresh: bool) -> None:
+        self._given.add(one.path)
         self._tell(do="give", path=one.path, key=f"{one.sha256}-{one.size}", fresh=fresh)
 
     def _doubt(self, path: str) -> None:
@@ -374,15 +377,25 @@ class Exchange:
             self.troubles.append(text)
         self._doubted.add(path)
 
-    def run(self, kept: Iterable[Proven], missing: Sequence[Listed], complete: Callable[[], object]) -> None:
-        """Bring what is missing, have it completed, and give it to the others; wrong files are in `bad` afterwards."""
-        self.start(kept)
-        try:
-            self.bring(missing)
-            complete()
-            self.serve()
-        finally:
-            self.close()
+    def run(self, proven: Iterable[Proven], missing: Sequence[Listed], complete: Callable[[], object]) -> None:
+        """Bring what is missing, have it completed, and give it to the others; wrong files are in `bad` afterwards.
+
+        proven: what was found to be right since the start.
+        """
+        self.begin(proven)
+        self.bring(missing)
+        complete()
+        self.serve()
+
+    def begin(self, proven: Iterable[Proven]) -> None:
+        """Offer what was found to be right since the start, and let files come."""
+        for one in proven:
+            self._give(one, fresh=False)
+        spread, lacks = self._spread, {one.path for one in self._wanted} - self._given
+        # The others wait for what this node was seen to have; for what was found wrong since, they must not.
+        seen = self._sizes if spread["name"] in spread["givers"] else spread["held"].get(spread["name"], ())
+        self._tell(do="begin", absent=sorted(lacks & {*seen}))
+        self._moved = time.monotonic()
 
     def _take(self, event: Mapping[str, Any]) -> None:
         kind = event["event"]
@@ -555,6 +568,8 @@ class Exchange:
         now = time.monotonic()
         fellows = self._view.fellows
         silent = sorted(name for name, one in fellows.items() if not one.alive)
+        if any(one.alive and one.busy for one in fellows.values()):  # whoever reads what lies there brings nothing yet
+            self._moved = now
         still = max(STALL_SECONDS, self._request.patience + STALL_SECONDS / 10)  # whoever asks the hub gives up first
         if now >= self._transfer.until or (left and now - self._moved > still):
             why = "its time is up" if now >= self._transfer.until else f"nothing moved for {still:.0f} s"

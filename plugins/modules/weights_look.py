@@ -8,8 +8,8 @@ module: weights_look
 short_description: Say which weights are there, and what their source has
 version_added: 0.2.0
 description:
-  - Looks at a directory as M(stepladder.core.model_weights) fills it. Where that would do something, the source is
-    asked for its files, and the free space is held against what is still to come.
+  - Looks at a directory as M(stepladder.core.model_weights) fills it. Where files are missing or wrong, the
+    source is asked for its files, and the free space is held against what is still to come.
   - It is run on every node before the first byte is fetched on any.
 author:
   - Stepladder contributors (@stepladder)
@@ -48,7 +48,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 complete:
-  description: Whether nothing is to be done.
+  description: Whether every file is there and right; some may have been touched.
   returned: success
   type: bool
   sample: false
@@ -58,14 +58,20 @@ actions:
   type: list
   elements: str
   sample: ["fetch stepfun-ai/Step-3.5-Flash@master into /var/lib/stepladder/models/x/master (no complete manifest)"]
+touched:
+  description: What was read of files that are right and whose stamps changed, as O(seen) takes it.
+  returned: success
+  type: list
+  elements: dict
+  sample: []
 wanted:
-  description: Every file that the source has of it, with its bytes; empty where nothing is to be done.
+  description: Every file that the source has of it, with its bytes; empty where it is complete.
   returned: success
   type: list
   elements: dict
   sample: [{path: config.json, size: 1234}]
 listing:
-  description: Every file with its bytes and SHA-256, for other nodes; empty where something is to be done.
+  description: Every file with its bytes and SHA-256, for other nodes; empty where it is not complete.
   returned: success
   type: list
   elements: dict

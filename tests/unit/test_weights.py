@@ -509,6 +509,45 @@ def test_a_touched_file_is_hashed_once(served: SlowHub, wanted: Request) -> None
     assert (again["changed"], again["hashed_bytes"]) == (False, 0)
 
 
+def test_what_a_look_has_read_of_touched_files_is_not_read_again(served: SlowHub, wanted: Request) -> None:
+    weights.ensure(wanted, "present")
+    file = Path(wanted.path) / "config.json"
+    file.touch()
+    seen = weights.look(offline(wanted))
+    assert (seen["complete"], seen["wanted"], len(seen["listing"])) == (True, [], 5)
+    assert seen["actions"] == ["note that config.json is still right, though it was touched"]
+    assert [one["path"] for one in seen["touched"]] == ["config.json"]
+    given = replace(offline(wanted), seen=tuple(seen["touched"]))
+    assert weights.look(given)["touched"] == seen["touched"]
+    assert weights.ensure(replace(given, verify="full"), "present", True)["hashed_bytes"] == sum(SIZES.values())
+    noted = weights.ensure(given, "present")
+    assert (noted["changed"], noted["hashed_bytes"]) == (True, 0)
+    assert weights.ensure(offline(wanted), "present")["changed"] is False
+    file.touch()  # since the look
+    assert weights.ensure(given, "present")["hashed_bytes"] == SIZES["config.json"]
+    flip(Path(wanted.path) / "model-1.safetensors", keep_mtime=False)
+    stale = replace(given, seen=tuple(json.loads(wanted.manifest.read_text())["files"]))
+    assert [one["path"] for one in weights.ensure(stale, "present", True)["bad_files"]] == ["model-1.safetensors"]
+
+
+def test_a_store_whose_files_were_only_touched_is_given_to_peers(
+    served: SlowHub, wanted: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights.ensure(wanted, "present")
+    (Path(wanted.path) / "config.json").touch()
+    given: list[tuple[list[str], bool]] = []
+
+    def pass_on(request: Request, files: list[Proven], progress: object) -> list[str]:
+        given.append((sorted(one.path for one in files), request.marker.exists()))
+        return []
+
+    monkeypatch.setattr(weights, "pass_on", pass_on)
+    weights.ensure(replace(offline(wanted), spread={"run": "r"}), "present", check_mode=True)
+    assert given == []
+    weights.ensure(replace(offline(wanted), spread={"run": "r"}), "present")
+    assert given == [(sorted(SIZES), True)]
+
+
 FLIPS = {
     "mtime changed, cheap check": (False, {}),
     "mtime unchanged, asked for": (True, {"verify": "full"}),

@@ -32,6 +32,7 @@ from test_weights import (
     SlowHub,
     clients_of,
     contents,
+    flip,
     offline,
     origin,
     served,
@@ -274,6 +275,25 @@ def test_files_of_another_revision_are_set_aside_and_fetched(served: SlowHub, wa
         "modeling_step.py": "size",
     }
     assert contents(root) == origin(served)
+
+
+def test_a_full_check_believes_nothing_of_a_store_that_is_not_complete(
+    served: SlowHub, wanted: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights.ensure(wanted, "present")
+    root = Path(wanted.path)
+    proven = [weights_manifest.Proven(**one) for one in json.loads(wanted.manifest.read_text())["files"]]
+    weights_manifest.unseal(wanted, proven)
+    (root / "config.json").unlink()  # the download stopped before it
+    flip(root / BIG, keep_mtime=True)
+    served.fetched()
+    told: list[str] = []
+    monkeypatch.setattr(weights.Progress, "say", lambda self, phase, text, **numbers: told.append(text))
+    done = weights.ensure(replace(wanted, verify="full"), "present")
+    assert [(one["path"], one["reason"]) for one in done["bad_files"]] == [(BIG, "sha256")]
+    assert served.fetched() == {name: SIZES[name] for name in (BIG, "config.json")}
+    assert contents(root) == origin(served)
+    assert "checking 4 of 4 files, 3.0 MB of 3.0 MB" in told
 
 
 def test_a_store_of_the_version_before_is_believed(served: SlowHub, wanted: Request) -> None:

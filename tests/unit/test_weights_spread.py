@@ -5,21 +5,25 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
+import yaml
+from ansible.template import Templar, trust_as_template
 from ansible_collections.stepladder.core.plugins.action.model_weights import ActionModule
-from ansible_collections.stepladder.core.plugins.module_utils import weights
-from ansible_collections.stepladder.core.plugins.module_utils.weights_manifest import Listed
+from ansible_collections.stepladder.core.plugins.module_utils import weights, weights_manifest
+from ansible_collections.stepladder.core.plugins.module_utils.weights_manifest import Listed, Proven
 from ansible_collections.stepladder.core.plugins.module_utils.weights_request import Request
 from ansible_collections.stepladder.core.plugins.module_utils.weights_spread import (
     Claims,
@@ -41,6 +45,9 @@ from stepladder.spread import exchanges, shares
 GB = 10**9
 CLIENT = Path(sys.executable).with_name("modelscope")
 MODEL = "stepfun-ai/tiny"
+ROLE = Path(program.__file__).parents[1]
+VARIABLES = yaml.safe_load((ROLE / "vars" / "main.yml").read_text())
+BRING = yaml.safe_load((ROLE / "tasks" / "bring.yml").read_text())
 
 # ---- who brings what -------------------------------------------------------------------------------------------------
 
@@ -122,6 +129,34 @@ def test_no_second_look(arguments: dict, check_mode: bool, skipped: bool, monkey
     assert "missing" not in arguments  # it is nothing that the module knows
 
 
+TO_DO = ["note that a is still right, though it was touched"]
+HOW = {
+    # complete, actions, exchange, check: whether there is something to do, how, and whether all is read afterwards
+    "nothing": (True, [], {}, "cheap", False, "cheap", False),
+    "a full check of one that gives to nobody": (True, [], {}, "full", True, "full", False),
+    "who gives does so first, and is read afterwards": (True, [], {"run": "r"}, "full", True, "cheap", True),
+    "who gives and was touched": (True, TO_DO, {"run": "r"}, "cheap", True, "cheap", False),
+    "touched": (True, TO_DO, {}, "cheap", True, "cheap", False),
+    "one that lacks something reads first what it has": (False, ["fetch"], {"run": "r"}, "full", True, "full", False),
+}
+
+
+@pytest.mark.parametrize("case", HOW.values(), ids=HOW)
+def test_how_weights_are_brought(case: tuple) -> None:
+    complete, actions, exchange, check, due, verify, afterwards = case
+    values = {
+        **{name: trust_as_template(text) for name, text in VARIABLES.items() if isinstance(text, str)},
+        "__model_weights_look": {"complete": complete, "actions": actions},
+        "__model_weights_exchange": exchange,
+        "model_weights_check": check,
+    }
+    templar = Templar(None, values)
+    told = [templar.template(trust_as_template(f"{{{{ __model_weights_{name} }}}}")) for name in ("due", "verify")]
+    assert told == [due, verify]
+    (last,) = (task for task in BRING if task["name"] == "Read every byte of what was given to others")
+    assert all(templar.evaluate_conditional(trust_as_template(one)) for one in last["when"]) is afterwards
+
+
 @pytest.mark.parametrize(("above", "expected"), [(4 * GB, True), (4 * GB + 1, False)])
 def test_an_exchange_is_worth_its_seconds(above: int, expected: bool) -> None:
     found = exchanges({"n1": node("198.18.0.1"), "n2": node("198.18.0.2")}, 29870, above)
@@ -189,6 +224,7 @@ CLAIMS = {
     "not what two fetch already": (
         SLOW, EIGHT[:1], {"n2": fetches("a", left=4 * GB, rate=1.0), "n3": fetches("a", left=4 * GB)}, [], [],
     ),
+    "nothing of a peer that reads what lies there": (SLOW, EIGHT, {"n2": replace(HERE, busy=True)}, [], []),
     "not what a peer has lost that had all of it": (
         Claims("n1", OWNERS, ("n2",)), FILES[:2], {"n2": replace(HERE, lost=frozenset("b"))}, [], ["b"],
     ),
@@ -250,6 +286,26 @@ def test_when_a_node_leaves_the_exchange(fellows: dict, seconds: float, expected
     exchange = Exchange.__new__(Exchange)
     exchange._view = View(fellows)
     assert exchange._left_alone(seconds) is expected
+
+
+LOST = {
+    "it has what it was seen to have": (["n1"], {}, "ab", []),
+    "it had everything": (["n1"], {}, "a", ["b"]),
+    "it had some of it": (["n2"], {"n1": ["b"]}, "a", ["b"]),
+    "it was seen to have nothing": (["n2"], {"n2": ["b"]}, "", []),
+}
+
+
+@pytest.mark.parametrize(("givers", "held", "kept", "expected"), LOST.values(), ids=LOST)
+def test_peers_are_told_of_what_a_node_has_no_more(givers: list, held: dict, kept: str, expected: list) -> None:
+    part = {"name": "n1", "givers": givers, "held": held}
+    request = Request(MODEL, "/srv/models/tiny", spread=part)
+    exchange = Exchange(request, [Listed(path, 1, "") for path in "ab"], SimpleNamespace(), SimpleNamespace())
+    told: list[dict] = []
+    exchange._tell = lambda **command: told.append(command)
+    exchange.begin([Proven(path, 1, "", 0, 0) for path in kept])
+    assert [one["path"] for one in told[:-1]] == list(kept)
+    assert told[-1] == {"do": "begin", "absent": expected}
 
 
 RIVALS = {
@@ -412,6 +468,7 @@ class Programs:
         threading.Thread(target=lambda: said.extend(json.loads(line) for line in run.stdout), daemon=True).start()
         if name == "n1":
             self.tell(name, do="give", path="a", key="a", fresh=False)
+        self.tell(name, do="begin", absent=[])
 
     def end(self) -> None:
         for run in self.runs.values():
@@ -677,6 +734,60 @@ def test_every_byte_leaves_the_hub_once(cluster: Cluster) -> None:
     assert cluster.egress() == TOTAL
 
 
+class Recorded:
+    """Stands in for an exchange, and keeps when its parts are called."""
+
+    calls: ClassVar[list[tuple]] = []
+
+    def __init__(self, *arguments: object) -> None:
+        self.calls.clear()
+        self.bad, self.from_peers, self.troubles = [], 0, []
+
+    def start(self, kept: Iterable[Proven]) -> None:
+        self.calls.append(("start", [one.path for one in kept]))
+
+    def run(self, proven: Iterable[Proven], missing: Sequence[Listed], complete: Callable[[], object]) -> None:
+        self.calls.append(("run", [one.path for one in proven], [one.path for one in missing]))
+        complete()
+
+    def close(self) -> None:
+        self.calls.append(("close",))
+
+
+def test_a_node_listens_before_it_reads_what_lies_there(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = cluster.root("n1")
+    shutil.copytree(cluster.folder / "hub" / MODEL, root)  # by hand
+    monkeypatch.setattr(weights, "Exchange", Recorded)
+    hash_file = weights_manifest.hash_file
+    monkeypatch.setattr(
+        weights_manifest,
+        "hash_file",
+        lambda *arguments, **named: Recorded.calls.append(("read",)) or hash_file(*arguments, **named),
+    )
+    weights.ensure(Request(MODEL, str(root), endpoint=cluster.served.url, spread={"run": "r"}), "present")
+    first, *reads, run, last = Recorded.calls
+    assert (first, last) == (("start", []), ("close",))
+    assert reads == [("read",)] * 7
+    assert (sorted(run[1]), run[2]) == (sorted(cluster.names()), [])
+
+
+@pytest.mark.parametrize("busy", [True, False])
+def test_nothing_comes_while_a_node_reads_what_lies_there(busy: bool) -> None:
+    swarm = SimpleNamespace(
+        wish=wish(), busy=True, absent=set(), lost=set(), given={"a": "key"}, coming=set(), moving=set()
+    )
+    swarm.handles, swarm.claims, swarm.abandoned = {}, set(), set()
+    if not busy:
+        program.obey(swarm, {"do": "begin", "absent": ["a", "b"]})
+        assert swarm.absent == {"b"}  # the other was given meanwhile
+    asked: list[str] = []
+    swarm.receive = lambda path, torrent: asked.append(path)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(program, "ask", lambda wish, address, what: b"")
+        program.receive_more(swarm, {"n1": replace(peer("abcd"), seen=time.monotonic())})
+    assert sorted(set(asked)) == ([] if busy else ["b", "c", "d"])
+
+
 def hasty(folder: Path) -> str:
     """The program with a shorter time for peers to be met."""
     place = folder / "hasty.py"
@@ -776,6 +887,18 @@ def test_a_wrong_byte_that_a_peer_does_not_know_of_is_fetched_from_the_hub(clust
     wrong = [one for name in others for one in answers[name]["bad_files"]]
     assert {one["path"] for one in wrong} == {"model-3.safetensors"}
     assert any("n1" in text and "weights_check=full" in text for name in others for text in answers[name]["warnings"])
+
+
+@pytest.mark.nightly
+def test_a_file_that_its_giver_finds_wrong_itself_is_fetched_from_the_hub(cluster: Cluster) -> None:
+    cluster.begin_complete("n1")
+    flip(cluster.root("n1") / "model-3.safetensors", keep_mtime=False)  # after the look
+    pair = {name: ADDRESSES[name] for name in ("n1", "n2")}
+    cluster.start(pair, {"n1": cluster.names()})
+    answers = cluster.answers()
+    cluster.assert_right(*pair)
+    assert cluster.egress() == 17_000_000
+    assert answers["n1"]["bytes_from_peers"] == 17_000_000
 
 
 @pytest.mark.nightly

@@ -3,10 +3,11 @@
 
     spread.py CONFIG.json        commands on standard input, events on standard output, a JSON object a line
 
-It knows nothing of hubs, hashes and manifests. Whoever runs it says which files are there and proven (`give`), which
-it is fetching itself (`claim`) and when it has everything (`done`); it says which files came (`came`, at their place)
-and how the peers are (`peers`). Peers ask each other for what they hold by HTTP on `port` + 1, every second, at the
-start more often; the bytes go by BitTorrent on `port`. Only the addresses of the peers are answered.
+It knows nothing of hubs, hashes and manifests. Whoever runs it says which files are there and proven (`give`), when
+others may come (`begin`), which it is fetching itself (`claim`) and when it has everything (`done`); it says which
+files came (`came`, at their place) and how the peers are (`peers`). Peers ask each other for what they hold by HTTP on
+`port` + 1, every second, at the start more often; the bytes go by BitTorrent on `port`. Only the addresses of the peers
+are answered.
 
 Every file has one owner among the nodes that lack it. The owner gets it (from the hub, or from a node that had it at
 the start) and the others take it from the owner and from each other while it is still coming: so a source sends each
@@ -84,6 +85,7 @@ class Peer:
 
     Args:
         lost: it had, and has not any more, for it is wrong there.
+        busy: it reads what lies there, and takes nothing yet.
         left: bytes to come of its claims, at `rate` bytes a second; negative: it does not know yet.
         knows: nodes that it knows to be done.
         parted: it was done, and listens no more.
@@ -97,6 +99,7 @@ class Peer:
     part: frozenset[str] = frozenset()
     claims: frozenset[str] = frozenset()
     lost: frozenset[str] = frozenset()
+    busy: bool = False
     left: Mapping[str, int] = field(default_factory=dict)
     rate: float = -1.0
     done: bool = False
@@ -188,6 +191,8 @@ class Swarm:
         self.wrong: dict[str, list[bytes]] = {}
         self.given: dict[str, str] = {}
         self.lost: set[str] = set()
+        self.absent: set[str] = set()  # seen here before; unlike what is lost it may come, and is proven then
+        self.busy = True
         self.left: dict[str, int] = {}
         self.rate = -1.0
         self._making: set[str] = set()
@@ -251,7 +256,8 @@ class Swarm:
             "have": sorted(self.have),
             "part": sorted(self.coming),
             "claims": sorted(self.claims),
-            "lost": sorted(self.lost),
+            "lost": sorted(self.lost | self.absent),
+            "busy": self.busy,
             "left": self.left,
             "rate": self.rate,
             "done": self.done,
@@ -269,6 +275,7 @@ class Swarm:
         """
         self.given[path] = key
         self.lost.discard(path)
+        self.absent.discard(path)
         if path in self.handles:  # it came from a peer, with its torrent
             self._keep(path, self.torrents[path])
             return
@@ -530,6 +537,7 @@ def learn(wish: Wish, peer: Peer) -> None:
         peer.have, peer.part = frozenset(state["have"]), frozenset(state["part"])
         peer.claims, peer.done = frozenset(state["claims"]), bool(state["done"])
         peer.left, peer.rate = dict(state["left"]), float(state["rate"])
+        peer.busy = bool(state["busy"])
         peer.lost, peer.knows = frozenset(state["lost"]), frozenset(state["knows"])
         peer.seen, peer.parted = time.monotonic(), False
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -561,6 +569,8 @@ def obey(swarm: Swarm, command: Mapping[str, Any]) -> bool:
     match command["do"]:
         case "give":
             swarm.give(command["path"], command["key"], fresh=command["fresh"])
+        case "begin":
+            swarm.busy, swarm.absent = False, {*command["absent"]} - swarm.given.keys()
         case "claim":
             swarm.claims = set(command["paths"])
             swarm.left, swarm.rate = {}, -1.0
@@ -594,6 +604,8 @@ def lacking(swarm: Swarm, peers: Mapping[str, Peer], now: float) -> list[str]:
 def receive_more(swarm: Swarm, peers: Mapping[str, Peer]) -> None:
     """Begin with further files, and have every file that is coming ask those that it should."""
     wish, now = swarm.wish, time.monotonic()
+    if swarm.busy:  # a file that lies there and is not proven yet must not come a second time
+        return
     missing = lacking(swarm, peers, now)
     active = sorted(swarm.coming - swarm.moving)
     fresh = next_files(wish, missing, active, peers, now)
@@ -676,6 +688,7 @@ def main(arguments: Sequence[str]) -> int:
                     "why": "" if peer.seen is not None else peer.why,
                     "have": sorted(peer.have),
                     "lost": sorted(peer.lost),
+                    "busy": peer.busy,
                     "left": peer.left,
                     "rate": peer.rate,
                     "claims": sorted(peer.claims),
