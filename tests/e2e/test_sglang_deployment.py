@@ -139,6 +139,7 @@ def test_a_dead_worker_takes_the_server_with_it_and_both_are_started_again(local
     assert local.state_of_engine()["phase"] == "ready"
 
 
+@pytest.mark.nightly
 def test_stop_status_and_logs(local: Local) -> None:
     local.run("stop")
     assert answer("/ready")[0] == 0

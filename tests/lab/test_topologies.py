@@ -64,6 +64,7 @@ def test_the_network_is_chosen_by_asking_the_peers_and_can_be_declared(ray: Depl
     assert f"network: node1 eth1 {wished['node1']}, node2 san0 {wished['node2']}: set in the inventory" in chosen
 
 
+@pytest.mark.nightly
 def test_a_worker_that_loses_power_under_load(ray: Deployed) -> None:
     with ray.under_load() as failed:
         time.sleep(3)
@@ -83,7 +84,6 @@ def test_a_worker_that_loses_power_under_load(ray: Deployed) -> None:
     assert ray.changes() == {0}
 
 
-@pytest.mark.nightly
 def test_a_cut_between_the_nodes(ray: Deployed) -> None:
     ray.lab.run("cut", "node1", "node2")
     phases = ray.status()

@@ -319,7 +319,7 @@ def test_a_deadline_ends_the_job(playbook, tmp_path):
 
 
 def test_a_job_that_was_begun_is_taken_up_later_in_the_run(playbook, tmp_path):
-    code, out = finished(playbook(between="sleep 1", steps=5))
+    code, out = finished(playbook(between="sleep 1", steps=12))
     assert code == 0, out
     assert "  localhost | Do slow work: step " in out
     assert ('"answer": 42' in out, "changed=2" in out) == (True, True)  # the job and the command
