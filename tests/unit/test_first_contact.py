@@ -152,8 +152,10 @@ def test_the_key_is_put_there_once(sshd: Sshd, tmp_path: Path, wish: Wish) -> No
     assert [each.split()[0] for each in sshd.seen] == ["key"], "with the key there no password is needed"
 
 
-def in_agent(monkeypatch: pytest.MonkeyPatch, keys: list[paramiko.PKey]) -> None:
-    monkeypatch.setattr(paramiko.Agent, "get_keys", lambda _self: tuple(keys))
+def crowd_agent(monkeypatch: pytest.MonkeyPatch, *last: paramiko.PKey) -> None:
+    """Give the agent six keys that no server knows, and these behind them."""
+    keys = (*(new_key() for _ in range(6)), *last)
+    monkeypatch.setattr(paramiko.Agent, "get_keys", lambda _self: keys)
 
 
 @pytest.mark.parametrize("tries", [4, 6])
@@ -163,7 +165,7 @@ def test_many_keys_in_the_agent_leave_room_for_the_password(
     sshd.tries = tries
     first_contact.pin(tmp_path / "known_hosts", sshd.at.name, written(sshd.key))
     own = paramiko.PKey.from_path(str(tmp_path / "id"))
-    in_agent(monkeypatch, [new_key() for _ in range(6)] + [own])
+    crowd_agent(monkeypatch, own)
     assert len(take_in(sshd, tmp_path / "known_hosts", wish)) == 1
     assert sshd.seen[0] == f"key {own.get_base64()[-9:]}"
     assert [each.split()[0] for each in sshd.seen] == ["key", "key", "key", "password"]
@@ -176,7 +178,7 @@ def test_the_operators_key_is_tried_first_where_only_the_agent_has_it(
     take_in(sshd, tmp_path / "known_hosts", wish)
     sshd.seen.clear()
     own = paramiko.PKey.from_path(str(tmp_path / "id"))
-    in_agent(monkeypatch, [new_key() for _ in range(6)] + [own])
+    crowd_agent(monkeypatch, own)
     take_in(sshd, tmp_path / "known_hosts", dataclasses.replace(wish, private_key=None), password="")
     assert sshd.seen == [f"key {own.get_base64()[-9:]}"]
 
@@ -187,7 +189,7 @@ def test_a_server_that_hangs_up_is_told(
 ) -> None:
     sshd.tries = tries
     first_contact.pin(tmp_path / "known_hosts", sshd.at.name, written(sshd.key))
-    in_agent(monkeypatch, [new_key() for _ in range(6)])
+    crowd_agent(monkeypatch)
     with pytest.raises(
         ContactError, match=r"hung up while \w+ was logging in: .*\(MaxAuthTries\).*SSH_AUTH_SOCK= before"
     ):

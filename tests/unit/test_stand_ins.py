@@ -20,7 +20,7 @@ def run(name: str, code: str) -> str:
 
 def refused(by: str, what: str) -> str:
     """The last line of what a stand-in raises: it says by name what it lacks, rather than to give a wrong number."""
-    return f"NotImplementedError: {by} is a stand-in here; {what}"  # what they have to raise
+    return f"NotImplementedError: {by} is a stand-in here; {what}"  # expected of them: a test fails without it
 
 
 TRITON = """
