@@ -458,8 +458,10 @@ def inspect(request: Request, progress: Progress) -> Current:
     text = read_or_empty(request.manifest)
     manifest = parse_manifest(text)
     missing = unusable(manifest, request)
-    if manifest is None or missing or not is_marked(request, manifest, text):
-        known = {one.path: one for one in (manifest or {}).get("files", ())}
+    marked = manifest is not None and is_marked(request, manifest, text)
+    if manifest is None or missing or not marked:
+        # One without its marker may be that of a run that was killed as it took away what it had found wrong.
+        known = {one.path: one for one in manifest["files"]} if manifest and marked else {}
         known.update(parse_journal(read_or_empty(request.journal)))
         if request.verify == "full":  # what lies there is read and held against the source's hashes before it is kept
             known = {}

@@ -40,17 +40,22 @@ class Node:
         (source / "config.json").write_text("{}")
         self.store = self.state / "models/x--y/v1"
         weights.ensure(Request("x/y", str(self.store), "v1", source="directory", source_path=str(source)), "present")
-        inventory = folder / "inventory"
-        inventory.mkdir()
-        host = {**HOST, "deployment_address": "127.0.0.1"}
-        groups = {group: {"hosts": {"localhost": None}} for group in ("engines", "cpu")}
-        (inventory / "hosts.yml").write_text(json.dumps({"all": {"hosts": {"localhost": host}, "children": groups}}))
-        shutil.copytree(REPOSITORY / "inventories/local/group_vars", inventory / "group_vars")
+        self.inventory = folder / "inventory"
+        shutil.copytree(REPOSITORY / "inventories/local/group_vars", self.inventory / "group_vars")
+        self.has({"localhost": HOST})
         settings = {
-            "stepladder_state_directory": str(self.state), "deployment_name": "e2e", "deployment_port": 18700,
-            "deployment_weights_endpoint": endpoint, "confirm_approved": True,
+            "deployment_name": "e2e", "deployment_port": 18700, "deployment_weights_endpoint": endpoint,
+            "confirm_approved": True,
         }  # fmt: skip
-        self.options = ["-i", str(inventory), "-e", json.dumps(settings)]
+        self.options = ["-i", str(self.inventory), "-e", json.dumps(settings)]
+
+    def has(self, hosts: dict[str, dict[str, str]]) -> None:
+        named = {
+            name: {"deployment_address": f"127.0.0.{number}", "stepladder_state_directory": str(self.state), **host}
+            for number, (name, host) in enumerate(hosts.items(), 1)
+        }
+        groups = {group: {"hosts": dict.fromkeys(hosts)} for group in ("engines", "cpu")}
+        (self.inventory / "hosts.yml").write_text(json.dumps({"all": {"hosts": named, "children": groups}}))
 
     def run(self, verb: str, *more: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -97,6 +102,18 @@ def test_weights_that_a_deploy_has_completed_are_not_removed_before_its_release(
     assert again.returncode == 0
     assert "changed=0 " in again.stdout
     assert node.log() == before
+
+
+def test_a_node_that_the_plan_left_is_looked_at_too(node: Node) -> None:
+    left = node.folder / "left"
+    shutil.copytree(node.state, left)
+    gone = {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": "9"}
+    node.has({"localhost": HOST, "left": {**HOST, "stepladder_state_directory": str(left)}, "gone": gone})
+    done = node.run("weights-prune")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "gone has no part in the plan and does not answer: it is left as it is." in done.stdout
+    assert not node.store.exists()
+    assert not (left / node.store.relative_to(node.state)).exists()
 
 
 # What `prepare` would set is left out: should it not be refused, it would set this very machine.

@@ -157,7 +157,7 @@ KILLED = """
 import json, os, signal, sys
 from ansible_collections.stepladder.core.plugins.module_utils import weights, weights_manifest
 where, calls = sys.argv[2], [int(sys.argv[3])]
-module = weights if hasattr(weights, where) and where == "seal" else weights_manifest
+module = os if where in ("unlink", "rename") else weights if where in ("seal", "listing") else weights_manifest
 step = getattr(module, where)
 def killed(*arguments, **named):
     calls[0] -= 1
@@ -186,15 +186,8 @@ STEPS = {
      for name, step in STEPS.items()],
 )  # fmt: skip
 def test_killed_between_the_last_byte_and_the_marker(served: SlowHub, wanted: Request, where: str, calls: int) -> None:
-    arguments = json.dumps({name: getattr(wanted, name) for name in Request.__dataclass_fields__})
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, arguments, where, str(calls)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    ensure_until_killed(wanted, where, calls)
     assert not wanted.marker.exists()
-    wait_for_clients_to_end(wanted)
     sent = served.fetched()
     again = weights.ensure(wanted, "present")
     for name, size in served.fetched().items():
@@ -204,6 +197,54 @@ def test_killed_between_the_last_byte_and_the_marker(served: SlowHub, wanted: Re
     if where in {"seal", "write_whole", "set_writable"}:
         assert (again["bytes_fetched"], again["hashed_bytes"]) == (0, 0)
     assert weights.ensure(offline(wanted), "present")["changed"] is False
+
+
+MENDING_STEPS = {
+    "before the marker goes": ("unlink", 0),
+    "before the manifest goes": ("unlink", 1),
+    "before anything is set aside": ("rename", 0),
+    "before the second file is set aside": ("rename", 1),
+    "before the hub is asked": ("listing", 0),
+    "while what came is proven": ("hash_file", 4),
+    "before the manifest is written": ("seal", 0),
+    "before the marker is written": ("write_whole", 2),
+}
+
+
+@pytest.mark.parametrize(
+    ("where", "calls"),
+    [pytest.param(*step, id=name, marks=() if name == "before the manifest goes" else pytest.mark.nightly)
+     for name, step in MENDING_STEPS.items()],
+)  # fmt: skip
+def test_killed_while_wrong_files_are_mended(served: SlowHub, wanted: Request, where: str, calls: int) -> None:
+    wrong = {BIG: SIZES[BIG], "model-2.safetensors": 100_000}
+    (served.tree._root / MODEL / "model-2.safetensors").write_bytes(os.urandom(100_000))
+    weights.ensure(wanted, "present")
+    for name in wrong:
+        flip(Path(wanted.path) / name, keep_mtime=True)
+    served.fetched()
+    ensure_until_killed(replace(wanted, verify="full"), where, calls)
+    sent = served.fetched()
+    # Cheap again: what the full check found must not be lost with it once the marker is gone.
+    full = wanted.marker.exists()
+    weights.ensure(replace(wanted, verify="full") if full else wanted, "present")
+    for name, size in served.fetched().items():
+        sent[name] = sent.get(name, 0) + size
+    assert contents(Path(wanted.path)) == origin(served)
+    assert sent == wrong
+    assert weights.ensure(offline(wanted), "present")["changed"] is False
+
+
+def ensure_until_killed(wanted: Request, where: str, calls: int) -> None:
+    """Have a process bring the weights that is killed when it calls a function once more than so often."""
+    arguments = json.dumps({name: getattr(wanted, name) for name in Request.__dataclass_fields__})
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, arguments, where, str(calls)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    wait_for_clients_to_end(wanted)
 
 
 def wait_for_clients_to_end(wanted: Request) -> None:
@@ -484,7 +525,7 @@ def test_what_huggingfaces_client_left_when_it_was_killed_takes_no_room(
     chosen, large = on_huggingface(wanted), "large.safetensors"
     root, size = Path(chosen.path), 25_000_000
     (served.tree._root / MODEL / large).write_bytes(os.urandom(size))
-    served.rest = 0.1
+    served.rest = 0.3
     run = start(chosen)
     try:  # the client writes 10 MiB at a time
         wait_for(lambda: weights_progress.read_state(chosen.bookkeeping).get("done", 0) >= 10 << 20)
