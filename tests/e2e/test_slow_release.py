@@ -126,7 +126,7 @@ def test_it_is_let_pass_where_the_operator_says_so_and_is_the_measure_then(servi
     slow = release(service)
     assert service.status()["nodes"]["localhost"]["outcome"] == "proven"
     # A release that was right once is told of and stays, however it does now.
-    shown = service.run("rollback").stdout
+    shown = service.run("rollback", *GATE).stdout
     assert re.search(rf"{FIGURES} \(before: ", shown)
     assert release(service) != slow
 
