@@ -153,6 +153,7 @@ class FilterModule:
             "gateway_agent_settings": gateway.agent_settings,
             "gateway_drain_warning": gateway.drain_warning,
             "gateway_configuration": gateway.configuration,
+            "gateway_in_front_of": gateway.in_front_of,
             "gateway_slice": gateway.gateway_slice,
             "lease_broken_text": lease_text.broken,
             "folder_mark": contents.folder_mark,

@@ -17,6 +17,8 @@ from stepladder.request import EVERYWHERE, GatewayHost, GatewayWish
 
 # What says quickly that an engine takes requests. SGLang's /health generates a token, and waits in the queue for it.
 CHECK_PATHS = {"sglang": "/ready", "vllm": "/health", "transformers": "/health"}
+DEFAULT_CHECK_PATH = "/health"
+HTTP_PORT = 80
 BACKEND = "engines"
 # The files beside the configuration, see `plugins/module_utils/gateway.py`.
 KEYS_MAP, CERTIFICATE = "keys.map", "tls.pem"
@@ -63,7 +65,7 @@ def plan_gateway(
         metrics_port=wish.metrics_port,
         agent_port=wish.agent_port,
         paths=wish.paths,
-        check_path=CHECK_PATHS.get(engine, "/health"),
+        check_path=CHECK_PATHS.get(engine, DEFAULT_CHECK_PATH),
         max_body_bytes=wish.max_body_bytes,
         answer_seconds=wish.answer_seconds,
         stall_seconds=wish.stall_seconds,
@@ -160,7 +162,7 @@ def configuration(plan: Mapping[str, Any], deployment: str, directory: str, as_r
         _metrics(gateway),
         _engines(gateway),
     ]
-    head = f"# The gateway of {deployment}. Made by stepladder, changed by the verb 'gateway' only."
+    head = f"# The gateway of {deployment}. Made by stepladder: change it with the verb 'gateway'."
     return "\n\n".join([head, *("\n    ".join(lines) for lines in parts)]) + "\n"
 
 
@@ -383,12 +385,44 @@ def gateway_slice(
         _process("agent", agent["argv"], {"AGENT_DIGEST": agent["digest"]}, "127.0.0.1", gateway.agent_port),
         _process("haproxy", haproxy, {}, host, gateway.port),
     ]
-    text = json.dumps(processes, sort_keys=True)
+    text = json.dumps([processes, plan], sort_keys=True)
     return {
         "plan_id": hashlib.sha256(text.encode()).hexdigest()[:ID_DIGITS],
         "deployment": {"name": f"{deployment}-gateway"},
         "endpoints": [],
         "node": {"processes": processes},
+        "gateway": gateway.model_dump(mode="json"),
+    }
+
+
+def in_front_of(kept: Mapping[str, Any], release: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a plan the role is told to have a gateway as it is, with the replicas of a release.
+
+    Args:
+        kept: the gateway's own slice, as `gateway_slice` made it.
+        release: a slice of the release.
+
+    Raises:
+        PlanRefusedError: the gateway's host does not reach a replica, or keeps no plan of the gateway.
+    """
+    if "gateway" not in kept:
+        found = "it was made by a version that did not keep its plan"
+        raise PlanRefusedError([Violation("gateway", found, "Run 'gateway'.")])
+    places = [(point, urlsplit(point["base_url"])) for point in release["endpoints"]]
+    servers = tuple(
+        GatewayServer(
+            replica=point["replica"], node=point["node"], address=place.hostname or "", port=place.port or HTTP_PORT
+        )
+        for point, place in places
+    )
+    check_path = CHECK_PATHS.get(release["deployment"]["engine"], DEFAULT_CHECK_PATH)
+    gateway = Gateway.model_validate({**kept["gateway"], "servers": servers, "check_path": check_path})
+    if broken := _unreachable(gateway):
+        raise PlanRefusedError(broken)
+    return {
+        "gateway": gateway.model_dump(mode="json"),
+        "deployment": release["deployment"],
+        "nodes": [release["node"]],
     }
 
 

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from test_gateway_deployment import REPOSITORY, Load, Served, statuses, until
+from test_gateway_deployment import GATEWAY_PORT, PORT, REPOSITORY, Load, Served, statuses, until
 
 from stepladder.exit_status import ExitStatus
 
@@ -136,6 +136,17 @@ def test_one_replica_less_and_one_more(served: Served) -> None:
         served.run("scale", "-e", "replicas=2")
     assert both_get_requests()
     assert served.processes(0) == kept
+
+
+def test_the_gateway_goes_along_to_where_a_release_is_back(served: Served) -> None:
+    # Both replicas move, so that none is left to ask meanwhile.
+    served.run("deploy", "-e", f"deployment_port={PORT + 20}", "-e", "deploy_break_requests=true")
+    assert both_get_requests()
+    done = served.run("rollback", "-e", "deploy_break_requests=true")
+    assert f":{GATEWAY_PORT}/v1 (localhost), 2 of 2 replica(s) get requests" in done.stdout
+    assert both_get_requests()
+    with under_load(served):
+        assert "changed=0 " in served.run("deploy").stdout.split("PLAY RECAP")[1]
 
 
 def test_what_was_stopped_starts_as_it_was(served: Served) -> None:

@@ -1,4 +1,4 @@
-"""A folder that several nodes of a lab see, as over NFS: the same inodes, and locks of the kernel that end at each node.
+"""A folder that several nodes of a lab see, as over NFS: the same inodes; locks of the kernel end at each node.
 
 Each node has it through bindfs (Debian's package), a file system of its own in front of the folder; the kernel keeps
 locks on such a one apart from those on any other.

@@ -117,6 +117,27 @@ def test_what_a_gateway_has_otherwise_than_the_release_that_is_back() -> None:
     ]
 
 
+def test_a_gateway_is_taken_along_to_a_release_and_keeps_its_own_settings() -> None:
+    before = plan_for({"max_body_bytes": 1000, "affinity_header": "x-session"}).as_document()
+    agent = {"argv": ["agent"], "digest": "1"}
+    kept = gateway.gateway_slice(before["gateway"], "step", "/gw", "/usr/sbin/haproxy", agent)
+    other = plan_for({}, replicas=1, port=9000, engine="sglang", parallel="TP8+EP")
+    (release,) = other.slices().values()
+    told = gateway.in_front_of(kept, release)
+    assert told["gateway"] == {
+        **before["gateway"],
+        "check_path": "/ready",
+        "servers": [{"replica": 0, "node": "n0", "address": "198.18.0.1", "port": 9000}],
+    }
+    assert (told["deployment"], told["nodes"]) == (release["deployment"], [release["node"]])
+    point = {"replica": 0, "node": "n1", "base_url": "http://127.0.0.1:9000/v1"}
+    with pytest.raises(PlanRefusedError, match=r"n0 cannot reach replica 0: it answers on 127\.0\.0\.1 of n1 alone"):
+        gateway.in_front_of(kept, {**release, "endpoints": [point]})
+    del kept["gateway"]
+    with pytest.raises(PlanRefusedError, match="made by a version that did not keep its plan"):
+        gateway.in_front_of(kept, release)
+
+
 @pytest.mark.parametrize(
     ("wish", "deployment", "host"),
     [

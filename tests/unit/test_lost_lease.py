@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -114,8 +115,8 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(project: Path, **variables: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "ansible", "playbook", "-i", "inventory.yml", "play.yml"]
+def run(project: Path, options: Sequence[str] = (), **variables: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "ansible", "playbook", "-i", "inventory.yml", "play.yml", *options]
     environ = {
         "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "XDG_STATE_HOME": str(project / "state"),
         "ANSIBLE_LOCAL_TEMP": str(project / "tmp"), "ANSIBLE_ROLES_PATH": f"{project / 'roles'}:{ROOT / 'roles'}",
@@ -432,18 +433,24 @@ def test_a_deploy_keeps_its_lease_until_the_gateway_is_as_planned(project: Path,
         assert [(line["event"], line.get("outcome")) for line in ends] == [("begin", None), ("end", "done")]
 
 
+ELSEWHERE = "a: it has replica 0 at 198.18.0.1:9000, and it answers at 198.18.0.1:8000"
+
+
 @pytest.mark.parametrize(
-    ("verb", "port", "status"),
+    ("verb", "port", "follows", "limit", "status", "said"),
     [
-        pytest.param("rollback", 9000, ExitStatus.NOT_READY, id="rollback-elsewhere"),
-        pytest.param("rollback", 8000, 0, id="rollback-there", marks=nightly),
-        pytest.param("start", 9000, ExitStatus.NOT_READY, id="start-elsewhere", marks=nightly),
+        pytest.param("rollback", 9000, True, "all", 0, ["a: follows, mine"], id="rollback-elsewhere"),
+        pytest.param("rollback", 9000, False, "all", 10, ["a: the gateway was not taken along: it is ill", ELSEWHERE],
+                     id="rollback-and-the-gateway-cannot-follow"),
+        pytest.param("rollback", 9000, True, "a", 10, [ELSEWHERE], id="rollback-of-some", marks=nightly),
+        pytest.param("rollback", 8000, True, "all", 0, [], id="rollback-there", marks=nightly),
+        pytest.param("start", 9000, True, "all", 0, ["a: follows, mine"], id="start-elsewhere", marks=nightly),
     ],
-)
-def test_what_is_back_where_the_gateway_does_not_look_for_it_is_not_done(
-    project: Path, verb: str, port: int, status: int
+)  # fmt: skip
+def test_the_gateway_is_taken_along_to_where_a_release_is_back(
+    project: Path, verb: str, port: int, follows: bool, limit: str, status: int, said: list[str]
 ) -> None:
-    """What the verb does from the start on; the gateway's stand-in has replica 0 at the port."""
+    """What the verb does from the start on; the gateway's stand-in has replica 0 at the port, until it follows."""
     plays = yaml.safe_load((ROOT / f"playbooks/{verb}.yml").read_text())
     start = next(number for number, play in enumerate(plays) if "_start.yml" in json.dumps(play))
     for play in plays[start:]:
@@ -453,13 +460,19 @@ def test_what_is_back_where_the_gateway_does_not_look_for_it_is_not_done(
     head["tasks"][1:2] = [{f"{BUILTIN}.group_by": {"key": "gateway"}}, fact(deployment_slice=kept)]
     (project / "play.yml").write_text(json.dumps([head, *plays[start:]]))
     (project / "roles/status/tasks").mkdir(parents=True)
-    front = {"servers": [{"replica": 0, "place": f"198.18.0.1:{port}"}]}
+    front = {"servers": [{"replica": 0, "place": f"198.18.0.1:{{{{ front_port | default({port}) }}}}"}]}
     (project / "roles/status/tasks/gateway.yml").write_text(json.dumps([fact(status_gateway=front)]))
-    done = run(project, lost_at="never", gate="green")
+    (project / "roles/gateway/tasks").mkdir(parents=True)
+    look = {"stepladder.core.lease": {"state_directory": "{{ stepladder_state_directory }}", "state": "read"}}
+    lines = "{{ inventory_hostname }}: follows, {{ 'mine' if whose.mine else 'free' }}"
+    follow = [{**look, "register": "whose"}, {"stepladder.core.show": {"text": lines}}, fact(front_port=8000)]
+    ill = [{f"{BUILTIN}.fail": {"msg": "it is ill"}}]
+    (project / "roles/gateway/tasks/follow.yml").write_text(json.dumps(follow if follows else ill))
+    done = run(project, lost_at="never", gate="green", options=["--limit", limit] if limit != "all" else [])
     assert done.returncode == status, done.stdout + done.stderr
     assert proven(project) == ["new"]
-    line = "a: it has replica 0 at 198.18.0.1:9000, and it answers at 198.18.0.1:8000"
-    assert (line in done.stdout) is bool(status)
+    known = ["a: follows, mine", "a: the gateway was not taken along: it is ill", ELSEWHERE]
+    assert [line for line in known if line in done.stdout] == said
     assert [lease.read(str(project / name)) for name in "ab"] == [None, None]
 
 
