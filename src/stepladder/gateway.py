@@ -18,7 +18,6 @@ from stepladder.request import EVERYWHERE, GatewayHost, GatewayWish
 # What says quickly that an engine takes requests. SGLang's /health generates a token, and waits in the queue for it.
 CHECK_PATHS = {"sglang": "/ready", "vllm": "/health", "transformers": "/health"}
 DEFAULT_CHECK_PATH = "/health"
-HTTP_PORT = 80
 BACKEND = "engines"
 # The files beside the configuration, see `plugins/module_utils/gateway.py`.
 KEYS_MAP, CERTIFICATE = "keys.map", "tls.pem"
@@ -287,20 +286,19 @@ def gateway_text(plan: Mapping[str, Any], host: str, taking_requests: int) -> st
     return f"The gateway is up: {url} ({host}), {taking_requests} of {len(gateway.servers)} replica(s) get requests"
 
 
-def apart(variables: Mapping[str, Any], hosts: Sequence[str], kept: Mapping[str, Any]) -> str:
+def apart(seen: Mapping[str, Any], kept: Mapping[str, Any]) -> str:
     """Where gateways have other replicas, or other places of them, than a release; empty where none has.
 
     A gateway that does not say what it has is left to the verb 'status'.
 
     Args:
-        variables: of every host; `status_gateway` as the role `status` keeps it.
-        hosts: those of the gateway.
+        seen: `results` of `stepladder.core.serving_state`, one for each `item`, a host.
         kept: a slice of the release.
     """
     wanted = {point["replica"]: urlsplit(point["base_url"]).netloc for point in kept["endpoints"]}
     lines = []
-    for host in hosts:
-        servers = (variables[host].get("status_gateway") or {}).get("servers") or ()
+    for one in seen.get("results", ()):
+        host, servers = one["item"], (one.get("gateway") or {}).get("servers") or ()
         has = {server["replica"]: server["place"] for server in servers}
         for number in sorted({*wanted, *has} if has else ()):
             if number not in wanted:
@@ -408,13 +406,12 @@ def in_front_of(kept: Mapping[str, Any], release: Mapping[str, Any]) -> dict[str
     if "gateway" not in kept:
         found = "it was made by a version that did not keep its plan"
         raise PlanRefusedError([Violation("gateway", found, "Run 'gateway'.")])
-    places = [(point, urlsplit(point["base_url"])) for point in release["endpoints"]]
-    servers = tuple(
-        GatewayServer(
-            replica=point["replica"], node=point["node"], address=place.hostname or "", port=place.port or HTTP_PORT
-        )
-        for point, place in places
-    )
+    servers = []
+    for point in release["endpoints"]:
+        # As it is written: `hostname` of it would be in lower case, and another name for those who compare.
+        address, _, port = urlsplit(point["base_url"]).netloc.rpartition(":")
+        place = {"address": address.strip("[]"), "port": int(port)}
+        servers.append(GatewayServer.model_validate({"replica": point["replica"], "node": point["node"], **place}))
     check_path = CHECK_PATHS.get(release["deployment"]["engine"], DEFAULT_CHECK_PATH)
     gateway = Gateway.model_validate({**kept["gateway"], "servers": servers, "check_path": check_path})
     if broken := _unreachable(gateway):

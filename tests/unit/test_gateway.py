@@ -103,7 +103,8 @@ def test_what_a_gateway_has_otherwise_than_the_release_that_is_back() -> None:
 
     def told(*places: tuple[int, str]) -> str:
         servers = [{"replica": number, "place": place} for number, place in places]
-        return gateway.apart({"gw": {"status_gateway": {"servers": servers}}, "dead": {}}, ["gw", "dead"], kept)
+        silent = [{"item": "dead", "unreachable": True}, {"item": "none", "gateway": None}]
+        return gateway.apart({"results": [{"item": "gw", "gateway": {"servers": servers}}, *silent]}, kept)
 
     assert told((0, "198.18.0.1:8000"), (1, "198.18.0.1:8001")) == ""
     assert told() == "", "it is not there, or does not say"
@@ -130,6 +131,9 @@ def test_a_gateway_is_taken_along_to_a_release_and_keeps_its_own_settings() -> N
         "servers": [{"replica": 0, "node": "n0", "address": "198.18.0.1", "port": 9000}],
     }
     assert (told["deployment"], told["nodes"]) == (release["deployment"], [release["node"]])
+    point = {"replica": 0, "node": "n1", "base_url": "http://GPU-Node1:9000/v1"}
+    told = gateway.in_front_of(kept, {**release, "endpoints": [point]})
+    assert told["gateway"]["servers"] == [{"replica": 0, "node": "n1", "address": "GPU-Node1", "port": 9000}]
     point = {"replica": 0, "node": "n1", "base_url": "http://127.0.0.1:9000/v1"}
     with pytest.raises(PlanRefusedError, match=r"n0 cannot reach replica 0: it answers on 127\.0\.0\.1 of n1 alone"):
         gateway.in_front_of(kept, {**release, "endpoints": [point]})
