@@ -215,7 +215,7 @@ def misfits(facts: Facts, wanted: Wanted) -> dict[str, str]:
 
 
 def reboot_reasons(facts: Facts, wanted: Wanted) -> list[str]:
-    """Why a reboot is due; none where the node runs what it has."""
+    """Why the driver waits for a reboot; none where the node runs the one that it has."""
     reasons = []
     if wanted.vendor == "nvidia" and facts.library and facts.loaded != facts.library and _not_rebooted(facts):
         runs = f"{facts.loaded} runs" if facts.loaded else "none runs"
@@ -227,9 +227,12 @@ def reboot_reasons(facts: Facts, wanted: Wanted) -> list[str]:
             reasons.append(f"amdgpu {facts.on_disk or 'of this release'} is installed, in the kernel {runs}")
     if missing := missing_parameters(facts.command_line, wanted.kernel_parameters):
         reasons.append(f"the kernel runs without {' '.join(missing)}")
-    if facts.reboot_wanted:
-        reasons.append(f"the system asks for it ({facts.reboot_wanted})")
     return reasons
+
+
+def reboot_reasons_of_the_system(facts: Facts) -> list[str]:
+    """Why the system itself asks for a reboot. The driver works until then: libc6 was renewed, or a kernel came."""
+    return [f"the system asks for it ({facts.reboot_wanted})"] if facts.reboot_wanted else []
 
 
 def _not_rebooted(facts: Facts) -> bool:

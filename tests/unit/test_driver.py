@@ -427,7 +427,7 @@ AFTER: dict[str, tuple[Facts, Wanted, list[str], list[str]]] = {
         ["the kernel runs without pci=realloc=off"],
     ),
     "the system asks": (
-        having(DONE, reboot_wanted="linux-image-6.8"), NVIDIA, [], ["the system asks for it (linux-image-6.8)"],
+        having(DONE, reboot_wanted="linux-image-6.8"), NVIDIA, [], [],  # the driver does not wait for it
     ),
 }  # fmt: skip
 
@@ -436,6 +436,13 @@ AFTER: dict[str, tuple[Facts, Wanted, list[str], list[str]]] = {
 def test_how_it_fits(facts: Facts, wanted: Wanted, faults: list[str], reboot: list[str]) -> None:
     assert [f"{one.what}: {one.found}" for one in preparation.faults_after(facts, wanted)] == faults
     assert preparation.reboot_reasons(facts, wanted) == reboot
+
+
+def test_what_the_system_asks_for_is_told_apart_from_what_the_driver_waits_for() -> None:
+    facts = having(DONE, reboot_wanted="libc6", loaded="", installed_at=150)
+    assert preparation.reboot_reasons(facts, NVIDIA) == [f"driver {V} is installed, in the kernel none runs"]
+    assert preparation.reboot_reasons_of_the_system(facts) == ["the system asks for it (libc6)"]
+    assert preparation.reboot_reasons_of_the_system(DONE) == []
 
 
 AMD_PACKAGES = ["amdgpu-dkms=*.30300400-*", "rocm-core=*.70204-*"]
