@@ -375,15 +375,17 @@ def _installed_at(wanted: Wanted, packages: Mapping[str, str], library: str, roo
     """When the driver was last installed; 0 where the one that is wanted is not there.
 
     Of one that is not ours the library and the module tell it, by the time of their last change: packages give files
-    the time of their build. rpm keeps no file by package, there its library's folder stands for it.
+    the time of their build. Of ours it is the main package's: dpkg writes its list of files then, rpm keeps the time.
     """
     if not wanted.install:
         files = [Path(each) for each in (library, _modinfo(wanted.module, "filename")) if each]
         return max((path.stat().st_ctime for path in files if path.exists()), default=0.0)
     if not packages.get(wanted.main_package):
         return 0.0
-    lists = sorted((root / "var/lib/dpkg/info").glob(f"{wanted.main_package}*.list")) or [root / "usr/lib64"]
-    return max((path.stat().st_mtime for path in lists if path.exists()), default=0.0)
+    lists = sorted((root / "var/lib/dpkg/info").glob(f"{wanted.main_package}*.list"))
+    if not lists and dnf.is_there():
+        return dnf.Dnf(str, 0).installed_at(wanted.main_package)
+    return max((path.stat().st_mtime for path in lists), default=0.0)
 
 
 def _booted_at(root: Path) -> float:

@@ -614,6 +614,39 @@ def test_an_upgrade_by_other_means_since_the_start_asks_for_a_restart(upgraded: 
     assert preparation.gather(FOUND, upgraded).installed_at == 0
 
 
+RPM = """\
+#!/bin/sh
+case "$1 $4" in
+  "-qa ") printf 'amdgpu-dkms\\t6.16.13.30300400-2341068.el9\\n' ;;
+  "-q amdgpu-dkms") [ "$3" = '%{INSTALLTIME}\\n' ] && echo INSTALLED ;;
+esac
+"""
+
+
+def test_rpm_tells_when_the_driver_was_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of AMD's driver lies in /usr/lib64, and much else does."""
+    for path, text in {
+        "bin/dnf": "#!/bin/sh\n", "bin/rpm": RPM.replace("INSTALLED", "1763700060"),
+        "proc/stat": "btime 1763700000\n", "proc/cmdline": "iommu=pt\n", "sys/module/amdgpu/version": "6.12.12\n",
+    }.items():  # fmt: skip
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+        (tmp_path / path).chmod(0o755)
+    (tmp_path / "usr/lib64").mkdir(parents=True)
+    os.utime(tmp_path / "usr/lib64", (1, 1))
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setattr(preparation, "_modinfo", lambda module, what="version", kernel="": "6.16.13")
+    wanted = Wanted("amd", "7.2.4", "amdgpu", "", "amdgpu-dkms", ["amdgpu-dkms=*.30300400-*"])
+    due = preparation.gather(wanted, tmp_path)
+    assert due.installed_at == 1763700060
+    assert [*preparation.faults_after(due, wanted)] == []
+    assert preparation.reboot_reasons(due, wanted) == ["amdgpu 6.16.13 is installed, in the kernel 6.12.12 runs"]
+    os.utime(tmp_path / "usr/lib64")  # another package came since the restart
+    (tmp_path / "proc/stat").write_text("btime 1763700120\n")
+    (fault,) = preparation.faults_after(preparation.gather(wanted, tmp_path), wanted)
+    assert (fault.what, fault.found) == ("kernel module amdgpu", "6.12.12; on disk is 6.16.13")
+
+
 def test_faults_are_told_with_what_mends_them() -> None:
     text = preparation.table(
         [Fault("user", "this is user 1", "root", "become"), Fault("x", "y", "", "")], "gpu1", "stops"
