@@ -47,7 +47,7 @@ class Wanted:
     Args:
         vendor: `nvidia`, `amd`, or `cpu` for a node without a driver.
         version: of the driver. module: of the kernel. library: whose file's name ends with the version.
-        main_package: is there if the driver was installed by us.
+        main_package: is there if the driver was installed by us, or one of own_packages, the main ones of all branches.
         same_version: packages with their versions, `name=version` with wild cards.
         minimum_free_bytes: by path, as far as the driver is not installed yet.
         check_bus: whether the vendor's GPUs have to be on the PCI bus.
@@ -69,6 +69,7 @@ class Wanted:
     install: bool = True
     minimum: str = ""
     minimum_of: str = ""
+    own_packages: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Facts:
     Args:
         loaded: version of the kernel's module that runs. on_disk: of the one that the running kernel would load.
         library: version of the library. rocm: ROCm's release.
-        packages: version of each of `same_version` and of the main package.
+        packages: version of each of `same_version`, of the main package and of other branches' main packages.
         installed_at, booted_at: seconds since 1970; the first is 0 where the driver is not there that is wanted.
         gpus: number of GPUs on the PCI bus by vendor.
         reboot_wanted: what the system itself says about a reboot that is due.
@@ -144,7 +145,7 @@ def faults_before(facts: Facts, wanted: Wanted) -> Iterator[Fault]:
     if facts.user != "root":
         mend = "set ansible_become: true (and --ask-become-pass where sudo asks), or log in as root"
         yield Fault("user", facts.user, "root", mend)
-    ours = facts.packages.get(wanted.main_package, "")
+    ours = _is_ours(facts, wanted)
     if not ours and wanted.install:
         for path, needed in wanted.minimum_free_bytes.items():
             free = facts.free_bytes.get(path, 0)
@@ -186,7 +187,12 @@ def _other_gpus(facts: Facts, wanted: Wanted) -> Iterator[Fault]:
     )  # fmt: skip
 
 
-def _other_driver(facts: Facts, wanted: Wanted, ours: str) -> Iterator[Fault]:
+def _is_ours(facts: Facts, wanted: Wanted) -> bool:
+    """Whether the driver that is there was installed by us, of whatever branch."""
+    return any(facts.packages.get(name) for name in (wanted.main_package, *wanted.own_packages))
+
+
+def _other_driver(facts: Facts, wanted: Wanted, ours: bool) -> Iterator[Fault]:
     """A driver that other means installed, or ours in another version."""
     if wanted.vendor == "nvidia" and not ours and (facts.loaded or facts.library):
         there = facts.library or facts.loaded
@@ -196,6 +202,9 @@ def _other_driver(facts: Facts, wanted: Wanted, ours: str) -> Iterator[Fault]:
             "gpu_driver_install: false",
         )  # fmt: skip
     others = {name: version for name, version in misfits(facts, wanted).items() if version}
+    if not facts.packages.get(wanted.main_package):
+        # Of another branch, whose packages can be called otherwise.
+        others |= {name: facts.packages[name] for name in wanted.own_packages if facts.packages.get(name)}
     if others and not wanted.allow_change:
         versions = set(map(upstream, others.values()))
         named = ", ".join(f"{name} {version}" for name, version in others.items())
@@ -302,7 +311,7 @@ def table(faults: Sequence[Fault], hostname: str, heading: str) -> str:
 
 def gather(wanted: Wanted, root: Path = Path("/")) -> Facts:
     """Read from the node what the faults are judged by."""
-    packages = _packages([wanted.main_package, *(each.partition("=")[0] for each in wanted.same_version)])
+    packages = _packages([wanted.main_package, *wanted.own_packages, *(each.partition("=")[0] for each in wanted.same_version)])
     library = _library(wanted.library, root)
     next_kernel = _next_kernel(root)
     return Facts(

@@ -26,7 +26,7 @@ class Wanted:
         name: what the file of pins is called after.
         packages: to be installed. hold: to be held, of what is installed; with the shell's wild cards.
         module_streams: of dnf.
-        allow_change: whether a package asked for may go from one version to another.
+        allow_change: whether a package asked for may go from one version to another, and a pinned one go away for it.
     """
 
     name: str = "node"
@@ -144,13 +144,18 @@ class _Run:
             self.outcome.actions.append(f"install {name} {version}" + (f" over {old.version}" if old else ""))
             self.outcome.before[name] = old.version if old else "none"
             self.outcome.after[name] = version
+        for name in sorted(foreseen.removes):
+            self.outcome.actions.append(f"remove {name}")
+            self.outcome.before[name] = installed[name].version if name in installed else "unknown"
+            self.outcome.after[name] = "none"
         if hold:
             self.outcome.actions.append(f"hold {' '.join(hold)}")
             self.outcome.before |= {f"hold of {name}": "no" for name in hold}
             self.outcome.after |= {f"hold of {name}": "yes" for name in hold}
 
     def _refuse(self, installed: Mapping[str, Package], foreseen: Foreseen) -> None:
-        refused = package_plan.refusals(self.wanted.packages, installed, foreseen, self.wanted.allow_change)
+        pinned = [name for pin in self.wanted.pins for name in pin.packages]
+        refused = package_plan.refusals(self.wanted.packages, installed, foreseen, self.wanted.allow_change, pinned)
         if refused:
             raise PackagesError("Nothing was changed: " + "; ".join(refused))
 

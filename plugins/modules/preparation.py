@@ -39,6 +39,11 @@ options:
     description: The package by which the driver is known to be ours.
     type: str
     default: ''
+  own_packages:
+    description: The same of other branches of the driver, whose packages can be called otherwise.
+    type: list
+    elements: str
+    default: []
   same_version:
     description: Packages and their versions, C(name=version) with the shell's wild cards.
     type: list
@@ -145,6 +150,7 @@ ARGUMENTS: dict[str, Any] = {
     "module": TEXT,
     "library": TEXT,
     "main_package": TEXT,
+    "own_packages": STRINGS,
     "same_version": STRINGS,
     "kernel_parameters": STRINGS,
     "repositories": DICTS,

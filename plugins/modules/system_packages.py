@@ -93,7 +93,9 @@ options:
     elements: str
     default: []
   allow_change:
-    description: Whether a package of O(packages) may go from one installed version to another.
+    description:
+      - Whether a package of O(packages) may go from one installed version to another.
+      - What is named in O(pins) may then be removed for it, as far as the new version excludes it.
     type: bool
     default: false
   lock_timeout:

@@ -233,6 +233,19 @@ def test_a_driver_that_is_only_looked_at(gpu: str, minimum: str) -> None:
     assert plan({}, gpu=gpu, install=False, engine="")["minimum"] == ""
 
 
+@pytest.mark.parametrize(
+    ("facts", "gpu", "expected"),
+    [
+        (NOBLE, "h200", ["libnvidia-compute-580", "nvidia-headless-open"]),
+        (DEBIAN, "h200", ["nvidia-driver-cuda"]),
+        (ROCKY, "h200", ["nvidia-driver-cuda"]),
+        (NOBLE, "mi355x", ["amdgpu-dkms"]),
+    ],
+)
+def test_main_packages_of_all_branches_are_ours(facts: dict[str, Any], gpu: str, expected: list[str]) -> None:
+    assert plan(facts, gpu=gpu)["own_packages"] == expected
+
+
 def test_mixed_types() -> None:
     types = {"a": "h20-96", "b": "h20-96", "c": "h200", "d": "mi355x"}
     deployments = {"a": "x", "b": "x", "c": "x", "d": "y"}
@@ -331,6 +344,20 @@ BEFORE = {
     ),
     "ours in another version, allowed": (
         having(DONE, packages={"cuda": "580.95.05-1"}), wanting(allow_change=True), [],
+    ),
+    "ours of a branch whose packages are called otherwise": (
+        having(DONE, packages={"cuda-470": "470.256.02-1"}), wanting(own_packages=["cuda-470", "cuda"]),
+        ["driver: 470.256.02 is installed"],
+    ),
+    "ours of such a branch, allowed": (
+        having(DONE, packages={"cuda-470": "470.256.02-1"}),
+        wanting(own_packages=["cuda-470", "cuda"], allow_change=True),
+        [],
+    ),
+    "ours, with a package of such a branch left beside": (
+        having(DONE, packages={**DONE.packages, "cuda-470": "470.256.02-1"}),
+        wanting(own_packages=["cuda-470", "cuda"]),
+        [],
     ),
     "all at once": (
         having(BARE, user="guest", free_bytes={}, gpus={}, library="1.2"),

@@ -111,12 +111,24 @@ REFUSED: dict[str, tuple[Foreseen, bool, list[str]]] = {
         True,
         ["it would remove docker.io; remove them by hand if that is meant, or leave the packages that are there alone"],
     ),
+    "a removal of what is pinned": (
+        Foreseen({"nvidia-headless-open": "595.45.04-1"}, ["libnvidia-compute-580"]),
+        False,
+        ["it would remove libnvidia-compute-580; remove them by hand if that is meant, or leave the packages that are "
+         "there alone"],
+    ),
+    "a removal of what is pinned, allowed": (Foreseen({"nvidia-headless-open": "595.45.04-1"}, ["libnvidia-compute-580"]), True, []),
+    "of others beside it, never": (
+        Foreseen({"nvidia-headless-open": "595.45.04-1"}, ["libnvidia-compute-580", "docker.io"]),
+        True,
+        ["it would remove docker.io; remove them by hand if that is meant, or leave the packages that are there alone"],
+    ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("foreseen", "allowed", "expected"), REFUSED.values(), ids=REFUSED)
 def test_what_is_refused(foreseen: Foreseen, allowed: bool, expected: list[str]) -> None:
-    assert package_plan.refusals([Spec.of("fm"), Spec.of("half")], THERE, foreseen, allowed) == expected
+    assert package_plan.refusals([Spec.of("fm"), Spec.of("half")], THERE, foreseen, allowed, ["*nvidia*"]) == expected
 
 
 ADVICE = {
@@ -469,6 +481,7 @@ def node(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., tuple
     folders = (str(tmp_path / "APT_KEYS"), str(tmp_path / "APT_SOURCES"))
     pins = (None, str(tmp_path / "APT_PINS"))
     monkeypatch.setattr(package_sources.apt_priority_file, "__defaults__", pins)
+    monkeypatch.setattr(package_sources.apt_pin_file, "__defaults__", pins[1:])
     monkeypatch.setattr(package_sources.apt_files, "__defaults__", folders)
     assert defaults is not None
     (tmp_path / "key").write_bytes(KEY)
@@ -484,6 +497,7 @@ def node(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., tuple
 
 
 FRESH = Foreseen({"fm": "580.126.20-1"})
+FRESH_OF_595 = Foreseen({"nvidia-headless-open": "595.45.04-1"}, ["libnvidia-compute-580"])
 
 
 def test_first_the_copy_then_files_then_packages_then_holds(node: Callable[..., Any], tmp_path: Path) -> None:
@@ -566,6 +580,15 @@ def test_a_removal_is_refused_before_a_file_is_written(node: Callable[..., Any],
     with pytest.raises(apt.PackagesError, match=r"Nothing was changed: it would remove docker.io"):
         node(Recorder({}, Foreseen({"fm": "1"}, ["docker.io"])), packages=[Spec.of("fm")])
     assert list(tmp_path.glob("APT_*/*")) == []
+
+
+def test_a_change_takes_away_what_is_pinned_and_says_so(node: Callable[..., Any]) -> None:
+    recorder = Recorder({"libnvidia-compute-580": Package("580.126.20-1")}, FRESH_OF_595)
+    pins = [Pin(["*nvidia*"], "595.45.04-*")]
+    outcome = node(recorder, packages=[Spec.of("nvidia-headless-open")], pins=pins, allow_change=True)
+    assert outcome.actions[-2:] == ["install nvidia-headless-open 595.45.04-1", "remove libnvidia-compute-580"]
+    assert (outcome.before["libnvidia-compute-580"], outcome.after["libnvidia-compute-580"]) == ("580.126.20-1", "none")
+    assert "install nvidia-headless-open" in recorder.done
 
 
 # ---- dnf: its texts; tests/lab/test_dnf_node.py runs the real one ----------------------------------------------------
