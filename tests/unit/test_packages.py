@@ -117,7 +117,9 @@ REFUSED: dict[str, tuple[Foreseen, bool, list[str]]] = {
         ["it would remove libnvidia-compute-580; remove them by hand if that is meant, or leave the packages that are "
          "there alone"],
     ),
-    "a removal of what is pinned, allowed": (Foreseen({"nvidia-headless-open": "595.45.04-1"}, ["libnvidia-compute-580"]), True, []),
+    "a removal of what is pinned, allowed": (
+        Foreseen({"nvidia-headless-open": "595.45.04-1"}, ["libnvidia-compute-580"]), True, [],
+    ),
     "of others beside it, never": (
         Foreseen({"nvidia-headless-open": "595.45.04-1"}, ["libnvidia-compute-580", "docker.io"]),
         True,
@@ -592,6 +594,71 @@ def test_a_change_takes_away_what_is_pinned_and_says_so(node: Callable[..., Any]
 
 
 # ---- dnf: its texts; tests/lab/test_dnf_node.py runs the real one ----------------------------------------------------
+
+
+class DnfRecorder:
+    """Stands in for a node's dnf with an older fabric manager, and writes down what it is told to do."""
+
+    def __init__(self, streams: list[str]) -> None:
+        self.streams = streams
+        self.done: list[str] = []
+
+    def installed(self) -> dict[str, Package]:
+        return {"fm": Package("580.95.05-1.el9")}
+
+    def held(self, installed: dict[str, Package]) -> set[str]:
+        return set()
+
+    def enabled_modules(self, streams: list[str]) -> list[str]:
+        return self.streams
+
+    def enable_modules(self, streams: list[str]) -> None:
+        self.done.append(f"enable {' '.join(streams)}")
+
+    def simulate(self, specs: list[Spec]) -> Foreseen:
+        return Foreseen({"fm": "580.126.20-1.el9"})
+
+
+CHANGE = "fm 580.95.05-1.el9 would become 580.126.20-1.el9: a change of what runs is made only where it is allowed"
+
+
+@pytest.mark.parametrize(
+    ("streams", "said"),
+    [
+        ([], "Nothing was changed"),
+        (
+            ["nvidia-driver:580-open"],
+            "Done before: enable module stream nvidia-driver:580-open; nothing else was changed",
+        ),
+    ],
+)
+def test_a_refusal_of_dnf_tells_what_was_done_before(
+    streams: list[str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = DnfRecorder(streams)
+    monkeypatch.setattr(apt, "is_there", lambda: False)
+    monkeypatch.setattr(dnf, "is_there", lambda: True)
+    monkeypatch.setattr(dnf, "Dnf", lambda report, seconds: recorder)
+    wanted = system_packages.Wanted(packages=[Spec.of("fm=580.126.20-*")], module_streams=["nvidia-driver:580-open"])
+    with pytest.raises(apt.PackagesError) as refused:
+        system_packages.converge(wanted, False, lambda line: None, 1)
+    assert str(refused.value) == f"{said}: {CHANGE} (allow_change)"
+    assert recorder.done == [f"enable {stream}" for stream in streams]
+
+
+def test_a_refusal_after_an_interruption_tells_what_was_done_before(node: Callable[..., Any]) -> None:
+    node(Recorder({}, FRESH), packages=[Spec.of("fm")])
+
+    class Interrupted(Recorder):
+        def simulate(self, specs: list[Spec], allow_change: bool, into: Path | None = None) -> Foreseen:
+            if "finish" not in self.done:
+                raise apt.PackagesError("dpkg was interrupted")
+            return self.foreseen
+
+    recorder = Interrupted({"dkms": Package("3", "iF")}, Foreseen({"fm": "1"}, ["docker.io"]))
+    said = "^Done before: finish what an earlier dpkg left: dkms; nothing else was changed: it would remove docker.io"
+    with pytest.raises(apt.PackagesError, match=said):
+        node(recorder, packages=[Spec.of("fm")])
 
 
 def test_dnf_operands_and_locks() -> None:
