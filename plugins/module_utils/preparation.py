@@ -311,7 +311,9 @@ def table(faults: Sequence[Fault], hostname: str, heading: str) -> str:
 
 def gather(wanted: Wanted, root: Path = Path("/")) -> Facts:
     """Read from the node what the faults are judged by."""
-    packages = _packages([wanted.main_package, *wanted.own_packages, *(each.partition("=")[0] for each in wanted.same_version)])
+    packages = _packages(
+        [wanted.main_package, *wanted.own_packages, *(each.partition("=")[0] for each in wanted.same_version)]
+    )
     library = _library(wanted.library, root)
     next_kernel = _next_kernel(root)
     return Facts(
@@ -393,7 +395,8 @@ def _installed_at(wanted: Wanted, packages: Mapping[str, str], library: str, roo
         return 0.0
     lists = sorted((root / "var/lib/dpkg/info").glob(f"{wanted.main_package}*.list"))
     if not lists and dnf.is_there():
-        return dnf.Dnf(str, 0).installed_at(wanted.main_package)
+        installed_s: float = dnf.Dnf(str, 0).installed_at(wanted.main_package)
+        return installed_s
     return max((path.stat().st_mtime for path in lists), default=0.0)
 
 

@@ -89,9 +89,9 @@ def driver_plan(wish: Mapping[str, Any], facts: Mapping[str, Any], directory: st
 
     Returns: `vendor` (cpu where there is nothing to do), `title`, `summary`, `version`, `packages`, `repositories`,
         `pins`, `hold`, `module_streams`, `services`, `kernel_modules`, `kernel_parameters`, `sysctl`, `module`,
-        `library`, `main_package`, `own_packages` (main packages of all branches), `same_version` (packages with the versions that fit), `minimum` and `minimum_of`
-        (oldest driver and whose need it is, where the node's own is only looked at), and `faults`, each with
-        `what`, `found`, `needed` and `mend`.
+        `library`, `main_package`, `own_packages` (the main packages of all branches), `same_version` (packages with
+        the versions that fit), `minimum` and `minimum_of` (oldest driver and whose need it is, where the node's own is
+        only looked at), and `faults`, each with `what`, `found`, `needed` and `mend`.
 
     Raises:
         CatalogueError: the catalogue is broken.

@@ -178,7 +178,10 @@ XIDS: dict[str, tuple[list[str], bool]] = {
         [f"{ACTION} 0x0 (None) to 0x1 (GPU Reset Required)", f"{ACTION} 0x1 (GPU Reset Required) to 0x0 (None)"],
         False,
     ),
-    "asked for anew": ([f"{ACTION} 0x1 (GPU Reset Required) to 0x0 (None)", f"{ACTION} 0x0 (None) to 0x1 (PF FLR)"], True),
+    "asked for anew": (
+        [f"{ACTION} 0x1 (GPU Reset Required) to 0x0 (None)", f"{ACTION} 0x0 (None) to 0x1 (PF FLR)"],
+        True,
+    ),
 }
 
 
