@@ -81,6 +81,11 @@ class Dnf:
         """All packages that are there."""
         return parse_rpm(self._ask(["rpm", "-qa", "--qf", RPM_FORMAT]))
 
+    def installed_at(self, name: str) -> float:
+        """When a package that is there was installed last, in seconds since 1970."""
+        answer = self._ask(["rpm", "-q", "--qf", "%{INSTALLTIME}\\n", name])
+        return max(float(time_s) for time_s in answer.split())
+
     def held(self, installed: Mapping[str, Package]) -> set[str]:
         """Names of the packages that are locked to the version that they have."""
         locked = parse_versionlock(self._ask(["dnf", "-q", "versionlock", "list"]))

@@ -11,9 +11,16 @@ from dataclasses import dataclass
 
 from ansible_collections.stepladder.core.plugins.module_utils import asking
 
-# After these a GPU is of no use until it was reset or the node restarted: uncorrected memory (48, 64, 95, 140), its
-# firmware (62, 119, 120), NVLink (74), gone from the bus (79). Source: NVIDIA, Xid Errors.
-FATAL_XIDS = frozenset((48, 62, 64, 74, 79, 95, 119, 120, 140))
+# After these a GPU is of no use until it was reset or the node restarted: it stopped (46), uncorrected memory (48, 64,
+# 95, 140), its firmware (62, 119, 120), NVLink (74), gone from the bus (79). Source: NVIDIA, Xid Errors.
+FATAL_XIDS = frozenset((46, 48, 62, 64, 74, 79, 95, 119, 120, 140))
+# NVLink 5, from B200 on: each line says itself whether it is fatal, `149, NETIR_LINK_EVT Fatal XC0 i0 Link 00 (...)` or
+# `145, RLW_RXPIPE Nonfatal ...`. Source: NVIDIA, Xid Errors; lines as gpud's tests have them.
+NVLINK5_XIDS = range(144, 151)
+NVLINK5_FATAL = re.compile(r"(?<![\w-])Fatal\b")
+# What the driver asks for, `GPU recovery action changed from 0x0 (None) to 0x2 (Node Reboot Required)`: the last one
+# holds. Source: NVIDIA, Xid Errors; open-gpu-kernel-modules, issues of 2026.
+RECOVERY_XID = 154
 XID = re.compile(r"NVRM: Xid \((?:PCI:)?([0-9a-fA-F:.]+)\): (\d+)(?:, (.*))?")
 SXID = re.compile(r"nvidia-nvswitch\d+: SXid \(PCI:([0-9a-fA-F:.]+)\): (\d+), (Fatal|Non-fatal)(?:, (.*))?")
 LOST = re.compile(r"NVRM: (?:The NVIDIA GPU |GPU (?=[0-9a-fA-F]{4,8}:))([0-9a-fA-F:.]+)(.*)")
@@ -45,7 +52,8 @@ def parse(text: str) -> list[Event]:
     for event in _events(text.splitlines()):
         before = found.get((event.kind, event.device))
         count = before.count + 1 if before else 1
-        fatal = event.fatal or (before is not None and before.fatal)
+        kept = before is not None and before.fatal and event.kind != f"Xid {RECOVERY_XID}"
+        fatal = event.fatal or kept
         found[event.kind, event.device] = Event(event.kind, event.device, fatal, event.text, count)
     return list(found.values())
 
@@ -53,8 +61,8 @@ def parse(text: str) -> list[Event]:
 def _events(lines: Sequence[str]) -> Iterator[Event]:
     for position, line in enumerate(lines):
         if xid := XID.search(line):
-            number = int(xid[2])
-            yield Event(f"Xid {number}", xid[1], number in FATAL_XIDS, (xid[3] or "").strip()[:SHOWN])
+            number, said = int(xid[2]), (xid[3] or "").strip()
+            yield Event(f"Xid {number}", xid[1], _is_fatal(number, said), said[:SHOWN])
         elif sxid := SXID.search(line):
             yield Event(f"SXid {sxid[2]}", sxid[1], sxid[3] == "Fatal", (sxid[4] or "").strip()[:SHOWN])
         elif lost := LOST.search(line):
@@ -63,6 +71,15 @@ def _events(lines: Sequence[str]) -> Iterator[Event]:
                 yield Event("off the bus", lost[1].rstrip(":"), True, "GPU has fallen off the bus")
         elif amd := AMD.search(line):
             yield Event("amdgpu", amd[1], "uncorrectable" in amd[2] or "ret = -" in amd[2], amd[2].strip()[:SHOWN])
+
+
+def _is_fatal(number: int, said: str) -> bool:
+    """Whether the GPU is of no use after a Xid with that text."""
+    if number in NVLINK5_XIDS:
+        return NVLINK5_FATAL.search(said) is not None
+    if number == RECOVERY_XID:
+        return not said.endswith("(None)")
+    return number in FATAL_XIDS
 
 
 def read() -> tuple[list[Event], str]:

@@ -75,13 +75,31 @@ def to_hold(
 
 
 def refusals(
-    specs: Iterable[Spec], installed: Mapping[str, Package], foreseen: Foreseen, allow_change: bool
+    specs: Iterable[Spec],
+    installed: Mapping[str, Package],
+    foreseen: Foreseen,
+    allow_change: bool,
+    pinned: Sequence[str] = (),
 ) -> list[str]:
-    """Why what the package manager would do is refused: it removes packages, or changes one that was asked for."""
+    """Why what the package manager would do is refused: it removes packages, or changes one that was asked for.
+
+    Args:
+        specs: what was asked for.
+        installed: what is there.
+        foreseen: what the package manager would do.
+        allow_change: whether what runs may be changed.
+        pinned: names, with wild cards, that are kept at one version. With a change allowed they may be removed: the
+            same software can be called otherwise in another version (NVIDIA's packages from branch 590 on).
+    """
     found = []
-    if foreseen.removes:
+    removes = [
+        name
+        for name in sorted(foreseen.removes)
+        if not (allow_change and any(fnmatch.fnmatchcase(name, pattern) for pattern in pinned))
+    ]
+    if removes:
         found.append(
-            f"it would remove {', '.join(sorted(foreseen.removes))}; remove them by hand if that is meant, "
+            f"it would remove {', '.join(removes)}; remove them by hand if that is meant, "
             "or leave the packages that are there alone"
         )
     changes = [

@@ -391,10 +391,9 @@ def vendor_here() -> str:
 
 def installed_in(environment: str) -> dict[str, str]:
     """The Python of an environment, and the releases in it that have to agree between nodes; empty where it is not."""
-    found = {}
-    version = re.search(r"^version(?:_info)?\s*=\s*([\d.]+)", read_text(Path(environment, "pyvenv.cfg")), re.MULTILINE)
-    if version:
-        found["python"] = version[1].rstrip(".")
+    # Not as pyvenv.cfg tells it: an environment goes along with the Python that it was made of.
+    version = python_version(str(Path(environment, "bin/python")))
+    found = {"python": version} if version else {}
     for entry in Path(environment).glob("lib/python3*/site-packages/*.dist-info"):
         name, _, release = entry.name[: -len(".dist-info")].partition("-")
         if name.lower() in PACKAGES_ALIKE:

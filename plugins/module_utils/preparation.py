@@ -47,7 +47,7 @@ class Wanted:
     Args:
         vendor: `nvidia`, `amd`, or `cpu` for a node without a driver.
         version: of the driver. module: of the kernel. library: whose file's name ends with the version.
-        main_package: is there if the driver was installed by us.
+        main_package: is there if the driver was installed by us, or one of own_packages, the main ones of all branches.
         same_version: packages with their versions, `name=version` with wild cards.
         minimum_free_bytes: by path, as far as the driver is not installed yet.
         check_bus: whether the vendor's GPUs have to be on the PCI bus.
@@ -69,6 +69,7 @@ class Wanted:
     install: bool = True
     minimum: str = ""
     minimum_of: str = ""
+    own_packages: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Facts:
     Args:
         loaded: version of the kernel's module that runs. on_disk: of the one that the running kernel would load.
         library: version of the library. rocm: ROCm's release.
-        packages: version of each of `same_version` and of the main package.
+        packages: version of each of `same_version`, of the main package and of other branches' main packages.
         installed_at, booted_at: seconds since 1970; the first is 0 where the driver is not there that is wanted.
         gpus: number of GPUs on the PCI bus by vendor.
         reboot_wanted: what the system itself says about a reboot that is due.
@@ -144,7 +145,7 @@ def faults_before(facts: Facts, wanted: Wanted) -> Iterator[Fault]:
     if facts.user != "root":
         mend = "set ansible_become: true (and --ask-become-pass where sudo asks), or log in as root"
         yield Fault("user", facts.user, "root", mend)
-    ours = facts.packages.get(wanted.main_package, "")
+    ours = _is_ours(facts, wanted)
     if not ours and wanted.install:
         for path, needed in wanted.minimum_free_bytes.items():
             free = facts.free_bytes.get(path, 0)
@@ -186,7 +187,12 @@ def _other_gpus(facts: Facts, wanted: Wanted) -> Iterator[Fault]:
     )  # fmt: skip
 
 
-def _other_driver(facts: Facts, wanted: Wanted, ours: str) -> Iterator[Fault]:
+def _is_ours(facts: Facts, wanted: Wanted) -> bool:
+    """Whether the driver that is there was installed by us, of whatever branch."""
+    return any(facts.packages.get(name) for name in (wanted.main_package, *wanted.own_packages))
+
+
+def _other_driver(facts: Facts, wanted: Wanted, ours: bool) -> Iterator[Fault]:
     """A driver that other means installed, or ours in another version."""
     if wanted.vendor == "nvidia" and not ours and (facts.loaded or facts.library):
         there = facts.library or facts.loaded
@@ -196,6 +202,9 @@ def _other_driver(facts: Facts, wanted: Wanted, ours: str) -> Iterator[Fault]:
             "gpu_driver_install: false",
         )  # fmt: skip
     others = {name: version for name, version in misfits(facts, wanted).items() if version}
+    if not facts.packages.get(wanted.main_package):
+        # Of another branch, whose packages can be called otherwise.
+        others |= {name: facts.packages[name] for name in wanted.own_packages if facts.packages.get(name)}
     if others and not wanted.allow_change:
         versions = set(map(upstream, others.values()))
         named = ", ".join(f"{name} {version}" for name, version in others.items())
@@ -215,7 +224,7 @@ def misfits(facts: Facts, wanted: Wanted) -> dict[str, str]:
 
 
 def reboot_reasons(facts: Facts, wanted: Wanted) -> list[str]:
-    """Why a reboot is due; none where the node runs what it has."""
+    """Why the driver waits for a reboot; none where the node runs the one that it has."""
     reasons = []
     if wanted.vendor == "nvidia" and facts.library and facts.loaded != facts.library and _not_rebooted(facts):
         runs = f"{facts.loaded} runs" if facts.loaded else "none runs"
@@ -227,9 +236,12 @@ def reboot_reasons(facts: Facts, wanted: Wanted) -> list[str]:
             reasons.append(f"amdgpu {facts.on_disk or 'of this release'} is installed, in the kernel {runs}")
     if missing := missing_parameters(facts.command_line, wanted.kernel_parameters):
         reasons.append(f"the kernel runs without {' '.join(missing)}")
-    if facts.reboot_wanted:
-        reasons.append(f"the system asks for it ({facts.reboot_wanted})")
     return reasons
+
+
+def reboot_reasons_of_the_system(facts: Facts) -> list[str]:
+    """Why the system itself asks for a reboot. The driver works until then: libc6 was renewed, or a kernel came."""
+    return [f"the system asks for it ({facts.reboot_wanted})"] if facts.reboot_wanted else []
 
 
 def _not_rebooted(facts: Facts) -> bool:
@@ -299,7 +311,9 @@ def table(faults: Sequence[Fault], hostname: str, heading: str) -> str:
 
 def gather(wanted: Wanted, root: Path = Path("/")) -> Facts:
     """Read from the node what the faults are judged by."""
-    packages = _packages([wanted.main_package, *(each.partition("=")[0] for each in wanted.same_version)])
+    packages = _packages(
+        [wanted.main_package, *wanted.own_packages, *(each.partition("=")[0] for each in wanted.same_version)]
+    )
     library = _library(wanted.library, root)
     next_kernel = _next_kernel(root)
     return Facts(
@@ -372,15 +386,18 @@ def _installed_at(wanted: Wanted, packages: Mapping[str, str], library: str, roo
     """When the driver was last installed; 0 where the one that is wanted is not there.
 
     Of one that is not ours the library and the module tell it, by the time of their last change: packages give files
-    the time of their build. rpm keeps no file by package, there its library's folder stands for it.
+    the time of their build. Of ours it is the main package's: dpkg writes its list of files then, rpm keeps the time.
     """
     if not wanted.install:
         files = [Path(each) for each in (library, _modinfo(wanted.module, "filename")) if each]
         return max((path.stat().st_ctime for path in files if path.exists()), default=0.0)
     if not packages.get(wanted.main_package):
         return 0.0
-    lists = sorted((root / "var/lib/dpkg/info").glob(f"{wanted.main_package}*.list")) or [root / "usr/lib64"]
-    return max((path.stat().st_mtime for path in lists if path.exists()), default=0.0)
+    lists = sorted((root / "var/lib/dpkg/info").glob(f"{wanted.main_package}*.list"))
+    if not lists and dnf.is_there():
+        installed_s: float = dnf.Dnf(str, 0).installed_at(wanted.main_package)
+        return installed_s
+    return max((path.stat().st_mtime for path in lists), default=0.0)
 
 
 def _booted_at(root: Path) -> float:

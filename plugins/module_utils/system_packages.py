@@ -26,7 +26,7 @@ class Wanted:
         name: what the file of pins is called after.
         packages: to be installed. hold: to be held, of what is installed; with the shell's wild cards.
         module_streams: of dnf.
-        allow_change: whether a package asked for may go from one version to another.
+        allow_change: whether a package asked for may go from one version to another, and a pinned one go away for it.
     """
 
     name: str = "node"
@@ -144,15 +144,22 @@ class _Run:
             self.outcome.actions.append(f"install {name} {version}" + (f" over {old.version}" if old else ""))
             self.outcome.before[name] = old.version if old else "none"
             self.outcome.after[name] = version
+        for name in sorted(foreseen.removes):
+            self.outcome.actions.append(f"remove {name}")
+            self.outcome.before[name] = installed[name].version if name in installed else "unknown"
+            self.outcome.after[name] = "none"
         if hold:
             self.outcome.actions.append(f"hold {' '.join(hold)}")
             self.outcome.before |= {f"hold of {name}": "no" for name in hold}
             self.outcome.after |= {f"hold of {name}": "yes" for name in hold}
 
-    def _refuse(self, installed: Mapping[str, Package], foreseen: Foreseen) -> None:
-        refused = package_plan.refusals(self.wanted.packages, installed, foreseen, self.wanted.allow_change)
+    def _refuse(self, installed: Mapping[str, Package], foreseen: Foreseen, done: Sequence[str] = ()) -> None:
+        """End where what would be done is refused; `done` is what was done before that could be known."""
+        pinned = [name for pin in self.wanted.pins for name in pin.packages]
+        refused = package_plan.refusals(self.wanted.packages, installed, foreseen, self.wanted.allow_change, pinned)
         if refused:
-            raise PackagesError("Nothing was changed: " + "; ".join(refused))
+            before = f"Done before: {', '.join(done)}; nothing else was changed" if done else "Nothing was changed"
+            raise PackagesError(f"{before}: {'; '.join(refused)}")
 
     def _tell_versions(self, installed: Mapping[str, Package], foreseen: Foreseen) -> None:
         there = {name: one.version for name, one in installed.items()} | dict(foreseen.installs)
@@ -179,10 +186,11 @@ class _AptRun(_Run):
         foreseen = self._try(fresh, sources, missing, installed) if missing or fresh else Foreseen({})
         hold = package_plan.to_hold(self.wanted.hold, installed, foreseen, self.manager.held())
         self._tell_files(fresh)
+        first = [*self.outcome.actions]
         self._tell_packages(installed, foreseen, hold)
         self._tell_versions(installed, foreseen)
         if self.outcome.actions and not self.check:
-            self._apply(fresh, sources, missing, hold)
+            self._apply(fresh, sources, missing, hold, first)
         return self.outcome
 
     def _priorities(self, root: Path | None = None) -> dict[str, bytes]:
@@ -196,7 +204,12 @@ class _AptRun(_Run):
         return files
 
     def _apply(
-        self, fresh: Mapping[str, bytes], sources: Sequence[str], missing: Sequence[Spec], hold: Sequence[str]
+        self,
+        fresh: Mapping[str, bytes],
+        sources: Sequence[str],
+        missing: Sequence[Spec],
+        hold: Sequence[str],
+        first: Sequence[str],
     ) -> None:
         self.manager.wait()  # before a file is written: who holds apt is told while nothing is changed
         if self.manager.interrupted(self.manager.installed()):
@@ -207,7 +220,8 @@ class _AptRun(_Run):
                 self.manager.update(sources)
         if missing:
             # After an interruption this is the first look that apt lets one have.
-            self._refuse(self.manager.installed(), self._foresee(missing, [None] if fresh else [sources, None]))
+            foreseen = self._foresee(missing, [None] if fresh else [sources, None])
+            self._refuse(self.manager.installed(), foreseen, first)
             self.manager.install(missing, self.wanted.allow_change)
         # After an interruption more is there than could be foreseen.
         due = package_plan.to_hold(self.wanted.hold, self.manager.installed(), Foreseen({}), self.manager.held())
@@ -292,6 +306,7 @@ class _DnfRun(_Run):
         hold = package_plan.to_hold(self.wanted.hold, installed, foreseen, self.manager.held(installed))
         self._tell_files(fresh)
         self.outcome.actions += [f"enable module stream {stream}" for stream in streams]
+        first = [*self.outcome.actions]
         self._tell_packages(installed, foreseen, [] if blind else hold)
         self._tell_versions(installed, Foreseen({}) if blind else foreseen)
         if self.outcome.actions and not self.check:
@@ -299,7 +314,7 @@ class _DnfRun(_Run):
             if streams:
                 self.manager.enable_modules(streams)
             if missing:
-                self._refuse(installed, self.manager.simulate(missing))
+                self._refuse(installed, self.manager.simulate(missing), first)
                 self.manager.install(missing, self.wanted.allow_change)
             there = self.manager.installed()
             self._tell_versions(there, Foreseen({}))

@@ -39,6 +39,11 @@ options:
     description: The package by which the driver is known to be ours.
     type: str
     default: ''
+  own_packages:
+    description: The same of other branches of the driver, whose packages can be called otherwise.
+    type: list
+    elements: str
+    default: []
   same_version:
     description: Packages and their versions, C(name=version) with the shell's wild cards.
     type: list
@@ -111,11 +116,17 @@ faults:
   elements: dict
   sample: [{what: user, found: guest, needed: root, mend: "set ansible_become: true"}]
 reboot:
-  description: Why a reboot is due; empty for none.
+  description: Why the driver waits for a reboot; empty for none.
   returned: always
   type: list
   elements: str
   sample: ["driver 580.126.20 is installed, in the kernel none runs"]
+system_reboot:
+  description: Why the system itself asks for a reboot, which the driver does not wait for; empty for none.
+  returned: always
+  type: list
+  elements: str
+  sample: ["the system asks for it (libc6)"]
 facts:
   description: The driver that is there.
   returned: always
@@ -139,6 +150,7 @@ ARGUMENTS: dict[str, Any] = {
     "module": TEXT,
     "library": TEXT,
     "main_package": TEXT,
+    "own_packages": STRINGS,
     "same_version": STRINGS,
     "kernel_parameters": STRINGS,
     "repositories": DICTS,
@@ -169,6 +181,7 @@ def main() -> None:
     result = {
         "faults": [vars(one) for one in found],
         "reboot": preparation.reboot_reasons(facts, wanted),
+        "system_reboot": preparation.reboot_reasons_of_the_system(facts),
         "facts": facts.as_result(),
     }
     if found:

@@ -12,6 +12,8 @@ description:
   - A key that is not the pinned one is refused, with both fingerprints, before anything is written.
   - Before a file is written the repositories are asked, in a copy of apt's world, whether they have what is wanted; so
     check mode on a fresh node tells the very versions that would come.
+  - dnf has no such copy. Where a repository or a module stream is not there yet, check mode tells versions as they are
+    asked for, and a run that is refused has set those; the message says so.
   - Waits for another package manager up to O(lock_timeout) and names its process. What an interruption left half
     configured is finished first.
   - Debian and Ubuntu with apt; Red Hat's family with dnf, which was never run by this project's tests.
@@ -93,7 +95,9 @@ options:
     elements: str
     default: []
   allow_change:
-    description: Whether a package of O(packages) may go from one installed version to another.
+    description:
+      - Whether a package of O(packages) may go from one installed version to another.
+      - What is named in O(pins) may then be removed for it, as far as the new version excludes it.
     type: bool
     default: false
   lock_timeout:

@@ -89,9 +89,9 @@ def driver_plan(wish: Mapping[str, Any], facts: Mapping[str, Any], directory: st
 
     Returns: `vendor` (cpu where there is nothing to do), `title`, `summary`, `version`, `packages`, `repositories`,
         `pins`, `hold`, `module_streams`, `services`, `kernel_modules`, `kernel_parameters`, `sysctl`, `module`,
-        `library`, `main_package`, `same_version` (packages with the versions that fit), `minimum` and `minimum_of`
-        (oldest driver and whose need it is, where the node's own is only looked at), and `faults`, each with
-        `what`, `found`, `needed` and `mend`.
+        `library`, `main_package`, `own_packages` (the main packages of all branches), `same_version` (packages with
+        the versions that fit), `minimum` and `minimum_of` (oldest driver and whose need it is, where the node's own is
+        only looked at), and `faults`, each with `what`, `found`, `needed` and `mend`.
 
     Raises:
         CatalogueError: the catalogue is broken.
@@ -114,7 +114,10 @@ def driver_plan(wish: Mapping[str, Any], facts: Mapping[str, Any], directory: st
     known = _system(gpu, release, system, catalogue, faults) if release else None
     if not release or not known:
         return _nothing(gpu.vendor, gpu.title) | {"faults": [_fault(each) for each in faults]}
-    return _plan(wanted, gpu, release, known, system) | {"faults": [_fault(each) for each in faults]}
+    return _plan(wanted, gpu, release, known, system) | {
+        "own_packages": _own_packages(gpu, system, catalogue),
+        "faults": [_fault(each) for each in faults],
+    }
 
 
 @functools.cache
@@ -177,18 +180,31 @@ def _system(
         )
         faults.append(Violation("the node's system", f"{system.distribution or 'unknown'}", mend))
         return None
-    fitting = [
-        each
-        for each in named
-        if not (each.below_branch and not older(release.branch, each.below_branch))
-        and not (each.from_branch and older(release.branch, each.from_branch))
-    ]
+    fitting = [each for each in named if _is_for(each, release.branch)]
     if not fitting or system.machine not in fitting[0].machines:
         there = ", ".join(fitting[0].machines) if fitting else "another branch"
         found = f"{system.machine or 'unknown'} with {system.distribution}"
         faults.append(Violation("the node's machine", found, f"Packages of {release.branch} are there for {there}."))
         return None
     return fitting[0]
+
+
+def _is_for(known: DriverSystem, branch: str) -> bool:
+    below = known.below_branch is None or older(branch, known.below_branch)
+    return below and (known.from_branch is None or not older(branch, known.from_branch))
+
+
+def _own_packages(gpu: Gpu, system: System, catalogue: Catalogue) -> list[str]:
+    """The main packages of every branch that the catalogue has for a system: a driver of one of them is ours."""
+    found = [
+        filled(known.packages[0], {"branch": release.branch})
+        for known in catalogue.drivers.systems
+        for release in catalogue.drivers.releases
+        if known.platform == release.platform == gpu.platform
+        and system.distribution in known.distributions
+        and _is_for(known, release.branch)
+    ]
+    return list(dict.fromkeys(found))
 
 
 def _floor(wanted: Wish, gpu: Gpu, catalogue: Catalogue) -> tuple[str, str]:
@@ -307,7 +323,7 @@ def _summary(gpu: Gpu, release: DriverRelease) -> str:
 def _nothing(vendor: str, summary: str) -> dict[str, Any]:
     lists = [
         *("packages", "repositories", "pins", "hold", "module_streams", "services", "kernel_modules"),
-        *("kernel_parameters", "same_version", "faults"),
+        *("kernel_parameters", "own_packages", "same_version", "faults"),
     ]
     texts = ("title", "version", "module", "library", "main_package", "minimum", "minimum_of")
     return {"vendor": vendor, "summary": summary, "sysctl": {}} | {n: [] for n in lists} | dict.fromkeys(texts, "")

@@ -127,10 +127,11 @@ def judge(
         replicas.setdefault(f"replica {node['replica']}", []).append(node["name"])
     facts = {node: dict((result or {}).get("facts") or {}) for node, result in results.items()}
     interfaces = {node["name"]: node.get("interface") for node in (plan or {}).get("nodes", ())}
+    in_containers = ((plan or {}).get("deployment") or {}).get("install") == "container"
     between = list(_same_names(facts))
     for name, members in (replicas or {"the inventory": list(results)}).items():
         known = {node: facts[node] for node in members if facts.get(node)}
-        between += unlike(known, interfaces, name, strict=bool(replicas))
+        between += unlike(known, interfaces, name, strict=bool(replicas), in_containers=in_containers)
     accepted = frozenset(accept)
     nodes = []
     for node, result in results.items():
@@ -191,22 +192,28 @@ def _same_names(facts: Mapping[str, Mapping[str, Any]]) -> Iterator[Finding]:
             )
 
 
-def traits(facts: Mapping[str, Any], interface: str | None) -> dict[str, tuple[str, bool]]:
-    """What has to be alike in a replica: by name what the node has, and whether the replica breaks where it differs."""
+def traits(facts: Mapping[str, Any], interface: str | None, in_containers: bool) -> dict[str, tuple[str, bool]]:
+    """What has to be alike in a replica: by name what the node has, and whether the replica breaks where it differs.
+
+    Ray wants the same Python on all nodes. The engine's is its environment's, where there is none yet the node's own,
+    of which it will be made; in a container it is the image's, and the node's own is only told.
+    """
     drivers = sorted({gpu["driver"] for gpu in facts.get("gpus") or () if gpu.get("driver")})
     kinds = sorted({f"{gpu['name']}, {gpu['memory_mib']} MiB" for gpu in facts.get("gpus") or ()})
     nic = next((one for one in facts.get("nics") or () if one["name"] == interface), None) or _fastest(facts)
+    installed = dict(facts.get("installed") or {})
+    python = installed.pop("python", "") or (facts.get("python") or {}).get("version") or ""
     found = {
         "architecture": (facts.get("architecture") or "", True),
         "GPUs": (" and ".join(kinds), True),
         "driver": (", ".join(drivers) or facts.get("rocm_release") or "", False),
-        "Python": ((facts.get("python") or {}).get("version") or "", True),
+        "Python": (python, not in_containers),
         "kernel": (facts.get("kernel") or "", False),
         "system": (facts.get("os") or "", False),
         "NIC speed": (_speed(nic.get("speed_mbit")) if nic else "", False),
         "MTU": (str(nic["mtu"]) if nic else "", False),
     }
-    found |= {name: (release, True) for name, release in (facts.get("installed") or {}).items() if name != "python"}
+    found |= {name: (release, True) for name, release in installed.items()}
     found |= {f"image {name}": (digest, True) for name, digest in (facts.get("image_digests") or {}).items()}
     return {name: told for name, told in found.items() if told[0]}
 
@@ -222,7 +229,12 @@ def _speed(mbit: int | None) -> str:
 
 
 def unlike(
-    facts: Mapping[str, Mapping[str, Any]], interfaces: Mapping[str, str | None], group: str, *, strict: bool
+    facts: Mapping[str, Mapping[str, Any]],
+    interfaces: Mapping[str, str | None],
+    group: str,
+    *,
+    strict: bool,
+    in_containers: bool,
 ) -> list[Finding]:
     """How nodes that belong together differ; a finding for each node and trait that is not what most have.
 
@@ -231,8 +243,9 @@ def unlike(
         interfaces: by node, the network interface that the plan names.
         group: what they are together, for the message.
         strict: whether a difference can make them unfit.
+        in_containers: whether the engine runs in containers, and so by the image's Python.
     """
-    told = {node: traits(one, interfaces.get(node)) for node, one in facts.items()}
+    told = {node: traits(one, interfaces.get(node), in_containers) for node, one in facts.items()}
     found = []
     for trait in dict.fromkeys(name for one in told.values() for name in one):
         values = {node: one[trait] for node, one in told.items() if trait in one}

@@ -13,7 +13,8 @@ CHANGES = {
     "container_runtime_changes": "containers",
     "python_mirror_changes": "python",
 }
-FACTS = (*CHANGES, "gpu_driver_plan", "gpu_driver_loaded", "gpu_driver_reboot", "gpu_driver_unmet", "host_unmet")
+REBOOTS = ("gpu_driver_reboot", "gpu_driver_system_reboot")
+FACTS = (*CHANGES, *REBOOTS, "gpu_driver_plan", "gpu_driver_loaded", "gpu_driver_unmet", "host_unmet")
 MOST_LINES = 12
 # Where the inventory says at which addresses a node is.
 ADDRESSES = ("deployment_address", "ansible_host", "lab_storage_address")
@@ -43,15 +44,15 @@ def report(rows: Mapping[str, Mapping[str, Any]], failed: Sequence[str], check: 
     lines = []
     for name, row in rows.items():
         changes = [f"{part}: {action}" for key, part in CHANGES.items() for action in row.get(key) or []]
-        reboot = row.get("gpu_driver_reboot") or []
+        reboot, of_system = (row.get(key) or [] for key in REBOOTS)
         state = "not prepared, see above" if name in failed else "can be prepared" if check else "prepared"
         number = f"{len(changes)} change{'s' if len(changes) > 1 else ''}{' to make' if check else ''}"
         count = number if changes else "nothing to change" if check else "nothing changed"
-        due = "a reboot is due" if reboot else "no reboot is due"
+        due = "a reboot is due" if reboot else "the system asks for a reboot" if of_system else "no reboot is due"
         lines.append(f"{name}: {state}; {count}; {due}")
         summary = _driver(row)
         lines += [f"    {summary}"] if summary else []
-        lines += [f"    reboot: {reason}" for reason in reboot]
+        lines += [f"    reboot: {reason}" for reason in [*reboot, *of_system]]
         unmet = [*(row.get("host_unmet") or []), *(row.get("gpu_driver_unmet") or [])]
         lines += [f"    not possible here: {text}" for text in unmet]
         lines += [f"    {change}" for change in changes[:MOST_LINES]]

@@ -233,6 +233,19 @@ def test_a_driver_that_is_only_looked_at(gpu: str, minimum: str) -> None:
     assert plan({}, gpu=gpu, install=False, engine="")["minimum"] == ""
 
 
+@pytest.mark.parametrize(
+    ("facts", "gpu", "expected"),
+    [
+        (NOBLE, "h200", ["libnvidia-compute-580", "nvidia-headless-open"]),
+        (DEBIAN, "h200", ["nvidia-driver-cuda"]),
+        (ROCKY, "h200", ["nvidia-driver-cuda"]),
+        (NOBLE, "mi355x", ["amdgpu-dkms"]),
+    ],
+)
+def test_main_packages_of_all_branches_are_ours(facts: dict[str, Any], gpu: str, expected: list[str]) -> None:
+    assert plan(facts, gpu=gpu)["own_packages"] == expected
+
+
 def test_mixed_types() -> None:
     types = {"a": "h20-96", "b": "h20-96", "c": "h200", "d": "mi355x"}
     deployments = {"a": "x", "b": "x", "c": "x", "d": "y"}
@@ -332,6 +345,20 @@ BEFORE = {
     "ours in another version, allowed": (
         having(DONE, packages={"cuda": "580.95.05-1"}), wanting(allow_change=True), [],
     ),
+    "ours of a branch whose packages are called otherwise": (
+        having(DONE, packages={"cuda-470": "470.256.02-1"}), wanting(own_packages=["cuda-470", "cuda"]),
+        ["driver: 470.256.02 is installed"],
+    ),
+    "ours of such a branch, allowed": (
+        having(DONE, packages={"cuda-470": "470.256.02-1"}),
+        wanting(own_packages=["cuda-470", "cuda"], allow_change=True),
+        [],
+    ),
+    "ours, with a package of such a branch left beside": (
+        having(DONE, packages={**DONE.packages, "cuda-470": "470.256.02-1"}),
+        wanting(own_packages=["cuda-470", "cuda"]),
+        [],
+    ),
     "all at once": (
         having(BARE, user="guest", free_bytes={}, gpus={}, library="1.2"),
         NVIDIA,
@@ -427,7 +454,7 @@ AFTER: dict[str, tuple[Facts, Wanted, list[str], list[str]]] = {
         ["the kernel runs without pci=realloc=off"],
     ),
     "the system asks": (
-        having(DONE, reboot_wanted="linux-image-6.8"), NVIDIA, [], ["the system asks for it (linux-image-6.8)"],
+        having(DONE, reboot_wanted="linux-image-6.8"), NVIDIA, [], [],  # the driver does not wait for it
     ),
 }  # fmt: skip
 
@@ -436,6 +463,13 @@ AFTER: dict[str, tuple[Facts, Wanted, list[str], list[str]]] = {
 def test_how_it_fits(facts: Facts, wanted: Wanted, faults: list[str], reboot: list[str]) -> None:
     assert [f"{one.what}: {one.found}" for one in preparation.faults_after(facts, wanted)] == faults
     assert preparation.reboot_reasons(facts, wanted) == reboot
+
+
+def test_what_the_system_asks_for_is_told_apart_from_what_the_driver_waits_for() -> None:
+    facts = having(DONE, reboot_wanted="libc6", loaded="", installed_at=150)
+    assert preparation.reboot_reasons(facts, NVIDIA) == [f"driver {V} is installed, in the kernel none runs"]
+    assert preparation.reboot_reasons_of_the_system(facts) == ["the system asks for it (libc6)"]
+    assert preparation.reboot_reasons_of_the_system(DONE) == []
 
 
 AMD_PACKAGES = ["amdgpu-dkms=*.30300400-*", "rocm-core=*.70204-*"]
@@ -605,6 +639,39 @@ def test_an_upgrade_by_other_means_since_the_start_asks_for_a_restart(upgraded: 
     assert preparation.gather(FOUND, upgraded).installed_at == (upgraded / "nvidia.ko").stat().st_ctime
     (upgraded / "nvidia.ko").unlink()
     assert preparation.gather(FOUND, upgraded).installed_at == 0
+
+
+RPM = """\
+#!/bin/sh
+case "$1 $4" in
+  "-qa ") printf 'amdgpu-dkms\\t6.16.13.30300400-2341068.el9\\n' ;;
+  "-q amdgpu-dkms") [ "$3" = '%{INSTALLTIME}\\n' ] && echo INSTALLED ;;
+esac
+"""
+
+
+def test_rpm_tells_when_the_driver_was_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of AMD's driver lies in /usr/lib64, and much else does."""
+    for path, text in {
+        "bin/dnf": "#!/bin/sh\n", "bin/rpm": RPM.replace("INSTALLED", "1763700060"),
+        "proc/stat": "btime 1763700000\n", "proc/cmdline": "iommu=pt\n", "sys/module/amdgpu/version": "6.12.12\n",
+    }.items():  # fmt: skip
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+        (tmp_path / path).chmod(0o755)
+    (tmp_path / "usr/lib64").mkdir(parents=True)
+    os.utime(tmp_path / "usr/lib64", (1, 1))
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setattr(preparation, "_modinfo", lambda module, what="version", kernel="": "6.16.13")
+    wanted = Wanted("amd", "7.2.4", "amdgpu", "", "amdgpu-dkms", ["amdgpu-dkms=*.30300400-*"])
+    due = preparation.gather(wanted, tmp_path)
+    assert due.installed_at == 1763700060
+    assert [*preparation.faults_after(due, wanted)] == []
+    assert preparation.reboot_reasons(due, wanted) == ["amdgpu 6.16.13 is installed, in the kernel 6.12.12 runs"]
+    os.utime(tmp_path / "usr/lib64")  # another package came since the restart
+    (tmp_path / "proc/stat").write_text("btime 1763700120\n")
+    (fault,) = preparation.faults_after(preparation.gather(wanted, tmp_path), wanted)
+    assert (fault.what, fault.found) == ("kernel module amdgpu", "6.12.12; on disk is 6.16.13")
 
 
 def test_faults_are_told_with_what_mends_them() -> None:

@@ -72,7 +72,10 @@ def test_how_to_reach_a_node(problem: str, mend: str) -> None:
 
 ALIKE = {
     "driver": ({"gpus": [{**FACTS["gpus"][0], "driver": "570.1"}]}, "driver", "570.1", "warning"),
-    "Python": ({"python": {"version": "3.11.2"}}, "Python", "3.11.2", "failure"),
+    "Python, of which the environment will be made": (
+        {"python": {"version": "3.11.2"}, "installed": {}}, "Python", "3.11.2", "failure",
+    ),
+    "Python of the environment": ({"installed": {"python": "3.11.2", "ray": "2.60.0"}}, "Python", "3.11.2", "failure"),
     "Ray": ({"installed": {"ray": "2.59.0"}}, "ray", "2.59.0", "failure"),
     "NIC speed": (
         {"nics": [{**FACTS["nics"][0], "speed_mbit": 100000}]}, "NIC speed", "100 Gbit/s", "warning",
@@ -94,8 +97,25 @@ def test_nodes_of_a_replica_that_differ(facts: dict[str, Any], trait: str, value
     assert only.needed.endswith(", as on node1")
 
 
+def test_the_nodes_own_python_does_not_matter_to_an_environment_that_is_there() -> None:
+    """Ray wants one Python on all nodes, and runs by the environment's."""
+    found = judge({"node1": answer("a"), "node2": answer("b", python={"version": "3.11.2"})})
+    assert [one.findings for one in found.nodes] == [(), ()]
+
+
+def test_the_nodes_own_python_does_not_matter_to_a_container() -> None:
+    facts = [{"installed": {}, "python": {"version": version}} for version in ("3.11.9", "3.11.9", "3.12.3")]
+    results = {f"node{n}": answer(str(n), **one) for n, one in enumerate(facts, 1)}
+    found = judge(results, {**PLAN, "deployment": {"install": "container"}, "nodes": [
+        {**node, "replica": 0} for node in PLAN["nodes"]
+    ]})  # fmt: skip
+    [only] = [one for node in found.nodes for one in node.findings]
+    assert (only.node, only.what, only.found, only.severity) == ("node3", "Python in replica 0", "3.12.3", "warning")
+    assert found.unfit == []
+
+
 def test_without_a_plan_nothing_that_differs_makes_unfit() -> None:
-    found = judge({"node1": answer("a"), "node2": answer("b", python={"version": "3.9.1"})}, plan=None)
+    found = judge({"node1": answer("a"), "node2": answer("b", python={"version": "3.9.1"}, installed={})}, plan=None)
     [only] = found.nodes[1].findings
     assert (only.what, only.severity) == ("Python in the inventory", "warning")
 

@@ -164,6 +164,46 @@ def test_the_same_error_is_counted_and_told_as_last() -> None:
     assert kernel_log.parse(text) == [Event("Xid 63", "0000:23:00", False, "last", 4)]
 
 
+ACTION = "154, GPU recovery action changed from"
+XIDS: dict[str, tuple[list[str], bool]] = {
+    "NVLink 5, fatal": (["149, NETIR_LINK_EVT Fatal XC0 i0 Link 00 (0x026001c6 0x00000000)"], True),
+    "NVLink 5, the first of its numbers": (["144, SAW_MVB Fatal XC0 i0 Link 0 (0x00000001)"], True),
+    "NVLink 5, the last of its numbers": (["150, MSE Fatal XC0 i0 Link -1 (0x00000001)"], True),
+    "NVLink 5, not fatal": (["145, RLW_RXPIPE Nonfatal XC0 i0 Link 13 (0x0409a0c2 0x00000008)"], False),
+    "NVLink 5, not fatal after a fatal one": (["145, RLW_REMAP Fatal XC0 i0", "145, RLW_RXPIPE Nonfatal XC0 i0"], True),
+    "it stopped": (["46, pid='<unknown>', name=<unknown>, GPU stopped processing"], True),
+    "a restart is asked for": ([f"{ACTION} 0x0 (None) to 0x2 (Node Reboot Required)"], True),
+    "a reset is asked for": ([f"{ACTION} 0x0 (None) to 0x1 (GPU Reset Required)"], True),
+    "nothing is asked for any more": (
+        [f"{ACTION} 0x0 (None) to 0x1 (GPU Reset Required)", f"{ACTION} 0x1 (GPU Reset Required) to 0x0 (None)"],
+        False,
+    ),
+    "asked for anew": (
+        [f"{ACTION} 0x1 (GPU Reset Required) to 0x0 (None)", f"{ACTION} 0x0 (None) to 0x1 (PF FLR)"],
+        True,
+    ),
+}
+
+
+@pytest.mark.parametrize(("said_of_it", "fatal"), XIDS.values(), ids=XIDS)
+def test_xids_that_tell_themselves_whether_they_are_fatal(said_of_it: list[str], fatal: bool) -> None:
+    lines = [f"[ 61.{n}] NVRM: Xid (PCI:0000:19:00): {text}" for n, text in enumerate(said_of_it)]
+    (event,) = kernel_log.parse("\n".join(lines))
+    assert (event.device, event.fatal, event.count) == ("0000:19:00", fatal, len(said_of_it))
+
+
+def test_an_action_that_is_taken_back_is_so_for_its_gpu_alone() -> None:
+    text = "".join(
+        f"NVRM: Xid (PCI:0000:{gpu}:00): {ACTION} {change}\n"
+        for gpu, change in [
+            ("19", "0x0 (None) to 0x1 (GPU Reset Required)"),
+            ("3b", "0x0 (None) to 0x1 (GPU Reset Required)"),
+            ("19", "0x1 (GPU Reset Required) to 0x0 (None)"),
+        ]
+    )
+    assert {one.device: one.fatal for one in kernel_log.parse(text)} == {"0000:19:00": False, "0000:3b:00": True}
+
+
 # ---- asking ----------------------------------------------------------------------------------------------------------
 
 

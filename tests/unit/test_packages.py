@@ -111,12 +111,26 @@ REFUSED: dict[str, tuple[Foreseen, bool, list[str]]] = {
         True,
         ["it would remove docker.io; remove them by hand if that is meant, or leave the packages that are there alone"],
     ),
+    "a removal of what is pinned": (
+        Foreseen({"nvidia-headless-open": "595.45.04-1"}, ["libnvidia-compute-580"]),
+        False,
+        ["it would remove libnvidia-compute-580; remove them by hand if that is meant, or leave the packages that are "
+         "there alone"],
+    ),
+    "a removal of what is pinned, allowed": (
+        Foreseen({"nvidia-headless-open": "595.45.04-1"}, ["libnvidia-compute-580"]), True, [],
+    ),
+    "of others beside it, never": (
+        Foreseen({"nvidia-headless-open": "595.45.04-1"}, ["libnvidia-compute-580", "docker.io"]),
+        True,
+        ["it would remove docker.io; remove them by hand if that is meant, or leave the packages that are there alone"],
+    ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("foreseen", "allowed", "expected"), REFUSED.values(), ids=REFUSED)
 def test_what_is_refused(foreseen: Foreseen, allowed: bool, expected: list[str]) -> None:
-    assert package_plan.refusals([Spec.of("fm"), Spec.of("half")], THERE, foreseen, allowed) == expected
+    assert package_plan.refusals([Spec.of("fm"), Spec.of("half")], THERE, foreseen, allowed, ["*nvidia*"]) == expected
 
 
 ADVICE = {
@@ -469,6 +483,7 @@ def node(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., tuple
     folders = (str(tmp_path / "APT_KEYS"), str(tmp_path / "APT_SOURCES"))
     pins = (None, str(tmp_path / "APT_PINS"))
     monkeypatch.setattr(package_sources.apt_priority_file, "__defaults__", pins)
+    monkeypatch.setattr(package_sources.apt_pin_file, "__defaults__", pins[1:])
     monkeypatch.setattr(package_sources.apt_files, "__defaults__", folders)
     assert defaults is not None
     (tmp_path / "key").write_bytes(KEY)
@@ -484,6 +499,7 @@ def node(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., tuple
 
 
 FRESH = Foreseen({"fm": "580.126.20-1"})
+FRESH_OF_595 = Foreseen({"nvidia-headless-open": "595.45.04-1"}, ["libnvidia-compute-580"])
 
 
 def test_first_the_copy_then_files_then_packages_then_holds(node: Callable[..., Any], tmp_path: Path) -> None:
@@ -568,7 +584,81 @@ def test_a_removal_is_refused_before_a_file_is_written(node: Callable[..., Any],
     assert list(tmp_path.glob("APT_*/*")) == []
 
 
+def test_a_change_takes_away_what_is_pinned_and_says_so(node: Callable[..., Any]) -> None:
+    recorder = Recorder({"libnvidia-compute-580": Package("580.126.20-1")}, FRESH_OF_595)
+    pins = [Pin(["*nvidia*"], "595.45.04-*")]
+    outcome = node(recorder, packages=[Spec.of("nvidia-headless-open")], pins=pins, allow_change=True)
+    assert outcome.actions[-2:] == ["install nvidia-headless-open 595.45.04-1", "remove libnvidia-compute-580"]
+    assert (outcome.before["libnvidia-compute-580"], outcome.after["libnvidia-compute-580"]) == ("580.126.20-1", "none")
+    assert "install nvidia-headless-open" in recorder.done
+
+
 # ---- dnf: its texts; tests/lab/test_dnf_node.py runs the real one ----------------------------------------------------
+
+
+class DnfRecorder:
+    """Stands in for a node's dnf with an older fabric manager, and writes down what it is told to do."""
+
+    def __init__(self, streams: list[str]) -> None:
+        self.streams = streams
+        self.done: list[str] = []
+
+    def installed(self) -> dict[str, Package]:
+        return {"fm": Package("580.95.05-1.el9")}
+
+    def held(self, installed: dict[str, Package]) -> set[str]:
+        return set()
+
+    def enabled_modules(self, streams: list[str]) -> list[str]:
+        return self.streams
+
+    def enable_modules(self, streams: list[str]) -> None:
+        self.done.append(f"enable {' '.join(streams)}")
+
+    def simulate(self, specs: list[Spec]) -> Foreseen:
+        return Foreseen({"fm": "580.126.20-1.el9"})
+
+
+CHANGE = "fm 580.95.05-1.el9 would become 580.126.20-1.el9: a change of what runs is made only where it is allowed"
+
+
+@pytest.mark.parametrize(
+    ("streams", "said"),
+    [
+        ([], "Nothing was changed"),
+        (
+            ["nvidia-driver:580-open"],
+            "Done before: enable module stream nvidia-driver:580-open; nothing else was changed",
+        ),
+    ],
+)
+def test_a_refusal_of_dnf_tells_what_was_done_before(
+    streams: list[str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = DnfRecorder(streams)
+    monkeypatch.setattr(apt, "is_there", lambda: False)
+    monkeypatch.setattr(dnf, "is_there", lambda: True)
+    monkeypatch.setattr(dnf, "Dnf", lambda report, seconds: recorder)
+    wanted = system_packages.Wanted(packages=[Spec.of("fm=580.126.20-*")], module_streams=["nvidia-driver:580-open"])
+    with pytest.raises(apt.PackagesError) as refused:
+        system_packages.converge(wanted, False, lambda line: None, 1)
+    assert str(refused.value) == f"{said}: {CHANGE} (allow_change)"
+    assert recorder.done == [f"enable {stream}" for stream in streams]
+
+
+def test_a_refusal_after_an_interruption_tells_what_was_done_before(node: Callable[..., Any]) -> None:
+    node(Recorder({}, FRESH), packages=[Spec.of("fm")])
+
+    class Interrupted(Recorder):
+        def simulate(self, specs: list[Spec], allow_change: bool, into: Path | None = None) -> Foreseen:
+            if "finish" not in self.done:
+                raise apt.PackagesError("dpkg was interrupted")
+            return self.foreseen
+
+    recorder = Interrupted({"dkms": Package("3", "iF")}, Foreseen({"fm": "1"}, ["docker.io"]))
+    said = "^Done before: finish what an earlier dpkg left: dkms; nothing else was changed: it would remove docker.io"
+    with pytest.raises(apt.PackagesError, match=said):
+        node(recorder, packages=[Spec.of("fm")])
 
 
 def test_dnf_operands_and_locks() -> None:

@@ -517,6 +517,15 @@ def test_writable_paths(tmp_path: Path) -> None:
     assert preflight.gather(of(writable_paths=list(reasons))).unwritable == reasons
 
 
+def test_an_environments_python_is_asked_for_its_version(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "lib/python3.11/site-packages/ray-2.60.0.dist-info").mkdir(parents=True)
+    (tmp_path / "pyvenv.cfg").write_text("version = 3.11.2\n")  # as it was made; the system's Python was renewed since
+    assert preflight.installed_in(str(tmp_path)) == {"ray": "2.60.0"}
+    (tmp_path / "bin/python").symlink_to(sys.executable)
+    assert preflight.installed_in(str(tmp_path)) == {"python": sys.version.split()[0], "ray": "2.60.0"}
+
+
 def test_facts_of_this_machine() -> None:
     facts = preflight.gather(
         of(minimum_python="3.9", python=sys.executable, commands=[{"name": "sh"}, {"name": "no-such"}])

@@ -83,11 +83,15 @@ def test_docker_comes_to_every_node_where_the_engine_runs_in_containers(
 def test_nodes_that_need_no_restart_are_asked_whether_they_are_fit(tmp_path: Path) -> None:
     """The real check on this machine: it is fit as long as no GPUs are planned."""
     run = Run(tmp_path, {})
-    hosts = {"a": {}, "b": {"gpu_driver_reboot": ["driver 580 is installed, in the kernel none runs"]}}
+    hosts = {
+        "a": {"gpu_driver_system_reboot": ["the system asks for it (libc6)"]},
+        "b": {"gpu_driver_reboot": ["driver 580 is installed, in the kernel none runs"]},
+    }
     last = ("Plan", "Tell what came of it", "Say which nodes are fit")
     said = run(last, hosts, stepladder_state_directory=str(tmp_path / "state"))
     assert run.status == 0, said
     assert "Not asked yet whether they are fit: b. Restart them" in said
+    assert "a: prepared; nothing changed; the system asks for a reboot" in said
     assert "1 of 1 node fit; 0 failures" in said
     planned = {name: THREE[name] | variables for name, variables in hosts.items()}
     said = run(

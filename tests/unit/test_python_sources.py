@@ -123,6 +123,14 @@ def test_the_report_tells_changes_reboots_and_failures() -> None:
     assert lines[-1].startswith("Not asked yet whether they are fit: a. Restart them")
 
 
+def test_a_reboot_that_only_the_system_asks_for_is_told_and_not_waited_for() -> None:
+    rows = {"a": {"gpu_driver_reboot": [], "gpu_driver_system_reboot": ["the system asks for it (libc6)"]}}
+    assert preparing.report(rows, []).splitlines() == [
+        "a: prepared; nothing changed; the system asks for a reboot",
+        "    reboot: the system asks for it (libc6)",
+    ]
+
+
 def test_a_driver_that_was_not_installed_is_told_as_found() -> None:
     plan = {"title": "NVIDIA H20", "summary": "NVIDIA H20: the driver that is there", "version": ""}
     found = preparing.report({"a": {"gpu_driver_plan": plan, "gpu_driver_loaded": "580.95.05"}}, []).splitlines()
