@@ -74,6 +74,8 @@ def network(nodes: int, rate: str) -> Iterator[list[str]]:
         yield addresses
     finally:
         for number in range(nodes + 1):
+            # A namespace takes its links along some time after it is gone: too late for the next network.
+            subprocess.run(["ip", "link", "del", f"{PREFIX}{number}"], check=False, stderr=subprocess.DEVNULL)
             subprocess.run(["ip", "netns", "del", f"{PREFIX}{number}"], check=False, stderr=subprocess.DEVNULL)
         subprocess.run(["ip", "link", "del", BRIDGE], check=False, stderr=subprocess.DEVNULL)
 
