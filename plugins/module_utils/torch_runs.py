@@ -42,7 +42,7 @@ def interpreters(state_directory: str, given: str = "") -> Iterator[str]:
 
 
 def command(
-    state_directory: str, python: str, image: str, vendor: str, seconds: float, environment: Iterable[str] = ()
+    state_directory: str, python: str, image: str, vendor: str, seconds: float, *, environment: Iterable[str] = ()
 ) -> list[str]:
     """What our program is to be run with; empty where nothing on the node has torch.
 
