@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from stepladder.all_reduce import Outcome
 from stepladder.bisection import Group, blame
 from stepladder.gpu_acceptance import Row
 
+ROOT = Path(__file__).resolve().parents[2]
 NAMES = ["a", "b", "c", "d", "e"]
 
 
@@ -174,6 +177,23 @@ def test_where_peers_meet_a_node(given: tuple[str, list[str], str], expected: Pl
     assert link_speed.place(told, OWN, resolved, reached) == expected
 
 
+def test_the_role_refuses_them_before_anything_is_measured(tmp_path: Path) -> None:
+    """The real playbook; both nodes are this machine, which has its own addresses but once."""
+    at = {"a": {"ansible_host": "node-a.invalid"}, "b": {"ansible_host": "127.0.1.1"}}
+    local = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
+    engines = {"hosts": at, "vars": {**local, "acceptance_install": False}}
+    (tmp_path / "hosts.yml").write_text(json.dumps({"all": {"children": {"engines": engines}}}))
+    done = subprocess.run(
+        [sys.executable, "-m", "ansible", "playbook", "-i", "hosts.yml", str(ROOT / "playbooks/acceptance.yml")],
+        cwd=tmp_path, env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")}, stdin=subprocess.DEVNULL,
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Refuse nodes that no peer could meet: FAILED" in done.stdout
+    assert "Set deployment_address" in done.stdout
+    assert "Every link" not in done.stdout
+
+
 def test_all_nodes_that_could_not_be_met_are_named() -> None:
     told = {
         "a": {"acceptance_line": {"address": "198.18.0.1", "problem": ""}},
@@ -184,8 +204,7 @@ def test_all_nodes_that_could_not_be_met_are_named() -> None:
     assert acceptance.unmet(told, list("acd")) == ""
     told["d"] = told["a"]
     assert acceptance.unmet(told, list("abcd")) == (
-        "b: 'b' means 127.0.1.1.\n"
-        "a, d: all would be met at 198.18.0.1. Set deployment_address of each to its own."
+        "b: 'b' means 127.0.1.1.\na, d: all would be met at 198.18.0.1. Set deployment_address of each to its own."
     )
 
 
