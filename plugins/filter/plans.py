@@ -197,6 +197,7 @@ class FilterModule:
         return plain | {
             "acceptance_immeasurable": acceptance.immeasurable,
             "acceptance_rounds": acceptance.rounds_of,
+            "acceptance_unmet": acceptance.unmet,
             "all_reduce_backend": all_reduce.backend_of,
             "all_reduce_left": all_reduce.is_left,
             "all_reduce_part": all_reduce.part_of,

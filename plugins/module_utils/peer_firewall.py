@@ -24,8 +24,12 @@ SYSTEMD = Path("/run/systemd/system")
 # A name could lead elsewhere tomorrow, and what a node finds under its own is often a loopback address.
 MEND_NAME = {
     "peers": "set deployment_address of the node that is called so, or host_firewall_peers",
-    "clients": "name its address in host_firewall_clients",
+    "clients": "set deployment_address of the gateway that is called so, or host_firewall_clients",
 }
+MEND_SSH = (
+    "the node shows no sshd that listens, no ssh.socket, and no SSH connection that this run came over: set "
+    "ansible_port or host_firewall_ssh_ports to the port on which it lets you in"
+)
 MARK = "stepladder "
 HEAD = "# Written by stepladder; a rerun writes it again.\n"
 
@@ -43,14 +47,14 @@ class Wanted:
         clients: addresses or networks that reach `client_ports` too.
         ports: that are for peers only: numbers or ranges `20000-30000`.
         client_ports: of those, the ones that clients reach.
-        ssh_ports: that are open to all, whatever else is said.
+        ssh_ports: that are open to all, whatever else is said: those given and those found on the node.
     """
 
     peers: Sequence[str] = ()
     clients: Sequence[str] = ()
     ports: Sequence[str] = ()
     client_ports: Sequence[str] = ()
-    ssh_ports: Sequence[str] = ("22",)
+    ssh_ports: Sequence[str] = ()
 
 
 def problems(wanted: Wanted) -> list[str]:
@@ -69,8 +73,19 @@ def problems(wanted: Wanted) -> list[str]:
     if not wanted.ports:
         found.append("ports: none; there is nothing to protect")
     if not wanted.ssh_ports:
-        found.append("ssh_ports: none; whoever runs this would be locked out")
+        found.append(f"ssh_ports: none, whoever runs this could be locked out; {MEND_SSH}")
     return found
+
+
+def with_found(given: Sequence[str], found: Sequence[int]) -> list[str]:
+    """The SSH ports that were given, and of those found the ones that these do not hold: nft refuses overlaps.
+
+    Args:
+        given: numbers or ranges; what is neither is left for `problems`.
+        found: on the node.
+    """
+    spans = [[int(end) for end in each.split("-")] for each in given if _is_port(each)]
+    return [*given, *(str(port) for port in found if not any(span[0] <= port <= span[-1] for span in spans))]
 
 
 def _is_port(text: str) -> bool:

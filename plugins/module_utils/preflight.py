@@ -298,9 +298,14 @@ def deployment_of(process: Path) -> str:
 
     Workers of vLLM and Ray write their title over their environment.
     """
+    return inherited(process, DEPLOYMENT_VARIABLE)
+
+
+def inherited(process: Path, variable: str) -> str:
+    """A variable of a process's environment, or of the nearest ancestor's that has it; '' where none does."""
     for _ in range(LONGEST_LINE_OF_DESCENT):
         try:
-            named = parse_environ((process / "environ").read_bytes()).get(DEPLOYMENT_VARIABLE, "")
+            named = parse_environ((process / "environ").read_bytes()).get(variable, "")
         except OSError:
             named = ""
         fields = read_text(process / "stat").rpartition(")")[2].split()

@@ -6,7 +6,7 @@ Standard library only: this runs on the node, under any Python from 3.9 on.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,9 @@ def interpreters(state_directory: str, given: str = "") -> Iterator[str]:
     yield from map(str, sorted(found, key=lambda path: path.lstat().st_mtime, reverse=True))
 
 
-def command(state_directory: str, python: str, image: str, vendor: str, seconds: float) -> list[str]:
+def command(
+    state_directory: str, python: str, image: str, vendor: str, seconds: float, *, environment: Iterable[str] = ()
+) -> list[str]:
     """What our program is to be run with; empty where nothing on the node has torch.
 
     Args:
@@ -50,11 +52,12 @@ def command(state_directory: str, python: str, image: str, vendor: str, seconds:
         image: a container image with torch in its python3; it is not fetched.
         vendor: of the GPUs that a container is to see; empty for none.
         seconds: after which a container ends itself: it would outlive the client that started it.
+        environment: names of further variables that a container gets from this process's own.
     """
     if image:
         return [
             "docker", "run", "--rm", "--interactive", "--pull", "never", "--network", "host", "--ipc", "host",
-            "--ulimit", "memlock=-1", *DEVICES.get(vendor, ()), *_infiniband(), *_environment_names(),
+            "--ulimit", "memlock=-1", *DEVICES.get(vendor, ()), *_infiniband(), *_environment_names(environment),
             "--entrypoint", "timeout", image, "-k", str(END_SECONDS), f"{seconds:g}", "python3",
         ]  # fmt: skip
     for candidate in interpreters(state_directory, python):
@@ -68,9 +71,10 @@ def _infiniband() -> tuple[str, ...]:
     return ("--device", "/dev/infiniband") if Path("/dev/infiniband").exists() else ()
 
 
-def _environment_names() -> list[str]:
+def _environment_names(more: Iterable[str]) -> list[str]:
+    """Names alone: docker takes the values from its own environment, where `ps` does not show them."""
     names = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "NCCL_IB_HCA", "NCCL_IB_GID_INDEX", "CUDA_DEVICE_ORDER")
-    return [part for name in names for part in ("--env", name)]
+    return [part for name in dict.fromkeys((*names, *more)) for part in ("--env", name)]
 
 
 def answer(command_: Sequence[str], program: str, task: Mapping[str, Any], seconds: float) -> dict[str, Any]:

@@ -131,7 +131,10 @@ def main() -> None:
     line = all_reduce.line(given["address"], backend)
     all_reduce.set_environment(line["interface"], {key: str(value) for key, value in given["environment"].items()})
     limit = all_reduce.limit(backend, given["seconds"])
-    run = torch_runs.command(given["state_directory"], given["python"], given["image"], given["vendor"], limit)
+    run = torch_runs.command(
+        given["state_directory"], given["python"], given["image"], given["vendor"], limit,
+        environment=given["environment"],
+    )  # fmt: skip
     result = {"names": group.get("names", []), "ready": bool(run), "line_gbit": line["gbit"], "gbit": None}
     if not run:
         module.exit_json(changed=False, problem=torch_runs.MISSING, **result)

@@ -10,7 +10,7 @@ version_added: 0.2.0
 description:
   - Sends with iperf3 to each peer and receives from each, in the rounds of C(stepladder.core.acceptance_rounds).
   - All nodes of the rounds have to run it at the same time.
-  - Without rounds it only looks at the line rate.
+  - Without rounds it only looks where peers meet the node, and at the line rate.
 author:
   - Stepladder contributors (@stepladder)
 options:
@@ -37,7 +37,9 @@ options:
         type: bool
         required: true
   address:
-    description: This node's address, on which it receives.
+    description:
+      - This node's address or name, on which it receives.
+      - Where it is none of the node's own addresses, the one at which Ansible's ssh arrived is taken if there is one.
     type: str
     required: true
   port:
@@ -69,6 +71,15 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+address:
+  description: Where peers meet the node; empty where that is not known.
+  returned: always
+  type: str
+  sample: 198.18.0.11
+problem:
+  description: Why it is not known.
+  returned: always
+  type: str
 line_gbit:
   description: The line rate towards one peer in Gbit/s, none where no driver tells.
   returned: always
@@ -83,7 +94,12 @@ links:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.stepladder.core.plugins.module_utils.link_speed import line_gbit, measure, there
+from ansible_collections.stepladder.core.plugins.module_utils.link_speed import (
+    line_gbit,
+    measure,
+    place_here,
+    there,
+)
 
 
 def main() -> None:
@@ -101,12 +117,15 @@ def main() -> None:
         supports_check_mode=True,
     )
     given = module.params
-    line = line_gbit(given["address"])
+    place = place_here(given["address"])
+    result = {**place._asdict(), "line_gbit": line_gbit(place.address)}
     if module.check_mode or not given["rounds"]:
-        module.exit_json(changed=False, line_gbit=line, links=[])
+        module.exit_json(changed=False, links=[], **result)
+    if place.problem:
+        module.fail_json(msg=place.problem)
     if not there():
         module.fail_json(msg="iperf3 is not there: apt-get install -y iperf3, or let acceptance_install be true.")
-    module.exit_json(changed=False, line_gbit=line, links=measure(**given))
+    module.exit_json(changed=False, links=measure(**{**given, "address": place.address}), **result)
 
 
 if __name__ == "__main__":

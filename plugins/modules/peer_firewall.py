@@ -9,7 +9,8 @@ short_description: Let only peers reach the ports of engines and ranks
 version_added: 0.1.0
 description:
   - Keeps one nftables table of its own, C(inet stepladder), replaced in one transaction. Other tables are not touched.
-  - Its policy accepts; only the ports named are closed to strangers. SSH is open before anything else.
+  - Its policy accepts; only the ports named are closed to strangers. SSH is open before anything else:
+    the ports on which sshd or systemd's C(ssh.socket) listens, and that of this run's own connection.
   - Needs nft, which the role C(host) installs.
 options:
   state:
@@ -38,10 +39,10 @@ options:
     elements: str
     default: []
   ssh_ports:
-    description: Ports that are open to all.
+    description: Ports that are open to all, beside those on which the node lets people in by SSH.
     type: list
     elements: str
-    default: ["22"]
+    default: []
 attributes:
   check_mode:
     support: full
@@ -70,7 +71,7 @@ actions:
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.stepladder.core.plugins.module_utils import peer_firewall, system_packages
+from ansible_collections.stepladder.core.plugins.module_utils import peer_firewall, ssh_server, system_packages
 from ansible_collections.stepladder.core.plugins.module_utils.peer_firewall import FirewallError, Wanted
 
 STRINGS: dict[str, Any] = {"type": "list", "elements": "str", "default": []}
@@ -80,7 +81,7 @@ ARGUMENTS: dict[str, Any] = {
     "clients": STRINGS,
     "ports": STRINGS,
     "client_ports": STRINGS,
-    "ssh_ports": {**STRINGS, "default": ["22"]},
+    "ssh_ports": STRINGS,
 }
 
 
@@ -88,6 +89,9 @@ def main() -> None:
     """Read the parameters, make the rules equal to them, answer once."""
     module = AnsibleModule(argument_spec=ARGUMENTS, supports_check_mode=True)
     present = module.params.pop("state") == "present"
+    if present:
+        # What Ansible connects to may be ssh's own wish (~/.ssh/config) or a port of address translation.
+        module.params["ssh_ports"] = peer_firewall.with_found(module.params["ssh_ports"], ssh_server.ports())
     wanted = Wanted(**module.params) if present else None
     wrong = [*(peer_firewall.problems(wanted) if wanted else []), *filter(None, [system_packages.not_root()])]
     if wanted and not peer_firewall.nft() and not module.check_mode:

@@ -113,6 +113,27 @@ def line_rates(variables: Mapping[str, Any], hosts: Sequence[str]) -> dict[str, 
     return {host: float(gbit) for host, gbit in told.items() if gbit}
 
 
+def unmet(variables: Mapping[str, Any], hosts: Sequence[str]) -> str:
+    """Which nodes no peer could meet, all of them; empty where there is none.
+
+    Args:
+        variables: of every host, `acceptance_line` among them.
+        hosts: that are measured.
+    """
+    told = {host: variables[host].get(LINE) or {} for host in hosts}
+    found = [f"{host}: {one['problem']}" for host, one in told.items() if one.get("problem")]
+    by_address: dict[str, list[str]] = {}
+    for host, one in told.items():
+        if one.get("address"):
+            by_address.setdefault(str(one["address"]), []).append(host)
+    found += [
+        f"{', '.join(names)}: all would be met at {address}. Set deployment_address of each to its own."
+        for address, names in by_address.items()
+        if len(names) > 1
+    ]
+    return "\n".join(found)
+
+
 def immeasurable(variables: Mapping[str, Any], hosts: Sequence[str], minimum_gbit: float) -> str:
     """Why the links of these nodes could not be judged; empty where they can.
 

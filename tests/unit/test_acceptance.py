@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ansible_collections.stepladder.core.plugins.module_utils import link_speed
+from ansible_collections.stepladder.core.plugins.module_utils.link_speed import Place
 
 from stepladder import acceptance
 from stepladder.all_reduce import Outcome
 from stepladder.bisection import Group, blame
 from stepladder.gpu_acceptance import Row
 
+ROOT = Path(__file__).resolve().parents[2]
 NAMES = ["a", "b", "c", "d", "e"]
 
 
@@ -138,6 +143,86 @@ def test_nodes_that_all_share_a_fault_are_held_against_the_line_rate() -> None:
     assert (found.slow_nodes, len(found.slow_links)) == (("a", "b", "c"), 2), "of the last two neither is to blame"
     told = acceptance.sentences(report(found))
     assert "A link has to have 6.00 Gbit/s (60% of the line rate, 10 Gbit/s)." in told
+
+
+OWN = {"198.18.0.11": "eth0", "198.19.0.11": "eth1"}
+PLACES = {
+    "its own address": (("198.19.0.11", ["198.19.0.11"], "198.18.0.11"), Place("198.19.0.11")),
+    "a name that means its own": (("node1", ["127.0.1.1", "198.19.0.11"], "198.18.0.11"), Place("198.19.0.11")),
+    "a name that means its loopback": (("node1", ["127.0.1.1"], "198.18.0.11"), Place("198.18.0.11")),
+    "a name that only the controller knows": (("node1", [], "198.18.0.11"), Place("198.18.0.11")),
+    "behind NAT": (("203.0.113.7", ["203.0.113.7"], "198.18.0.11"), Place("198.18.0.11")),
+    "behind NAT, not by SSH": (("203.0.113.7", ["203.0.113.7"], ""), Place("203.0.113.7")),
+    "a name, not by SSH": (
+        ("node1", ["127.0.1.1"], ""),
+        Place(problem="'node1' means 127.0.1.1 on the node itself, which is none of its own addresses beyond the "
+              "loopback. Set deployment_address to the one that peers reach: 198.18.0.11 (eth0), 198.19.0.11 (eth1)."),
+    ),
+    "the loopback, through a tunnel": (
+        ("127.0.0.1", ["127.0.0.1"], "127.0.0.1"),
+        Place(problem="'127.0.0.1' means 127.0.0.1 on the node itself, which is none of its own addresses beyond the "
+              "loopback. Set deployment_address to the one that peers reach: 198.18.0.11 (eth0), 198.19.0.11 (eth1)."),
+    ),
+    "a name that nobody knows": (
+        ("node1", [], ""),
+        Place(problem="'node1' does not resolve on the node itself; no peer could be told where it is. Set "
+              "deployment_address to the one that peers reach: 198.18.0.11 (eth0), 198.19.0.11 (eth1)."),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("given", "expected"), PLACES.values(), ids=PLACES)
+def test_where_peers_meet_a_node(given: tuple[str, list[str], str], expected: Place) -> None:
+    told, resolved, reached = given
+    assert link_speed.place(told, OWN, resolved, reached) == expected
+
+
+def test_the_role_refuses_them_before_anything_is_measured(tmp_path: Path) -> None:
+    """The real playbook; both nodes are this machine, which has its own addresses but once."""
+    at = {"a": {"ansible_host": "node-a.invalid"}, "b": {"ansible_host": "127.0.1.1"}}
+    local = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
+    engines = {"hosts": at, "vars": {**local, "acceptance_install": False}}
+    (tmp_path / "hosts.yml").write_text(json.dumps({"all": {"children": {"engines": engines}}}))
+    done = subprocess.run(
+        [sys.executable, "-m", "ansible", "playbook", "-i", "hosts.yml", str(ROOT / "playbooks/acceptance.yml")],
+        cwd=tmp_path, env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")}, stdin=subprocess.DEVNULL,
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Refuse nodes that no peer could meet: FAILED" in done.stdout
+    assert "Set deployment_address" in done.stdout
+    assert "Every link" not in done.stdout
+
+
+def test_all_nodes_that_could_not_be_met_are_named() -> None:
+    told = {
+        "a": {"acceptance_line": {"address": "198.18.0.1", "problem": ""}},
+        "b": {"acceptance_line": {"address": "", "problem": "'b' means 127.0.1.1."}},
+        "c": {"acceptance_line": {"unreachable": True}},
+        "d": {},
+    }
+    assert acceptance.unmet(told, list("acd")) == ""
+    told["d"] = told["a"]
+    assert acceptance.unmet(told, list("abcd")) == (
+        "b: 'b' means 127.0.1.1.\na, d: all would be met at 198.18.0.1. Set deployment_address of each to its own."
+    )
+
+
+def test_iperf3_listens_on_the_nodes_own_address_and_else_on_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """iperf3 is a stand-in that keeps its arguments."""
+    program = tmp_path / "iperf3"
+    program.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/arguments\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(link_speed.peer_network, "interfaces", lambda: [{"address": "198.18.0.11"}])
+    rounds = [{"number": 0, "peer": "b", "address": "198.18.0.12", "sends": False}]
+    for address in ("198.18.0.11", "203.0.113.7", "127.0.1.1", "2001:db8::7"):
+        link_speed.measure(rounds, address, 5201, 1, 5)
+    assert (tmp_path / "arguments").read_text().splitlines() == [
+        "--server --one-off --bind 198.18.0.11 --port 5201", *["--server --one-off --port 5201"] * 3,
+    ]  # fmt: skip
 
 
 def test_two_nodes_need_a_measure_only_where_no_driver_tells() -> None:

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible.module_utils.testing import patch_module_args
 from ansible_collections.stepladder.core.plugins.module_utils import asking, gpu_speed, gpus, torch_runs
 from ansible_collections.stepladder.core.plugins.module_utils.asking import Ran
 from ansible_collections.stepladder.core.plugins.module_utils.gpu_speed import Figure, Problem
+from ansible_collections.stepladder.core.plugins.modules import all_reduce
 
 from stepladder import gpu_acceptance
 from stepladder.catalogue import Catalogue
@@ -191,6 +193,33 @@ def test_the_program_on_torch(tmp_path: Path) -> None:
     assert image[-5:] == ["an/image", "-k", "5", "7", "python3"]
     assert {*NVIDIA_CONTAINER} <= {*image}, "as the engines' own containers get GPUs"
     assert "--gpus" not in image
+
+
+def test_a_container_gets_every_variable_and_no_value_is_an_argument(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """docker is a stand-in that keeps what it was started with."""
+    docker = tmp_path / "docker"
+    docker.write_text(
+        f'#!/bin/sh\necho "$@" > {tmp_path}/arguments\nenv > {tmp_path}/environment\n'
+        'echo \'{"gbit": 1.5, "problem": ""}\'\n'
+    )
+    docker.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for name in ("NCCL_DEBUG", "NCCL_IB_HCA"):
+        monkeypatch.setenv(name, "so that it is taken out again")
+    given = {
+        "group": {"names": ["a", "b"], "rank": 0, "address": "198.18.0.1", "port": 5301}, "address": "198.18.0.1",
+        "program": "", "image": "an/image", "environment": {"NCCL_DEBUG": "marked", "NCCL_IB_HCA": "mlx5_0"},
+    }  # fmt: skip
+    with patch_module_args(given), pytest.raises(SystemExit):
+        all_reduce.main()
+    assert json.loads(capsys.readouterr().out)["gbit"] == 1.5
+    arguments = (tmp_path / "arguments").read_text()
+    assert "--env NCCL_DEBUG " in arguments
+    assert arguments.count("--env NCCL_IB_HCA ") == 1
+    assert "marked" not in arguments
+    assert {"NCCL_DEBUG=marked", "NCCL_IB_HCA=mlx5_0"} <= {*(tmp_path / "environment").read_text().splitlines()}
 
 
 # ---- who is slow -----------------------------------------------------------------------------------------------------

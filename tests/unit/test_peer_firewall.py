@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.stepladder.core.plugins.module_utils import peer_firewall
+from ansible.module_utils.testing import patch_module_args
+from ansible_collections.stepladder.core.plugins.module_utils import peer_firewall, ssh_server
 from ansible_collections.stepladder.core.plugins.module_utils.peer_firewall import Wanted
+from ansible_collections.stepladder.core.plugins.modules import peer_firewall as peer_firewall_module
 
 from stepladder import preparing
 
+ROOT = Path(__file__).resolve().parents[2]
 GOOD = Wanted(["198.18.0.11", "198.18.0.12"], ["198.18.1.0/24"], ["6379", "29500-65535"], ["30000"], ["22"])
 RULES = """\
 # Written by stepladder; a rerun writes it again.
@@ -69,7 +75,8 @@ WRONG = {
         changed(peers=["node1"], clients=["gateway"]),
         ["peers: 'node1' is no address and no network; set deployment_address of the node that is called so, or "
          "host_firewall_peers",
-         "clients: 'gateway' is no address and no network; name its address in host_firewall_clients"],
+         "clients: 'gateway' is no address and no network; set deployment_address of the gateway that is called so, or "
+         "host_firewall_clients"],
     ),
     "no port": (
         changed(ports=["30000-20000", "x", "70000"]),
@@ -79,7 +86,9 @@ WRONG = {
     "nothing at all": (
         Wanted(ssh_ports=[]),
         ["peers: none; every rank would be cut off from every other", "ports: none; there is nothing to protect",
-         "ssh_ports: none; whoever runs this would be locked out"],
+         "ssh_ports: none, whoever runs this could be locked out; the node shows no sshd that listens, no ssh.socket, "
+         "and no SSH connection that this run came over: set ansible_port or host_firewall_ssh_ports to the port on "
+         "which it lets you in"],
     ),
 }  # fmt: skip
 
@@ -87,6 +96,45 @@ WRONG = {
 @pytest.mark.parametrize(("wanted", "expected"), WRONG.values(), ids=WRONG)
 def test_problems(wanted: Wanted, expected: list[str]) -> None:
     assert peer_firewall.problems(wanted) == expected
+
+
+SSH = {
+    "another port than Ansible's": (["2222"], [50022], ["2222", "50022"]),
+    "the same": (["22"], [22], ["22"]),
+    "in a range that was given": (["20-30"], [22, 50022], ["20-30", "50022"]),
+    "only what was found": ([], [22], ["22"]),
+    "nothing": ([], [], []),
+    "no port": (["ssh"], [22], ["ssh", "22"]),
+}
+
+
+@pytest.mark.parametrize(("given", "found", "expected"), SSH.values(), ids=SSH)
+def test_ssh_ports(given: list[str], found: list[int], expected: list[str]) -> None:
+    assert peer_firewall.with_found(given, found) == expected
+
+
+def run_module(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], **given: Any) -> dict[str, Any]:
+    """What the module answers in check mode, as root on a node without nft and with no file of ours."""
+    monkeypatch.setattr(peer_firewall, "nft", lambda: "")
+    monkeypatch.setattr(peer_firewall, "current", lambda: "")
+    monkeypatch.setattr(peer_firewall_module.system_packages, "not_root", lambda: "")
+    with patch_module_args({"_ansible_check_mode": True, **given}), pytest.raises(SystemExit):
+        peer_firewall_module.main()
+    return dict(json.loads(capsys.readouterr().out))
+
+
+def test_the_port_that_sshd_listens_on_is_open_though_ansible_does_not_know_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ansible's own may be that of address translation, or none: ssh finds it in ~/.ssh/config."""
+    wish = {"peers": ["198.18.0.11"], "ports": ["29500-65535"]}
+    monkeypatch.setattr(ssh_server, "ports", lambda: [50022])
+    after = run_module(monkeypatch, capsys, **wish)["diff"]["after"]
+    assert "        tcp dport { 50022 } accept\n" in after
+    assert after.index("50022") < after.index("drop")
+    monkeypatch.setattr(ssh_server, "ports", list)
+    assert run_module(monkeypatch, capsys, **wish)["msg"] == peer_firewall.problems(changed(ssh_ports=[]))[0]
+    assert "tcp dport { 22 } accept" in run_module(monkeypatch, capsys, ssh_ports=["22"], **wish)["diff"]["after"]
 
 
 # nft 1.0.6 (Debian 12), `nft list table inet stepladder` after RULES were loaded, 2026-11-21.
@@ -182,3 +230,27 @@ def test_peers_are_all_addresses_that_the_inventory_tells() -> None:
     }
     addresses = ["198.18.5.1", "198.18.0.1", "198.18.0.2", "198.19.0.2", "c", "198.18.5.4", "e.site"]
     assert preparing.firewall_peers(rows) == addresses
+
+
+def test_what_the_role_has_the_module_do(tmp_path: Path) -> None:
+    """The role's defaults beside the project's own group_vars, as Ansible reads them; nobody is connected to."""
+    engines = {"plain": {}, "port": {"ansible_port": 2222}, "local": {"ansible_connection": "local"}}
+    gateway = {"ansible_host": "198.18.0.21", "deployment_address": "198.18.5.21"}
+    groups = {"engines": {"hosts": engines}, "gateway": {"hosts": {"edge": gateway}}}
+    (tmp_path / "hosts.yml").write_text(json.dumps({"all": {"children": groups}}))
+    (tmp_path / "group_vars").symlink_to(ROOT / "group_vars")
+    keep = {"ansible.builtin.set_fact": {"told": "{{ [host_firewall_clients, host_firewall_ssh_ports] }}"}}
+    write = {"ansible.builtin.copy": {"content": "{{ told | to_json }}", "mode": "0600",
+                                      "dest": f"{tmp_path}/{{{{ inventory_hostname }}}}.json"},
+             "delegate_to": "localhost"}  # fmt: skip
+    play = {"hosts": "engines", "gather_facts": False, "vars_files": [str(ROOT / "roles/host/defaults/main.yml")],
+            "tasks": [keep, write]}  # fmt: skip
+    (tmp_path / "play.yml").write_text(json.dumps([play]))
+    done = subprocess.run(
+        [sys.executable, "-m", "ansible", "playbook", "-i", "hosts.yml", "play.yml"], cwd=tmp_path,
+        env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    clients = ["198.18.5.21", "198.18.0.21"]
+    told = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in engines}
+    assert told == {"plain": [clients, []], "port": [clients, ["2222"]], "local": [clients, ["22"]]}
