@@ -252,6 +252,26 @@ def test_a_gateway_that_lets_nobody_through_fails_while_engines_are_well(
     assert (found.first.layer, found.first.line) == (layer, line) if found.first else layer == ""
 
 
+OUT = {**SERVER, "replica": 1, "in_rotation": False, "status": "DOWN", "check": "L4TOUT", "place": "n1:8000"}
+
+
+def test_a_replica_that_the_gateway_does_not_reach_fails_while_its_engine_is_well() -> None:
+    front = diagnosis.Node("gw", gateway={"problem": "", "servers": [SERVER, OUT]})
+    found = diagnosis.diagnose([node(), front]).findings
+    assert [(each.layer, each.node, each.line) for each in found] == [("serve", "gw", "replica 1: OUT, DOWN (L4TOUT)")]
+    assert "curl http://n1:8000/health" in found[0].cure
+
+
+def test_a_replica_whose_engine_is_named_is_not_named_again_for_the_gateway() -> None:
+    front = diagnosis.Node("gw", gateway={"problem": "", "servers": [SERVER, OUT]})
+    ill = diagnosis.Node("n0", rows=status.rows("n0", KEPT, [{**state(**ILL), "name": "vllm-1"}]))
+    found = diagnosis.diagnose([ill, front]).findings
+    assert [(each.node, each.process) for each in found] == [("n0", "vllm-1")]
+    other = {**SERVER, "replica": 0, "in_rotation": False, "status": "DOWN", "check": "L4TOUT"}
+    front = diagnosis.Node("gw", gateway={"problem": "", "servers": [{**OUT, "in_rotation": True}, other]})
+    assert [each.node for each in diagnosis.diagnose([ill, front]).findings] == ["n0", "gw"]
+
+
 @pytest.mark.parametrize(
     ("by", "live", "fails"),
     [("r1", "", True), ("r1", "r1", False), ("r1", "r2", True), ("", "r2", False), ("", "", True)],
