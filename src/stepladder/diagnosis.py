@@ -240,6 +240,13 @@ def _gateway(node: Node, live: Collection[str], named: Collection[int | None]) -
         for server in gateway["servers"]:
             if status.gets_nothing(server) and server["replica"] not in named:
                 yield _unreached(node.name, server)
+    if said := gateway.get("agent_problem"):
+        cure = (
+            "Without it a replica that hangs with a green health check stays in rotation. `gateway` starts it again; "
+            "where its log says that its port is taken, end what has it, or set gateway_agent_port to another first."
+        )
+        title = "The gateway's agent does not answer"
+        yield Finding(layer="serve", node=node.name, title=title, line=said, cure=cure)
     for server in gateway["servers"]:
         if server["left_out"]:
             title = "A rollout took a replica out of rotation, and ended before it put it back"

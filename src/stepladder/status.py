@@ -259,6 +259,9 @@ def gateway_lines(host: str, front: Mapping[str, Any]) -> list[str]:
     servers = front["servers"]
     count = sum(each["in_rotation"] for each in servers)
     lines = [f"Gateway on {host}: {count} of {len(servers)} replicas in rotation"]
+    if said := front.get("agent_problem"):
+        hangs = "a replica that hangs stays in rotation"
+        lines.append(f"  WARNING: its agent does not answer ({said}): {hangs}")
     return lines + [f"  {replica_text(each)}" for each in servers]
 
 

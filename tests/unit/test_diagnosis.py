@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from ansible.errors import AnsibleActionFail
 from ansible_collections.stepladder.core.plugins.action import diagnose as diagnose_action
-from ansible_collections.stepladder.core.plugins.module_utils import engine_state, evidence, serving_state
+from ansible_collections.stepladder.core.plugins.module_utils import engine_state, evidence, haproxy, serving_state
 
 from stepladder import diagnosis, signatures, status
 from stepladder.catalogue import LAYERS, Catalogue
@@ -611,6 +611,24 @@ def test_who_drained_is_kept_and_struck_off(tmp_path: Path) -> None:
     assert serving_state.drained_by(str(tmp_path)) == {}
     (tmp_path / "drained.json").write_text("[]")
     assert serving_state.drained_by(str(tmp_path)) == {}
+
+
+# As HAProxy 2.6.12 said on the loopback, 2026-11-22: nobody listens, silence, another program's answer.
+REFUSED, SILENT, FOREIGN = "L4CON Connection refused", "* L7TOUT", "CHECKED agent reports an error : HTTP/1.1"
+EMPTY = "L7RSP TCPCHK got an empty response at step 2"
+
+
+@pytest.mark.parametrize(
+    ("agents", "said"),
+    [
+        ([], ""), (["INI", "INI"], ""), ([""], ""), (["INI", REFUSED], REFUSED), ([REFUSED, REFUSED], REFUSED),
+        (["L7OK via agent : up (idle)", REFUSED], ""), (["* L7STS via agent : down (x)", SILENT], ""),
+        ([SILENT], "L7TOUT"), ([FOREIGN], FOREIGN), ([EMPTY], EMPTY),
+    ],
+)  # fmt: skip
+def test_an_agent_that_answers_for_no_replica_is_told_of(agents: list[str], said: str) -> None:
+    servers = [haproxy.Server(f"replica-{n}", "UP", 100, 0, 0, "L7OK", agent, "a") for n, agent in enumerate(agents)]
+    assert serving_state.agent_problem(servers) == said
 
 
 def test_a_gateway_without_its_processes_says_so(tmp_path: Path) -> None:
