@@ -27,7 +27,8 @@ _PENDING = re.compile(
 )
 # What clients were given: more than none says that the engine has worked before.
 _GENERATED = re.compile(r"^(?:vllm|sglang):generation_tokens_total(?:\{[^}]*\})? (\S+)", re.M)
-METRICS_TIMEOUT = 5.0
+# A saturated API server takes seconds for them (sglang 28157), and what it says late still proves tokens.
+METRICS_TIMEOUT = 30.0
 
 # What a look at the metrics or a probe found.
 OK, SILENT, REFUSED, UNSUITABLE = "ok", "silent", "refused", "unsuitable"
@@ -74,6 +75,9 @@ class Watch:
     saturated engine moves its counters and is never asked. One that loads refuses connections or says 503, and is not
     judged until it has given its first token (`armed`), which may have been before anybody looked.
 
+    A stall is found `stall_after` seconds after the last look that proved a token was sent, not answered: a slow answer
+    does not put it off.
+
     Args:
         stall_after: seconds without a token, of an engine that owes one.
         probe_after: seconds without one after which it is asked for one.
@@ -94,8 +98,14 @@ class Watch:
         self._failure = ""
         self._pending: float | None = None
 
-    def look(self, now: float, look: Look) -> Verdict:
-        """Take in what the metrics said. now: seconds of any clock that only goes on."""
+    def look(self, now: float, look: Look, took: float = 0.0) -> Verdict:
+        """Take in what the metrics said.
+
+        Args:
+            now: seconds of any clock that only goes on.
+            look: what they said.
+            took: seconds until they did; a token that they prove counts as of when they were asked for.
+        """
         if look.answer == REFUSED:
             # It ended or loads: the process manager's matter, and whoever stops or starts it.
             self._reset()
@@ -107,7 +117,7 @@ class Watch:
                 self._reset()  # another process than before
                 self._since = now
             elif self._progress is not None and look.progress > self._progress:
-                self._prove(now)
+                self._prove(now - took)
             self._progress = look.progress
         self._armed = self._armed or bool(look.generated)
         return self.verdict(now)
@@ -126,8 +136,9 @@ class Watch:
         """Forget everything: it was started again."""
         self._reset()
 
-    def _prove(self, now: float) -> None:
-        self._proven, self._armed, self._failure = now, True, ""
+    def _prove(self, moment: float) -> None:
+        self._proven = moment if self._proven is None else max(moment, self._proven)
+        self._armed, self._failure = True, ""
 
     def verdict(self, now: float) -> Verdict:
         """What is known at this moment."""
@@ -147,12 +158,15 @@ class Watch:
 
 
 class Observer(threading.Thread):
-    """Looks at one engine again and again, and asks it for a token where its watch wants one, one at a time.
+    """Looks at one engine again and again, and asks it for a token where its watch wants one, one of each at a time.
+
+    A look that is not answered keeps no request for a token waiting. A look ends after a third of the watch's
+    `stall_after` at most: two in a row, which it takes to see a counter move, fit into it.
 
     Args:
         target: host, port and model (the served name).
         watch: judges it.
-        look_every: seconds between two looks.
+        look_every: seconds from the end of a look to the next.
         probe_seconds: how long to wait for a token.
     """
 
@@ -161,6 +175,7 @@ class Observer(threading.Thread):
         self.target = target
         self._watch = watch
         self._look_every = look_every
+        self._look_seconds = min(METRICS_TIMEOUT, watch.stall_after / 3)
         self._probe_seconds = probe_seconds
         self._lock = threading.Lock()
         self._asking = threading.Event()
@@ -169,13 +184,21 @@ class Observer(threading.Thread):
     def run(self) -> None:
         """Observe until it is ended."""
         while not self._over.is_set():
-            look = look_at(self.target, min(METRICS_TIMEOUT, self._probe_seconds))
-            with self._lock:
-                ask = self._watch.look(time.monotonic(), look).probe
-            if ask and not self._asking.is_set():
-                self._asking.set()
-                threading.Thread(target=self._ask, daemon=True).start()
+            look = threading.Thread(target=self._look, daemon=True)
+            look.start()
+            while look.is_alive() and not self._over.is_set():
+                look.join(self._look_every)
+                if self.verdict().probe and not self._asking.is_set():
+                    self._asking.set()
+                    threading.Thread(target=self._ask, daemon=True).start()
             self._over.wait(self._look_every)
+
+    def _look(self) -> None:
+        asked = time.monotonic()
+        look = look_at(self.target, self._look_seconds)
+        with self._lock:
+            now = time.monotonic()
+            self._watch.look(now, look, now - asked)
 
     def _ask(self) -> None:
         try:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ansible_collections.stepladder.core.plugins.module_utils import haproxy, rotation
 
 DRAINED = "drained.json"
+# HAProxy's words for an agent check that the agent answered, and for one that was not asked yet (HAProxy 2.6). What has
+# taken its port is CHECKED, L7RSP or L7TOUT.
+AGENT_ANSWERED, AGENT_UNASKED = {"L7OK", "L7STS"}, {"INI", ""}
 # A watchdog writes its state every 15 s.
 SILENT_SECONDS = 60.0
 
@@ -27,12 +30,22 @@ def gateway(directory: str) -> dict[str, Any] | None:
         master = haproxy.Master(directory)
         servers, places = master.servers(), master.addresses()
     except (haproxy.GatewayError, OSError) as error:
-        return {"problem": str(error), "servers": []}
+        return {"problem": str(error), "agent_problem": "", "servers": []}
     by, marks = drained_by(directory), rotation.marks(directory)
-    return {"problem": "", "servers": [
+    told = [
         {**_server(server, by.get(server.name), marks), "place": places.get(server.name, "")}
         for server in servers.values()
-    ]}  # fmt: skip
+    ]
+    return {"problem": "", "agent_problem": agent_problem([*servers.values()]), "servers": told}
+
+
+def agent_problem(servers: Sequence[haproxy.Server]) -> str:
+    """What HAProxy says of the agent's silence where it answered for no replica; empty where it answered for one."""
+    # A check that is under way stands behind '* '.
+    said = [server.agent[2:] if server.agent.startswith("* ") else server.agent for server in servers]
+    asked = [each for each in said if each.partition(" ")[0] not in AGENT_UNASKED]
+    silent = not any(each.partition(" ")[0] in AGENT_ANSWERED for each in asked)
+    return asked[0] if asked and silent else ""
 
 
 def _server(server: haproxy.Server, by: Any, marks: Mapping[int, str]) -> dict[str, Any]:

@@ -37,10 +37,12 @@ gateway:
   description: >-
     What is wrong with the gateway, empty where nothing is, and its replicas; null where there is none. C(taken_out_by)
     is the run of the rollout that took one out, empty where an earlier version did, which wrote down no run.
+    C(agent_problem) is what HAProxy says where the gateway's agent answers for no replica.
   returned: always
   type: dict
   sample:
     problem: ''
+    agent_problem: ''
     servers:
       - {replica: 0, place: "198.18.0.5:8000", status: DRAIN, in_rotation: false, drained: true, taken_out: true,
          taken_out_by: 5f0c, in_flight: 3}

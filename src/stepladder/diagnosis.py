@@ -119,7 +119,8 @@ def diagnose(nodes: Sequence[Node], known: Sequence[Signature] | None = None) ->
         failing += [finding for node in nodes for finding in _missing(node, troubled)]
         failing += [finding for row in troubled for finding in _process(row, nodes, known)]
         live = {node.at_work for node in nodes if node.at_work}
-        failing += [finding for node in nodes for finding in _gateway(node, live)]
+        named = {row.replica for row in troubled}
+        failing += [finding for node in nodes for finding in _gateway(node, live, named)]
     machine = [finding for node in nodes for finding in _machine(node, known)]
     # What the machine says of itself is a cause only where something does not run.
     failing += [finding for finding, phases in machine if _counts(finding, phases, troubled)]
@@ -212,8 +213,14 @@ def _counts(finding: Finding, phases: Sequence[str], troubled: Sequence[status.S
     return any(not phases or row.phase in phases for row in here)
 
 
-def _gateway(node: Node, live: Collection[str]) -> Iterator[Finding]:
-    """What keeps clients from the replicas, beside the engines themselves; live: the runs that are at work."""
+def _gateway(node: Node, live: Collection[str], named: Collection[int | None]) -> Iterator[Finding]:
+    """What keeps clients from the replicas, beside the engines themselves.
+
+    Args:
+        node: that runs a gateway, or none.
+        live: the runs that are at work.
+        named: replicas of which a process is told of already; that the gateway leaves those out follows from it.
+    """
     if node.gateway is None:
         return
     gateway = status.judged(node.gateway, live)
@@ -229,12 +236,35 @@ def _gateway(node: Node, live: Collection[str]) -> Iterator[Finding]:
         )
         title = "The gateway has no replica to send requests to"
         yield Finding(layer="serve", node=node.name, title=title, line=told, cure=cure)
+    else:
+        for server in gateway["servers"]:
+            if status.gets_nothing(server) and server["replica"] not in named:
+                yield _unreached(node.name, server)
+    if said := gateway.get("agent_problem"):
+        cure = (
+            "Without it a replica that hangs with a green health check stays in rotation. `gateway` starts it again; "
+            "where its log says that its port is taken, end what has it, or set gateway_agent_port to another first."
+        )
+        title = "The gateway's agent does not answer"
+        yield Finding(layer="serve", node=node.name, title=title, line=said, cure=cure)
     for server in gateway["servers"]:
         if server["left_out"]:
             title = "A rollout took a replica out of rotation, and ended before it put it back"
             line = status.replica_text(server)
             cure = "`deploy` finishes it, and puts it back."
             yield Finding(layer="serve", node=node.name, title=title, line=line, cure=cure)
+
+
+def _unreached(host: str, server: Mapping[str, Any]) -> Finding:
+    """Of a replica that the gateway on this host leaves out, though nothing is known against its engine."""
+    place = server.get("place") or "ADDRESS:PORT"
+    cure = (
+        f"Ask it from {host}, `curl http://{place}/health`: where nothing answers, look at the firewall and the route "
+        "between them, and at the address that the engine listens on. Where the agent says down it gives no tokens: "
+        "`redeploy -e redeploy_force=true` starts it again."
+    )
+    title = "The gateway leaves out a replica that nobody drained"
+    return Finding(layer="serve", node=host, title=title, line=status.replica_text(server), cure=cure)
 
 
 def node_found(

@@ -242,11 +242,12 @@ def gateway_faults(front: Mapping[str, Any]) -> list[str]:
     """What is wrong with a gateway, `judged`: it does not say, or a replica that nobody drained gets no requests."""
     if front["problem"]:
         return [front["problem"]]
-    return [
-        replica_text(each)
-        for each in front["servers"]
-        if each["left_out"] or (not each["in_rotation"] and not each["drained"])
-    ]
+    return [replica_text(each) for each in front["servers"] if each["left_out"] or gets_nothing(each)]
+
+
+def gets_nothing(server: Mapping[str, Any]) -> bool:
+    """Whether a replica gets no requests though nobody drained it."""
+    return not server["in_rotation"] and not server["drained"]
 
 
 def gateway_lines(host: str, front: Mapping[str, Any]) -> list[str]:
@@ -258,6 +259,9 @@ def gateway_lines(host: str, front: Mapping[str, Any]) -> list[str]:
     servers = front["servers"]
     count = sum(each["in_rotation"] for each in servers)
     lines = [f"Gateway on {host}: {count} of {len(servers)} replicas in rotation"]
+    if said := front.get("agent_problem"):
+        hangs = "a replica that hangs stays in rotation"
+        lines.append(f"  WARNING: its agent does not answer ({said}): {hangs}")
     return lines + [f"  {replica_text(each)}" for each in servers]
 
 

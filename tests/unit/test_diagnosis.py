@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from ansible.errors import AnsibleActionFail
 from ansible_collections.stepladder.core.plugins.action import diagnose as diagnose_action
-from ansible_collections.stepladder.core.plugins.module_utils import engine_state, evidence, serving_state
+from ansible_collections.stepladder.core.plugins.module_utils import engine_state, evidence, haproxy, serving_state
 
 from stepladder import diagnosis, signatures, status
 from stepladder.catalogue import LAYERS, Catalogue
@@ -250,6 +250,26 @@ def test_a_gateway_that_lets_nobody_through_fails_while_engines_are_well(
 ) -> None:
     found = diagnosis.diagnose([node(), diagnosis.Node("gw", gateway=gateway)])
     assert (found.first.layer, found.first.line) == (layer, line) if found.first else layer == ""
+
+
+OUT = {**SERVER, "replica": 1, "in_rotation": False, "status": "DOWN", "check": "L4TOUT", "place": "n1:8000"}
+
+
+def test_a_replica_that_the_gateway_does_not_reach_fails_while_its_engine_is_well() -> None:
+    front = diagnosis.Node("gw", gateway={"problem": "", "servers": [SERVER, OUT]})
+    found = diagnosis.diagnose([node(), front]).findings
+    assert [(each.layer, each.node, each.line) for each in found] == [("serve", "gw", "replica 1: OUT, DOWN (L4TOUT)")]
+    assert "curl http://n1:8000/health" in found[0].cure
+
+
+def test_a_replica_whose_engine_is_named_is_not_named_again_for_the_gateway() -> None:
+    front = diagnosis.Node("gw", gateway={"problem": "", "servers": [SERVER, OUT]})
+    ill = diagnosis.Node("n0", rows=status.rows("n0", KEPT, [{**state(**ILL), "name": "vllm-1"}]))
+    found = diagnosis.diagnose([ill, front]).findings
+    assert [(each.node, each.process) for each in found] == [("n0", "vllm-1")]
+    other = {**SERVER, "replica": 0, "in_rotation": False, "status": "DOWN", "check": "L4TOUT"}
+    front = diagnosis.Node("gw", gateway={"problem": "", "servers": [{**OUT, "in_rotation": True}, other]})
+    assert [each.node for each in diagnosis.diagnose([ill, front]).findings] == ["n0", "gw"]
 
 
 @pytest.mark.parametrize(
@@ -591,6 +611,24 @@ def test_who_drained_is_kept_and_struck_off(tmp_path: Path) -> None:
     assert serving_state.drained_by(str(tmp_path)) == {}
     (tmp_path / "drained.json").write_text("[]")
     assert serving_state.drained_by(str(tmp_path)) == {}
+
+
+# As HAProxy 2.6.12 said on the loopback, 2026-11-22: nobody listens, silence, another program's answer.
+REFUSED, SILENT, FOREIGN = "L4CON Connection refused", "* L7TOUT", "CHECKED agent reports an error : HTTP/1.1"
+EMPTY = "L7RSP TCPCHK got an empty response at step 2"
+
+
+@pytest.mark.parametrize(
+    ("agents", "said"),
+    [
+        ([], ""), (["INI", "INI"], ""), ([""], ""), (["INI", REFUSED], REFUSED), ([REFUSED, REFUSED], REFUSED),
+        (["L7OK via agent : up (idle)", REFUSED], ""), (["* L7STS via agent : down (x)", SILENT], ""),
+        ([SILENT], "L7TOUT"), ([FOREIGN], FOREIGN), ([EMPTY], EMPTY),
+    ],
+)  # fmt: skip
+def test_an_agent_that_answers_for_no_replica_is_told_of(agents: list[str], said: str) -> None:
+    servers = [haproxy.Server(f"replica-{n}", "UP", 100, 0, 0, "L7OK", agent, "a") for n, agent in enumerate(agents)]
+    assert serving_state.agent_problem(servers) == said
 
 
 def test_a_gateway_without_its_processes_says_so(tmp_path: Path) -> None:

@@ -17,34 +17,52 @@ class Simulation:
     """A watch as the watchdog runs it, on a clock of its own: looks every 5 s, one probe at a time, 30 s for a token.
 
     Args:
-        look: what the metrics say at a moment.
+        look: what the metrics say at a moment; silence takes as long as a look may.
         answers: whether a request for a token sent at a moment is answered in time.
+        look_takes: seconds for which a look sent at a moment waits before the metrics are read.
+        agent: as the gateway's agent runs it: looks every 2 s, 50 s for a token.
     """
 
     def __init__(
-        self, look: Callable[[float], Look], answers: Callable[[float], Probe], *, armed: bool = False
-    ) -> None:
-        self.look, self.answers = look, answers
+        self, look: Callable[[float], Look], answers: Callable[[float], Probe], *,
+        armed: bool = False, look_takes: Callable[[float], float] = lambda now: 0.0, agent: bool = False,
+    ) -> None:  # fmt: skip
+        self.look, self.answers, self.look_takes = look, answers, look_takes
+        self.look_every, self.probe_seconds = (2.0, 50.0) if agent else (LOOK_EVERY, PROBE_SECONDS)
         self.watch = Watch(STALL, PROBE_AFTER, armed=armed)
         self.stalled_at: list[float] = []
         self.probes = 0
         self.verdict = Verdict("unknown", "")
 
+    def looked(self, now: float, asked: float, takes: float) -> Look | None:
+        """What a look that is under way has brought by now."""
+        if now - asked >= engine_progress.METRICS_TIMEOUT:
+            return Look("silent")
+        if now - asked < takes:
+            return None
+        found = self.look(now)
+        return None if found.answer == "silent" else found
+
     def run(self, seconds: float, start: float = 0.0) -> Simulation:
-        now, pending = start, None
+        now, next_look, looking, pending = start, start, None, None
         while now < start + seconds:
-            self.verdict = self.watch.look(now, self.look(now))
+            if looking is None and now >= next_look:
+                looking = (now, self.look_takes(now))
+            if looking and (found := self.looked(now, *looking)):
+                self.watch.look(now, found, now - looking[0])
+                looking, next_look = None, now + self.look_every
             if pending and now >= pending[0]:
-                self.verdict = self.watch.probed(now, pending[1])
+                self.watch.probed(now, pending[1])
                 pending = None
+            self.verdict = self.watch.verdict(now)
             if self.verdict.state == "stalled":
                 self.stalled_at.append(now)
                 self.watch.restarted()
-            if self.verdict.probe and pending is None:
+            elif self.verdict.probe and pending is None:
                 self.probes += 1
                 probe = self.answers(now)
-                pending = (now + (1.0 if probe.answer == "ok" else PROBE_SECONDS), probe)
-            now += LOOK_EVERY
+                pending = (now + (1.0 if probe.answer == "ok" else self.probe_seconds), probe)
+            now += 1.0
         return self
 
 
@@ -60,17 +78,32 @@ def silence(now: float) -> Probe:
 def test_an_hour_at_saturation_brings_no_restart(seed: int) -> None:
     """64 requests run, 200 wait, every probe starves in the queue, /metrics is slow now and then: simulated time."""
     chance = random.Random(seed)
-    tokens = [1000.0]
+    counted = [1000.0, 0.0]
 
     def look(now: float) -> Look:
-        if chance.random() < 0.1:
-            return Look("silent")
         # A step of the engine every few seconds at the slowest: long prompts in chunks, preemptions.
-        tokens[0] += chance.choice([0, 0, 0, 1, 40, 3000])
-        return Look("ok", tokens[0], 264.0)
+        while counted[1] <= now:
+            counted[0] += chance.choice([0, 0, 0, 1, 40, 3000])
+            counted[1] += LOOK_EVERY
+        return Look("ok", counted[0], 264.0)
 
-    simulation = Simulation(look, silence).run(HOUR)
+    def takes(now: float) -> float:
+        return chance.uniform(1, 35) if chance.random() < 0.1 else 0.0
+
+    simulation = Simulation(look, silence, look_takes=takes).run(HOUR)
     assert simulation.stalled_at == []
+
+
+@pytest.mark.parametrize("agent", [False, True], ids=["watchdog", "agent"])
+@pytest.mark.parametrize("look_takes", [6.0, 15.0, 28.0])
+def test_a_saturated_engine_whose_metrics_stay_slow_is_left_alone(look_takes: float, agent: bool) -> None:
+    """Its tokens come all the while, and every probe starves in the queue (sglang 28157: seconds for /metrics)."""
+
+    def takes(now: float) -> float:
+        return look_takes if now > 300 else 0.0
+
+    slow = Simulation(lambda now: Look("ok", 1000.0 + now, 264.0), silence, look_takes=takes, agent=agent)
+    assert slow.run(HOUR).stalled_at == []
 
 
 def deadlocked_after(when: float, *, metrics: bool, pending: float) -> Callable[[float], Look]:
@@ -85,11 +118,16 @@ def deadlocked_after(when: float, *, metrics: bool, pending: float) -> Callable[
 @pytest.mark.parametrize("when", [61.0, 62.5, 64.0, 100.0, 119.9])
 @pytest.mark.parametrize("metrics", [True, False], ids=["green-health", "stopped"])
 @pytest.mark.parametrize("pending", [0.0, 5.0], ids=["idle", "busy"])
-def test_a_stall_is_found_within_two_minutes(when: float, metrics: bool, pending: float) -> None:
+@pytest.mark.parametrize("look_takes", [0.0, 8.0, 28.0])
+@pytest.mark.parametrize("agent", [False, True], ids=["watchdog", "agent"])
+def test_a_stall_is_found_within_two_minutes(
+    when: float, metrics: bool, pending: float, look_takes: float, agent: bool
+) -> None:
     def answers(now: float) -> Probe:
         return token(now) if now < when - 1 else silence(now)
 
-    simulation = Simulation(deadlocked_after(when, metrics=metrics, pending=pending), answers).run(600)
+    engine = deadlocked_after(when, metrics=metrics, pending=pending)
+    simulation = Simulation(engine, answers, look_takes=lambda now: look_takes, agent=agent).run(600)
     assert simulation.stalled_at
     assert simulation.stalled_at[0] - when <= 120
     assert len(simulation.stalled_at) == 1, "it is not judged again before its next token"

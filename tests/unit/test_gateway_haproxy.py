@@ -10,6 +10,7 @@ import re
 import shutil
 import signal
 import socket
+import socketserver
 import ssl
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from gateway_certificate import make_certificate
 from gateway_engine import Engine, engines
 from waiting import until
 
-from stepladder import status
+from stepladder import diagnosis, status
 from stepladder.gateway import agent_settings, configuration
 from stepladder.gateway_secrets import certificate_pem, keys_map
 
@@ -523,10 +524,52 @@ def test_a_reload_that_fails_leaves_the_old_one_at_work_and_the_next_one_mends_i
     assert gateway.ask(body={})[0] == 200
 
 
+def lines_of_status(gateway: Gateway) -> list[str]:
+    told = status.front({"gateway": serving_state.gateway(str(gateway.directory))})
+    return status.gateway_lines("gw", told)
+
+
+AGENT_SILENT = "  WARNING: its agent does not answer ({}): a replica that hangs stays in rotation"
+
+
+class Another(socketserver.BaseRequestHandler):
+    """What took the agent's port after a reboot."""
+
+    def handle(self) -> None:
+        self.request.recv(100)
+        self.request.sendall(b"SSH-2.0-x\r\n")
+
+
+def diagnosis_of(gateway: Gateway) -> list[tuple[str, str, str]]:
+    kept = {"plan_id": "a", "endpoints": [{"node": "n0", "replica": 0, "base_url": "http://198.18.0.2:8000/v1"}]}
+    ready = {"name": "vllm-0", "phase": "ready", "detail": "", "since": 60.0}
+    front = serving_state.gateway(str(gateway.directory))
+    nodes = [diagnosis.Node("n0", rows=status.rows("n0", kept, [ready])), diagnosis.Node("gw", gateway=front)]
+    return [(each.layer, each.title, each.line) for each in diagnosis.diagnose(nodes).findings]
+
+
+def test_status_tells_that_the_agent_is_dead_or_another_has_its_port(gateway: Gateway) -> None:
+    refused = AGENT_SILENT.format("L4CON Connection refused")
+    until(lambda: lines_of_status(gateway)[1:2] == [refused], 10)
+    agent = start_agent(gateway, stall_seconds=100)
+    until(lambda: len(lines_of_status(gateway)) == 3, 10)
+    agent.kill()
+    agent.wait()
+    until(lambda: lines_of_status(gateway)[1:2] == [refused], 10)
+    assert diagnosis_of(gateway) == [("serve", "The gateway's agent does not answer", "L4CON Connection refused")]
+    with socketserver.ThreadingTCPServer(("127.0.0.1", gateway.agent_port), Another, bind_and_activate=False) as other:
+        other.allow_reuse_address = True
+        other.server_bind()
+        other.server_activate()
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        wanted = AGENT_SILENT.format("CHECKED agent reports an error : SSH-2.0-x")
+        until(lambda: lines_of_status(gateway)[1:2] == [wanted], 10)
+        other.shutdown()
+
+
 def test_status_shows_who_is_out_and_who_drained_it(gateway: Gateway, two: list[Engine]) -> None:
     def lines() -> list[str]:
-        told = status.front({"gateway": serving_state.gateway(str(gateway.directory))})
-        return status.gateway_lines("gw", told)
+        return [line for line in lines_of_status(gateway) if "its agent" not in line]
 
     assert lines() == [
         "Gateway on gw: 2 of 2 replicas in rotation",

@@ -268,6 +268,17 @@ DOWN = {**SERVER, "replica": 1, "in_rotation": False, "status": "DOWN", "check":
             id="out",
         ),
         pytest.param(
+            {"gateway": {"problem": "", "agent_problem": "L4CON Connection refused", "servers": [SERVER]}},
+            [
+                "Gateway on gw: 1 of 1 replicas in rotation",
+                "  WARNING: its agent does not answer (L4CON Connection refused): a replica that hangs "
+                "stays in rotation",
+                "  replica 0: in rotation, 3 request(s)",
+            ],
+            "",
+            id="agent-dead",
+        ),
+        pytest.param(
             {"gateway": {"problem": "its socket does not answer", "servers": []}},
             ["Gateway on gw: DOWN, its socket does not answer"],
             "not_ready",
