@@ -80,6 +80,7 @@ def _status_report(
 ) -> dict[str, str]:
     """`status.report` on plain rows."""
     names = ("status_rows", "status_problem", "status_release", "status_watchdog", "status_gateway")
+    names += ("status_left_gateway",)
     wanted = dict.fromkeys([*hosts, *(gateways or ())])
     kept = {host: {name: _plain(variables[host].get(name)) for name in names} for host in wanted}
     return status.report(kept, hosts, form, gateways or ())

@@ -18,7 +18,14 @@ HEALTHY = {"ready"}
 UNUSED = "unused"
 YOUNG = {"starting", "loading"}
 # Of a gateway's host that did not answer.
-SILENT: dict[str, Any] = {"reachable": False, "problem": "the host did not answer", "servers": []}
+SILENT: dict[str, Any] = {
+    "reachable": False, "problem": "the host did not answer", "servers": [], "left_behind": False,
+}  # fmt: skip
+# Of a gateway on a node that was taken out of the group; it may serve on, with keys that nobody changes any more.
+LEFT_BEHIND: dict[str, Any] = {
+    "reachable": True, "problem": "the inventory has none here any more; run the verb 'gateway', which removes it",
+    "servers": [], "left_behind": True,
+}  # fmt: skip
 
 
 class Around(NamedTuple):
@@ -120,8 +127,8 @@ def report(
     """The rows that every host kept in `status_rows`, as one text; a host without them did not answer.
 
     Args:
-        variables: of every host; `status_rows`, `status_release`, `status_watchdog` and `status_gateway`;
-            `status_problem` says why a host that answers could not be looked at.
+        variables: of every host; `status_rows`, `status_release`, `status_watchdog`, `status_gateway` and
+            `status_left_gateway`; `status_problem` says why a host that answers could not be looked at.
         hosts: the nodes that were to be looked at.
         form: human or json.
         gateways: the hosts that are to run the gateway.
@@ -143,6 +150,7 @@ def report(
     looked = seen(found)
     live = {run for kept in told.values() if (run := run_at_work(kept["lease"]))}
     fronts = {host: judged(variables[host].get("status_gateway") or SILENT, live) for host in gateways}
+    fronts |= {host: LEFT_BEHIND for host in hosts if variables[host].get("status_left_gateway")}
     watchdogs = {host: kept for host in hosts if (kept := variables[host].get("status_watchdog"))}
     silent = any(row.phase == "unreachable" for row in looked) or any(
         not front["reachable"] for front in fronts.values()
@@ -210,7 +218,7 @@ def front(serving: Mapping[str, Any] | None, why: str = "") -> dict[str, Any]:
     if serving is None:
         return {**SILENT, "problem": why or SILENT["problem"]}
     kept = serving.get("gateway") or {"problem": "it was never installed here: run the verb 'gateway'", "servers": []}
-    return {"reachable": True, **kept}
+    return {"reachable": True, "left_behind": False, **kept}
 
 
 def run_at_work(lease: Mapping[str, Any] | None) -> str:
@@ -254,7 +262,7 @@ def gateway_lines(host: str, front: Mapping[str, Any]) -> list[str]:
     if not front["reachable"]:
         return [f"Gateway on {host}: unreachable, {front['problem']}"]
     if front["problem"]:
-        return [f"Gateway on {host}: DOWN, {front['problem']}"]
+        return [f"Gateway on {host}: {'LEFT BEHIND' if front['left_behind'] else 'DOWN'}, {front['problem']}"]
     servers = front["servers"]
     count = sum(each["in_rotation"] for each in servers)
     lines = [f"Gateway on {host}: {count} of {len(servers)} replicas in rotation"]
