@@ -19,11 +19,12 @@ UNUSED = "unused"
 YOUNG = {"starting", "loading"}
 # Of a gateway's host that did not answer.
 SILENT: dict[str, Any] = {
-    "reachable": False, "problem": "the host did not answer", "servers": [], "left_behind": False,
+    "asked": True, "reachable": False, "problem": "the host did not answer", "servers": [], "left_behind": False,
 }  # fmt: skip
+NOT_ASKED: dict[str, Any] = {**SILENT, "asked": False, "problem": "it is outside of --limit"}
 # Of a gateway on a node that was taken out of the group; it may serve on, with keys that nobody changes any more.
 LEFT_BEHIND: dict[str, Any] = {
-    "reachable": True, "problem": "the inventory has none here any more; run the verb 'gateway', which removes it",
+    "asked": True, "reachable": True, "problem": "the inventory has none here any more; run the verb 'gateway', which removes it",
     "servers": [], "left_behind": True,
 }  # fmt: skip
 
@@ -131,7 +132,7 @@ def report(
             `status_left_gateway`; `status_problem` says why a host that answers could not be looked at.
         hosts: the nodes that were to be looked at.
         form: human or json.
-        gateways: the hosts that are to run the gateway.
+        gateways: the hosts that are to run the gateway; those without `status_gateway` were not asked.
 
     Returns:
         `text`, and the name of the `exit_status`, empty where all is ready.
@@ -149,11 +150,11 @@ def report(
     told = {host: kept for host in hosts if (kept := variables[host].get("status_release"))}
     looked = seen(found)
     live = {run for kept in told.values() if (run := run_at_work(kept["lease"]))}
-    fronts = {host: judged(variables[host].get("status_gateway") or SILENT, live) for host in gateways}
+    fronts = {host: judged(variables[host].get("status_gateway") or NOT_ASKED, live) for host in gateways}
     fronts |= {host: LEFT_BEHIND for host in hosts if variables[host].get("status_left_gateway")}
     watchdogs = {host: kept for host in hosts if (kept := variables[host].get("status_watchdog"))}
     silent = any(row.phase == "unreachable" for row in looked) or any(
-        not front["reachable"] for front in fronts.values()
+        front["asked"] and not front["reachable"] for front in fronts.values()
     )
     well = is_ready(looked) and not any(gateway_faults(front) for front in fronts.values())
     status = "unreachable" if silent else "" if well else "not_ready"
@@ -218,7 +219,7 @@ def front(serving: Mapping[str, Any] | None, why: str = "") -> dict[str, Any]:
     if serving is None:
         return {**SILENT, "problem": why or SILENT["problem"]}
     kept = serving.get("gateway") or {"problem": "it was never installed here: run the verb 'gateway'", "servers": []}
-    return {"reachable": True, "left_behind": False, **kept}
+    return {"asked": True, "reachable": True, "left_behind": False, **kept}
 
 
 def run_at_work(lease: Mapping[str, Any] | None) -> str:
@@ -248,6 +249,8 @@ def _lives(server: Mapping[str, Any], live: Collection[str]) -> bool:
 
 def gateway_faults(front: Mapping[str, Any]) -> list[str]:
     """What is wrong with a gateway, `judged`: it does not say, or a replica that nobody drained gets no requests."""
+    if not front["asked"]:
+        return []
     if front["problem"]:
         return [front["problem"]]
     return [
@@ -259,6 +262,8 @@ def gateway_faults(front: Mapping[str, Any]) -> list[str]:
 
 def gateway_lines(host: str, front: Mapping[str, Any]) -> list[str]:
     """A gateway for people: a line, and one for each replica."""
+    if not front["asked"]:
+        return [f"Gateway on {host}: not asked, {front['problem']}"]
     if not front["reachable"]:
         return [f"Gateway on {host}: unreachable, {front['problem']}"]
     if front["problem"]:

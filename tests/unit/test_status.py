@@ -295,6 +295,18 @@ def test_the_gateway_stands_below_the_table(serving: dict[str, Any] | None, line
     assert document["gateways"]["gw"]["reachable"] is (serving is not None)
 
 
+@pytest.mark.parametrize("form", ["human", "json"])
+def test_a_gateway_outside_of_the_limit_is_no_fault(form: str) -> None:
+    variables = {"n0": {"status_rows": status.rows("n0", KEPT, [state()])}, "gw": {}}
+    told = status.report(variables, ["n0"], form, ["gw"])
+    assert told["exit_status"] == ""
+    if form == "human":
+        assert told["text"].splitlines()[2:-1] == ["Gateway on gw: not asked, it is outside of --limit"]
+    else:
+        document = json.loads(told["text"])
+        assert (document["ready"], document["gateways"]["gw"]["asked"]) == (True, False)
+
+
 def test_a_gateway_that_is_left_behind_is_a_fault_with_its_cure() -> None:
     """It serves on, with keys that were withdrawn since."""
     well = {"gateway": {"problem": "", "servers": [SERVER]}}
