@@ -65,14 +65,14 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(project: Path, verb: str, *variables: tuple[str, str]) -> subprocess.CompletedProcess[str]:
+def run(project: Path, verb: str, *variables: tuple[str, str], limit: str = "all") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "ansible", "playbook", "-i", "inventory.yml", str(ROOT / f"playbooks/{verb}.yml")]
     environ = {
         "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "XDG_STATE_HOME": str(project / "state"),
         "ANSIBLE_ROLES_PATH": f"{project / 'roles'}:{ROOT / 'roles'}",
     }  # fmt: skip
     return subprocess.run(
-        [*command, "-e", json.dumps(dict(variables))],
+        [*command, "-e", json.dumps(dict(variables)), "--limit", limit],
         cwd=project, env={**os.environ, **environ}, stdin=subprocess.DEVNULL, capture_output=True, text=True,
         timeout=300, check=False,
     )  # fmt: skip
@@ -132,6 +132,26 @@ def test_a_gateway_that_is_left_behind_goes_after_the_other_is_there(
     assert re.findall("noted: (.*)", ran.stdout) == done
     if done[-1] == "gateway/remove on a":
         assert lines(project / "a/audit/audit.jsonl")[-1] == ("end", "gateway", "left behind", "done")
+
+
+@pytest.mark.parametrize(
+    ("limit", "variables", "done"),
+    [
+        pytest.param("g", [], False, id="nobody-asked"),
+        pytest.param("g", [("gateway_allow_rollout", "true")], True, id="whatever-it-is", marks=nightly),
+        pytest.param("g,engines", [], True, id="asked", marks=nightly),
+    ],
+)
+def test_undrain_refuses_where_nobody_was_asked_for_a_rollout(
+    project: Path, limit: str, variables: list[tuple[str, str]], done: bool
+) -> None:
+    """The lease of a rollout lies on the engines' nodes, and --limit may leave them out."""
+    ran = run(project, "undrain", REPLICA, NAMED, *variables, limit=limit)
+    assert (ran.returncode == 0) is done, ran.stdout + ran.stderr
+    assert ("noted: gateway/undrain on g" in ran.stdout) is done
+    said = "outside of --limit: a. So nobody knows whether a rollout that is still at work took the replica out."
+    assert (said in " ".join(ran.stdout.split())) is not done
+    assert lines(project / "g/audit/audit.jsonl")[1:] == ([("end", "undrain", "replica 1", "done")] if done else [])
 
 
 @nightly
