@@ -24,8 +24,8 @@ SILENT: dict[str, Any] = {
 NOT_ASKED: dict[str, Any] = {**SILENT, "asked": False, "problem": "it is outside of --limit"}
 # Of a gateway on a node that was taken out of the group; it may serve on, with keys that nobody changes any more.
 LEFT_BEHIND: dict[str, Any] = {
-    "asked": True, "reachable": True, "problem": "the inventory has none here any more; run the verb 'gateway', which removes it",
-    "servers": [], "left_behind": True,
+    "asked": True, "reachable": True, "servers": [], "left_behind": True,
+    "problem": "the inventory has none here any more; run the verb 'gateway', which removes it",
 }  # fmt: skip
 
 
