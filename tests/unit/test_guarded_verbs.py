@@ -44,7 +44,7 @@ def project(tmp_path: Path) -> Path:
     tasks["gateway/undrain"].append({f"{BUILTIN}.assert": {"that": "gateway_at_work == ''"}})
     for name in ("defaults", "vars"):
         shutil.copytree(ROOT / "roles/gateway" / name, tmp_path / "roles/gateway" / name)
-    plan = {"gateway": "{{ gateway_hosts | first | default(none) }}"}
+    plan = {"gateway": "{{ gateway_hosts | first | default(none) }}", "nodes": [{"tools": {"path": "/none"}}]}
     for name in ("deployment/main", "release/require"):
         tasks[name] = [{f"{BUILTIN}.set_fact": {"deployment_slice": SLICE, "deployment_plan": plan}}]
     for name, content in tasks.items():
@@ -152,6 +152,19 @@ def test_undrain_refuses_where_nobody_was_asked_for_a_rollout(
     said = "outside of --limit: a. So nobody knows whether a rollout that is still at work took the replica out."
     assert (said in " ".join(ran.stdout.split())) is not done
     assert lines(project / "g/audit/audit.jsonl")[1:] == ([("end", "undrain", "replica 1", "done")] if done else [])
+
+
+def test_what_an_engine_has_beside_a_gateway_that_is_left_behind_stays(project: Path) -> None:
+    """The role's own removal."""
+    shutil.copy(ROOT / "roles/gateway/tasks/remove.yml", project / "roles/gateway/tasks")
+    shutil.copytree(ROOT / "roles/release", project / "roles/release", dirs_exist_ok=True)
+    for place in ("gateway/d/current", "gateway/other/current", "cache/engines/empty"):
+        (project / "a" / place).mkdir(parents=True)
+    ran = run(project, "gateway", NAMED)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert not (project / "a/gateway/d").exists()
+    assert (project / "a/gateway/other/current").is_dir()
+    assert (project / "a/cache/engines/empty").is_dir()
 
 
 @nightly
