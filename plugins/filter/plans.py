@@ -79,7 +79,8 @@ def _status_report(
     variables: Mapping[str, Any], hosts: list[str], form: str = "human", gateways: list[str] | None = None
 ) -> dict[str, str]:
     """`status.report` on plain rows."""
-    names = ("status_rows", "status_problem", "status_release", "status_watchdog", "status_gateway")
+    told = ("rows", "problem", "release", "watchdog", "gateway", "left_gateway")
+    names = [f"status_{name}" for name in told]
     wanted = dict.fromkeys([*hosts, *(gateways or ())])
     kept = {host: {name: _plain(variables[host].get(name)) for name in names} for host in wanted}
     return status.report(kept, hosts, form, gateways or ())

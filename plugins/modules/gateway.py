@@ -43,6 +43,11 @@ options:
     description: Seconds until the new configuration has to be taken up, and the same again for O(require_replicas).
     type: int
     default: 30
+  if_running:
+    description:
+      - With O(state=loaded), leave a HAProxy that does not run to whoever starts it, and wait for no replica.
+    type: bool
+    default: false
   require_replicas:
     description: With O(state=loaded), fail unless every replica that is not drained gets requests.
     type: bool
@@ -88,7 +93,7 @@ put_back:
   sample: [1]
 taking_requests:
   description: How many replicas get requests.
-  returned: with O(state=loaded), outside of check mode
+  returned: with O(state=loaded), outside of check mode and without O(if_running)
   type: int
   sample: 2
 """
@@ -113,6 +118,7 @@ def main() -> None:
             "certificate": {"type": "str", "default": "", "no_log": True},
             "program": {"type": "path", "default": "/usr/sbin/haproxy"},
             "deadline": {"type": "int", "default": 30},
+            "if_running": {"type": "bool", "default": False},
             "require_replicas": {"type": "bool", "default": False},
             "put_back": {"type": "bool", "default": False},
         },
@@ -162,14 +168,17 @@ def load(given: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     """Have it taken up."""
     wanted = haproxy.observe(given["directory"]).current
     master = haproxy.Master(given["directory"])
-    changed = master.generation() != wanted
+    running = master.generation()
+    if given["if_running"] and running is None:
+        return {"changed": False, "generation": wanted or "", "put_back": []}
+    changed = running != wanted
     if changed and wanted and not check_mode:
         master.reload(wanted, given["deadline"])
     back: list[int] = []
     if given["put_back"] and rotation.marked(given["directory"]):
         back = rotation.put_back(master, None, 0, check_mode)
     changed = changed or bool(back)
-    if check_mode:
+    if check_mode or given["if_running"]:
         return {"changed": changed, "generation": wanted or "", "put_back": back}
     return {
         "changed": changed,

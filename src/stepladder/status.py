@@ -18,7 +18,15 @@ HEALTHY = {"ready"}
 UNUSED = "unused"
 YOUNG = {"starting", "loading"}
 # Of a gateway's host that did not answer.
-SILENT: dict[str, Any] = {"reachable": False, "problem": "the host did not answer", "servers": []}
+SILENT: dict[str, Any] = {
+    "asked": True, "reachable": False, "problem": "the host did not answer", "servers": [], "left_behind": False,
+}  # fmt: skip
+NOT_ASKED: dict[str, Any] = {**SILENT, "asked": False, "problem": "it is outside of --limit"}
+# Of a gateway on a node that was taken out of the group; it may serve on, with keys that nobody changes any more.
+LEFT_BEHIND: dict[str, Any] = {
+    "asked": True, "reachable": True, "servers": [], "left_behind": True,
+    "problem": "the inventory has none here any more; run the verb 'gateway', which removes it",
+}  # fmt: skip
 
 
 class Around(NamedTuple):
@@ -120,11 +128,11 @@ def report(
     """The rows that every host kept in `status_rows`, as one text; a host without them did not answer.
 
     Args:
-        variables: of every host; `status_rows`, `status_release`, `status_watchdog` and `status_gateway`;
-            `status_problem` says why a host that answers could not be looked at.
+        variables: of every host; `status_rows`, `status_release`, `status_watchdog`, `status_gateway` and
+            `status_left_gateway`; `status_problem` says why a host that answers could not be looked at.
         hosts: the nodes that were to be looked at.
         form: human or json.
-        gateways: the hosts that are to run the gateway.
+        gateways: the hosts that are to run the gateway; those without `status_gateway` were not asked.
 
     Returns:
         `text`, and the name of the `exit_status`, empty where all is ready.
@@ -142,10 +150,11 @@ def report(
     told = {host: kept for host in hosts if (kept := variables[host].get("status_release"))}
     looked = seen(found)
     live = {run for kept in told.values() if (run := run_at_work(kept["lease"]))}
-    fronts = {host: judged(variables[host].get("status_gateway") or SILENT, live) for host in gateways}
+    fronts = {host: judged(variables[host].get("status_gateway") or NOT_ASKED, live) for host in gateways}
+    fronts |= {host: LEFT_BEHIND for host in hosts if variables[host].get("status_left_gateway")}
     watchdogs = {host: kept for host in hosts if (kept := variables[host].get("status_watchdog"))}
     silent = any(row.phase == "unreachable" for row in looked) or any(
-        not front["reachable"] for front in fronts.values()
+        front["asked"] and not front["reachable"] for front in fronts.values()
     )
     well = is_ready(looked) and not any(gateway_faults(front) for front in fronts.values())
     status = "unreachable" if silent else "" if well else "not_ready"
@@ -210,7 +219,7 @@ def front(serving: Mapping[str, Any] | None, why: str = "") -> dict[str, Any]:
     if serving is None:
         return {**SILENT, "problem": why or SILENT["problem"]}
     kept = serving.get("gateway") or {"problem": "it was never installed here: run the verb 'gateway'", "servers": []}
-    return {"reachable": True, **kept}
+    return {"asked": True, "reachable": True, "left_behind": False, **kept}
 
 
 def run_at_work(lease: Mapping[str, Any] | None) -> str:
@@ -240,6 +249,8 @@ def _lives(server: Mapping[str, Any], live: Collection[str]) -> bool:
 
 def gateway_faults(front: Mapping[str, Any]) -> list[str]:
     """What is wrong with a gateway, `judged`: it does not say, or a replica that nobody drained gets no requests."""
+    if not front["asked"]:
+        return []
     if front["problem"]:
         return [front["problem"]]
     return [replica_text(each) for each in front["servers"] if each["left_out"] or gets_nothing(each)]
@@ -252,10 +263,12 @@ def gets_nothing(server: Mapping[str, Any]) -> bool:
 
 def gateway_lines(host: str, front: Mapping[str, Any]) -> list[str]:
     """A gateway for people: a line, and one for each replica."""
+    if not front["asked"]:
+        return [f"Gateway on {host}: not asked, {front['problem']}"]
     if not front["reachable"]:
         return [f"Gateway on {host}: unreachable, {front['problem']}"]
     if front["problem"]:
-        return [f"Gateway on {host}: DOWN, {front['problem']}"]
+        return [f"Gateway on {host}: {'LEFT BEHIND' if front['left_behind'] else 'DOWN'}, {front['problem']}"]
     servers = front["servers"]
     count = sum(each["in_rotation"] for each in servers)
     lines = [f"Gateway on {host}: {count} of {len(servers)} replicas in rotation"]

@@ -585,3 +585,100 @@ def test_status_shows_who_is_out_and_who_drained_it(gateway: Gateway, two: list[
     gateway.stop()
     assert re.fullmatch(r"Gateway on gw: DOWN, The gateway's admin socket .* does not answer .*", lines()[0])
     gateway.start(up=1)
+
+
+def test_one_that_runs_moves_to_another_port_and_one_that_does_not_is_left_alone(
+    gateway: Gateway, two: list[Engine]
+) -> None:
+    """What has to be so before anybody waits for the new port."""
+    stream: list[list[str]] = []
+    client = threading.Thread(target=lambda: stream.append(gateway.stream(40, 0.05)[0]))
+    client.start()
+    until(lambda: sum(server.running for server in two) == 1, 5)
+    old, gateway.port = gateway.port, free_port()
+    gateway.write()
+    load = {"state": "loaded", "directory": str(gateway.directory), "if_running": True}
+    answers = [module("gateway", load | {"_ansible_check_mode": check}) for check in (True, False, True, False)]
+    assert [answer.get("changed") for answer in answers] == [True, True, False, False], answers
+    assert gateway.ask(body={})[0] == 200
+    client.join()
+    assert stream[0][-1] == "data: [DONE]"
+    until(lambda: not port_open(old), 10)
+    gateway.stop()
+    for directory in (gateway.directory, gateway.directory / "never"):
+        answer = module("gateway", load | {"directory": str(directory)})
+        assert (answer.get("failed"), answer["changed"]) == (None, False), answer
+    gateway.start()
+
+
+DAEMON = ["sh", "-c", 'exec "$@" -D > /dev/null 2>&1', "sh"]
+# What keeps the processes, in short: it starts what does not run, and waits for the port as the role `service` does.
+KEEPER = {
+    "manager": [
+        {"ansible.builtin.setup": {"gather_subset": ["!all", "!min", "user"]}},
+        {"ansible.builtin.set_fact": {"service_manager_used": "systemd", "service_launcher": []}},
+    ],
+    "start": [
+        {
+            "ansible.builtin.command": {
+                "argv": "{{ daemon + __gateway_slice.node.processes[1].argv }}",
+                "creates": "{{ __gateway_directory }}/master.sock",
+            }
+        },
+        {
+            "ansible.builtin.wait_for": {"port": "{{ gateway_plan.gateway.port }}", "timeout": 5},
+            "when": "not ansible_check_mode",
+        },
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.timeout(300)
+def test_the_role_brings_a_gateway_to_a_new_port(tmp_path: Path, two: list[Engine]) -> None:
+    """The role itself, from its first installation on; only the process manager is a stand-in."""
+    gateway = Gateway(tmp_path / "gateway/test", two)
+    (tmp_path / "roles/service/tasks").mkdir(parents=True)
+    for name, tasks in KEEPER.items():
+        (tmp_path / f"roles/service/tasks/{name}.yml").write_text(json.dumps(tasks))
+    common = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable, "deployment_name": "test"}
+    host = {
+        **common, "stepladder_state_directory": str(tmp_path), "deployment_hosts": ["gw"], "gateway_hosts": ["gw"],
+        "gateway_program": PROGRAM, "daemon": DAEMON,
+    }  # fmt: skip
+    (tmp_path / "inventory.yml").write_text(json.dumps({"all": {"hosts": {"gw": host}}}))
+    play = {"hosts": "gw", "gather_facts": False, "roles": ["gateway"]}
+    (tmp_path / "play.yml").write_text(json.dumps([play]))
+
+    def run(*more: str) -> None:
+        plan = {
+            "gateway": {**gateway.plan(), "keys": False}, "deployment": {"served_name": "tiny"},
+            "nodes": [{"tools": {"path": "/none"}}],
+        }  # fmt: skip
+        done = subprocess.run(
+            [
+                *(sys.executable, "-m", "ansible", "playbook", "-i", "inventory.yml", "play.yml"),
+                *("-e", json.dumps({"deployment_plan": plan}), *more),
+            ],
+            cwd=tmp_path,
+            env={
+                **os.environ, "ANSIBLE_CONFIG": f"{REPOSITORY}/ansible.cfg",
+                "ANSIBLE_ROLES_PATH": f"{tmp_path}/roles:{REPOSITORY}/roles",
+            },
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    try:
+        run("--check")
+        assert not gateway.directory.exists()
+        run()
+        assert gateway.ask(body={}, key=None)[0] == 200
+        old, gateway.port = gateway.port, free_port()
+        run()
+        assert gateway.ask(body={}, key=None)[0] == 200
+        until(lambda: not port_open(old), 10)
+    finally:
+        if (gateway.directory / "master.sock").exists():
+            master = re.search(r"(?m)^(\d+)\s+master", gateway.master.ask("show proc"))
+            assert master
+            os.kill(int(master[1]), signal.SIGTERM)

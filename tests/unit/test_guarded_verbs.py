@@ -22,7 +22,10 @@ from stepladder.exit_status import ExitStatus
 ROOT = Path(__file__).resolve().parents[2]
 BUILTIN = "ansible.builtin"
 SLICE = {"plan_id": "p", "node": {"ranks": []}}
-STAND_INS = ("gateway/drain", "gateway/undrain", "gateway/main", "gateway/check", "watchdog/main", "stop/main")
+STAND_INS = (
+    *("gateway/drain", "gateway/undrain", "gateway/main", "gateway/check", "gateway/remove"),
+    *("watchdog/main", "stop/main"),
+)
 NAMED = ("confirm", "prod")
 REPLICA = ("replica", "1")
 nightly = pytest.mark.nightly
@@ -39,13 +42,16 @@ def project(tmp_path: Path) -> Path:
     # A stand-in that fails, as a drain does whose requests do not end.
     tasks["gateway/drain"].append({f"{BUILTIN}.assert": {"that": "breaks | default('no') == 'no'"}})
     tasks["gateway/undrain"].append({f"{BUILTIN}.assert": {"that": "gateway_at_work == ''"}})
-    shutil.copytree(ROOT / "roles/gateway/defaults", tmp_path / "roles/gateway/defaults")
+    for name in ("defaults", "vars"):
+        shutil.copytree(ROOT / "roles/gateway" / name, tmp_path / "roles/gateway" / name)
+    plan = {"gateway": "{{ gateway_hosts | first | default(none) }}", "nodes": [{"tools": {"path": "/none"}}]}
     for name in ("deployment/main", "release/require"):
-        tasks[name] = [{f"{BUILTIN}.set_fact": {"deployment_slice": SLICE}}]
+        tasks[name] = [{f"{BUILTIN}.set_fact": {"deployment_slice": SLICE, "deployment_plan": plan}}]
     for name, content in tasks.items():
         role, _, file = name.partition("/")
         (tmp_path / f"roles/{role}/tasks").mkdir(parents=True, exist_ok=True)
         (tmp_path / f"roles/{role}/tasks/{file}.yml").write_text(json.dumps(content))
+    shutil.copy(ROOT / "roles/gateway/tasks/left_behind.yml", tmp_path / "roles/gateway/tasks")
     common = {
         "ansible_connection": "local", "ansible_python_interpreter": sys.executable, "deployment_name": "d",
     }  # fmt: skip
@@ -59,14 +65,14 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(project: Path, verb: str, *variables: tuple[str, str]) -> subprocess.CompletedProcess[str]:
+def run(project: Path, verb: str, *variables: tuple[str, str], limit: str = "all") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "ansible", "playbook", "-i", "inventory.yml", str(ROOT / f"playbooks/{verb}.yml")]
     environ = {
         "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "XDG_STATE_HOME": str(project / "state"),
         "ANSIBLE_ROLES_PATH": f"{project / 'roles'}:{ROOT / 'roles'}",
     }  # fmt: skip
     return subprocess.run(
-        [*command, "-e", json.dumps(dict(variables))],
+        [*command, "-e", json.dumps(dict(variables)), "--limit", limit],
         cwd=project, env={**os.environ, **environ}, stdin=subprocess.DEVNULL, capture_output=True, text=True,
         timeout=300, check=False,
     )  # fmt: skip
@@ -101,6 +107,64 @@ def test_what_goes_through_a_freeze_asks_for_the_name_and_is_written_down(
     expected = [("begin", verb, why, ""), ("end", verb, why, "done")]
     assert [line for line in lines(project / host / "audit/audit.jsonl") if line[0] != "freeze"] == expected
     assert lines(project / "state/stepladder/audit.jsonl") == expected
+
+
+@pytest.mark.parametrize(
+    ("host", "left", "done"),
+    [
+        pytest.param("g", True, ["gateway/check on a", "gateway/main on g", "gateway/remove on a"], id="moved"),
+        pytest.param("", True, ["gateway/remove on a"], id="given-up", marks=nightly),
+        pytest.param("", False, ["gateway/check on a"], id="never-there", marks=nightly),
+        pytest.param("a", True, ["gateway/check on a", "gateway/main on a"], id="at-its-place", marks=nightly),
+    ],
+)
+def test_a_gateway_that_is_left_behind_goes_after_the_other_is_there(
+    project: Path, host: str, left: bool, done: list[str]
+) -> None:
+    inventory = json.loads((project / "inventory.yml").read_text())
+    inventory["all"]["hosts"] = inventory["all"]["children"]["gateway"]["hosts"]
+    inventory["all"]["children"]["gateway"]["hosts"] = {host: {}} if host else {}
+    (project / "inventory.yml").write_text(json.dumps(inventory))
+    if left:
+        (project / "a/gateway/d/current").mkdir(parents=True)
+    ran = run(project, "gateway", NAMED)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert re.findall("noted: (.*)", ran.stdout) == done
+    if done[-1] == "gateway/remove on a":
+        assert lines(project / "a/audit/audit.jsonl")[-1] == ("end", "gateway", "left behind", "done")
+
+
+@pytest.mark.parametrize(
+    ("limit", "variables", "done"),
+    [
+        pytest.param("g", [], False, id="nobody-asked"),
+        pytest.param("g", [("gateway_allow_rollout", "true")], True, id="whatever-it-is", marks=nightly),
+        pytest.param("g,engines", [], True, id="asked", marks=nightly),
+    ],
+)
+def test_undrain_refuses_where_nobody_was_asked_for_a_rollout(
+    project: Path, limit: str, variables: list[tuple[str, str]], done: bool
+) -> None:
+    """The lease of a rollout lies on the engines' nodes, and --limit may leave them out."""
+    ran = run(project, "undrain", REPLICA, NAMED, *variables, limit=limit)
+    assert (ran.returncode == 0) is done, ran.stdout + ran.stderr
+    assert ("noted: gateway/undrain on g" in ran.stdout) is done
+    said = "outside of --limit: a. So nobody knows whether a rollout that is still at work took the replica out."
+    assert (said in " ".join(ran.stdout.split())) is not done
+    assert lines(project / "g/audit/audit.jsonl")[1:] == ([("end", "undrain", "replica 1", "done")] if done else [])
+
+
+def test_what_an_engine_has_beside_a_gateway_that_is_left_behind_stays(project: Path) -> None:
+    """The role's own removal."""
+    shutil.copy(ROOT / "roles/gateway/tasks/remove.yml", project / "roles/gateway/tasks")
+    shutil.copytree(ROOT / "roles/release", project / "roles/release", dirs_exist_ok=True)
+    for place in ("gateway/d/current", "gateway/other/current", "cache/engines/empty"):
+        (project / "a" / place).mkdir(parents=True)
+    ran = run(project, "gateway", NAMED)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert not (project / "a/gateway/d").exists()
+    assert (project / "a/gateway/other/current").is_dir()
+    assert (project / "a/cache/engines/empty").is_dir()
 
 
 @nightly

@@ -306,6 +306,37 @@ def test_the_gateway_stands_below_the_table(serving: dict[str, Any] | None, line
     assert document["gateways"]["gw"]["reachable"] is (serving is not None)
 
 
+@pytest.mark.parametrize("form", ["human", "json"])
+def test_a_gateway_outside_of_the_limit_is_no_fault(form: str) -> None:
+    variables = {"n0": {"status_rows": status.rows("n0", KEPT, [state()])}, "gw": {}}
+    told = status.report(variables, ["n0"], form, ["gw"])
+    assert told["exit_status"] == ""
+    if form == "human":
+        assert told["text"].splitlines()[2:-1] == ["Gateway on gw: not asked, it is outside of --limit"]
+    else:
+        document = json.loads(told["text"])
+        assert (document["ready"], document["gateways"]["gw"]["asked"]) == (True, False)
+
+
+def test_a_gateway_that_is_left_behind_is_a_fault_with_its_cure() -> None:
+    """It serves on, with keys that were withdrawn since."""
+    well = {"gateway": {"problem": "", "servers": [SERVER]}}
+    variables = {
+        "n0": {"status_rows": status.rows("n0", KEPT, [state()]), "status_left_gateway": True},
+        "gw": {"status_gateway": status.front(well)},
+    }
+    told = status.report(variables, ["n0"], "human", ["gw"])
+    assert told["text"].splitlines()[2:-1] == [
+        "Gateway on gw: 1 of 1 replicas in rotation",
+        "  replica 0: in rotation, 3 request(s)",
+        "Gateway on n0: LEFT BEHIND, the inventory has none here any more; run the verb 'gateway', which removes it",
+    ]
+    assert told["exit_status"] == "not_ready"
+    document = json.loads(status.report(variables, ["n0"], "json", ["gw"])["text"])
+    assert document["ready"] is False
+    assert {host: front["left_behind"] for host, front in document["gateways"].items()} == {"gw": False, "n0": True}
+
+
 def at_work(state: str, run: str = "r1") -> dict[str, Any]:
     held = {
         "who": "ann", "origin": "ops1", "verb": "deploy", "deployment": "step3", "plan_id": "abd", "why": "",
