@@ -633,6 +633,7 @@ KEEPER = {
 }  # fmt: skip
 
 
+@pytest.mark.nightly
 @pytest.mark.timeout(300)
 def test_the_role_brings_a_gateway_to_a_new_port(tmp_path: Path, two: list[Engine]) -> None:
     """The role itself, from its first installation on; only the process manager is a stand-in."""

@@ -441,7 +441,7 @@ ELSEWHERE = "a: it has replica 0 at 198.18.0.1:9000, and it answers at 198.18.0.
     [
         pytest.param("rollback", 9000, True, "all", 0, ["a: follows, mine"], id="rollback-elsewhere"),
         pytest.param("rollback", 9000, False, "all", 10, ["a: the gateway: it is ill", ELSEWHERE],
-                     id="rollback-and-the-gateway-cannot-follow"),
+                     id="rollback-and-the-gateway-cannot-follow", marks=nightly),
         pytest.param("rollback", 9000, True, "a", 10, [ELSEWHERE], id="rollback-of-some", marks=nightly),
         pytest.param("rollback", 8000, True, "all", 0, [], id="rollback-there", marks=nightly),
         pytest.param("start", 9000, True, "all", 0, ["a: follows, mine"], id="start-elsewhere", marks=nightly),

@@ -85,6 +85,7 @@ def test_the_metrics_of_a_watchdog_that_is_removed_go_with_it(node: Node) -> Non
     assert not (node.state / "watchdog/d").exists()
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("now", "left"), [("exporter/", ["stepladder-d.prom", "stepladder-e.prom"]), ("other", ["stepladder-e.prom"])]
 )
