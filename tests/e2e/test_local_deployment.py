@@ -219,7 +219,7 @@ def test_a_release_that_does_not_start_is_given_up_and_the_one_before_serves_aga
     second = local.run("stop", check=False)
     assert second.returncode == ExitStatus.HELD, second.stdout
     assert re.search(r"localhost: held by \S+ from \S+: deploy e2e [0-9a-f]{12}, since ", second.stdout)
-    rest, _ = process.communicate(timeout=300)
+    rest, _ = process.communicate(timeout=600)
     assert process.returncode == ExitStatus.WENT_BACK, rest[-4000:]
     assert re.search(r"Release [0-9a-f]{12} did not run right and was given up:", rest)
     assert "unrecognized arguments: --no-such-flag" in rest
@@ -314,7 +314,7 @@ def test_interrupted_deploy_is_finished_by_the_next_one(local: Local) -> None:
         if "vllm-0: " in line:
             break
     os.killpg(process.pid, signal.SIGINT)
-    rest, _ = process.communicate(timeout=120)
+    rest, _ = process.communicate(timeout=300)
     assert process.returncode != 0
     assert "Traceback" not in rest
     local.run("deploy")
