@@ -1,4 +1,4 @@
-"""Questions for judges and their verdicts: one process for all lines of one judge."""
+"""Questions for judges and their verdicts: a process for each core, or one where there are few lines."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any
 
 JUDGES = Path(__file__).with_name("judges")
 DEADLINE_S = 900.0
+# A judge takes ten to twenty seconds to import its engine, and a line 25 to 65 ms.
+WORTH_A_PROCESS = 500
 
 
 @dataclass(frozen=True)
@@ -63,15 +66,29 @@ class Judge:
     environ: tuple[tuple[str, str], ...] = ()
 
     def ask(self, questions: Sequence[Question]) -> Answers:
-        """Put all questions to one process of this judge.
+        """Put all questions to this judge, with so many processes as there are cores and lines enough.
 
         Raises:
-            AssertionError: it ended before it had answered all of them; with its last lines.
+            AssertionError: one ended before it had answered all of its own; with its last lines.
         """
+        start = time.monotonic()
+        parts = max(1, min(len(os.sched_getaffinity(0)), len(questions) // WORTH_A_PROCESS))
+        with ThreadPoolExecutor(parts) as pool:
+            heard = list(pool.map(self._said, (questions[part::parts] for part in range(parts))))
+        said = {verdict.question: verdict for _, verdicts in heard for verdict in verdicts}
+        header = heard[0][0]
+        return Answers(
+            program=header["program"],
+            version=header["version"],
+            seconds=time.monotonic() - start,
+            verdicts=tuple(said[question] for question in questions),
+        )
+
+    def _said(self, questions: Sequence[Question]) -> tuple[dict[str, str], list[Verdict]]:
+        """What one process says: of itself, and to each question."""
         environ = {name: os.environ[name] for name in ("PATH", "LANG", "TMPDIR") if name in os.environ}
         environ["PYTHONPATH"] = os.pathsep.join(map(str, self.path))
         environ |= dict(self.environ)
-        start = time.monotonic()
         done = subprocess.run(
             [self.python, JUDGES / self.script],
             input="".join(f"{question.as_json()}\n" for question in questions),
@@ -86,21 +103,15 @@ class Judge:
             f"{self.script} answered {max(0, len(lines) - 1)} of {len(questions)} and ended with {done.returncode}:\n"
             + done.stderr[-3000:]
         )
-        header, verdicts = lines[0], lines[1:]
-        return Answers(
-            program=header["program"],
-            version=header["version"],
-            seconds=time.monotonic() - start,
-            verdicts=tuple(
-                Verdict(question, said["accepted"], said["error"], tuple(said["warnings"]), said["facts"])
-                for question, said in zip(questions, verdicts, strict=True)
-            ),
-        )
+        return lines[0], [
+            Verdict(question, said["accepted"], said["error"], tuple(said["warnings"]), said["facts"])
+            for question, said in zip(questions, lines[1:], strict=True)
+        ]
 
 
 @dataclass(frozen=True)
 class Answers:
-    """All verdicts of one process."""
+    """All verdicts of one judge, in the order of the questions."""
 
     program: str
     version: str

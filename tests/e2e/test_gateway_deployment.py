@@ -121,7 +121,10 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 class Load:
-    """Clients that ask through the gateway without a pause, half of them for streams; what failed."""
+    """Clients that ask through the gateway again and again, half of them for streams; what failed.
+
+    Answers have an end and pauses follow them: what runs beside the engines on the same cores is to get on.
+    """
 
     def __init__(self, served: Served, clients: int = 4) -> None:
         self.client = served.client()
@@ -133,14 +136,14 @@ class Load:
             thread.start()
 
     def run(self, stream: bool) -> None:
-        messages: Any = [{"role": "user", "content": "Hello"}]
-        while not self.over.is_set():
+        wish: Any = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 64}
+        while not self.over.wait(0.5):
             try:
                 if stream:
-                    parts = list(self.client.chat.completions.create(model=MODEL, messages=messages, stream=True))
+                    parts = list(self.client.chat.completions.create(**wish, stream=True))
                     whole = any(part.choices and part.choices[0].finish_reason for part in parts)
                 else:
-                    reply = self.client.chat.completions.create(model=MODEL, messages=messages)
+                    reply = self.client.chat.completions.create(**wish)
                     whole = reply.choices[0].finish_reason is not None
             except openai.OpenAIError as error:
                 whole = False
