@@ -41,6 +41,7 @@ def project(tmp_path: Path) -> Path:
     tasks = {name: [note(name)] for name in STAND_INS}
     # A stand-in that fails, as a drain does whose requests do not end.
     tasks["gateway/drain"].append({f"{BUILTIN}.assert": {"that": "breaks | default('no') == 'no'"}})
+    tasks["gateway/main"].append({f"{BUILTIN}.assert": {"that": "gateway_plan.nodes | length == 1"}})
     tasks["gateway/undrain"].append({f"{BUILTIN}.assert": {"that": "gateway_at_work == ''"}})
     for name in ("defaults", "vars"):
         shutil.copytree(ROOT / "roles/gateway" / name, tmp_path / "roles/gateway" / name)
@@ -51,7 +52,8 @@ def project(tmp_path: Path) -> Path:
         role, _, file = name.partition("/")
         (tmp_path / f"roles/{role}/tasks").mkdir(parents=True, exist_ok=True)
         (tmp_path / f"roles/{role}/tasks/{file}.yml").write_text(json.dumps(content))
-    shutil.copy(ROOT / "roles/gateway/tasks/left_behind.yml", tmp_path / "roles/gateway/tasks")
+    for name in ("left_behind", "within_limit"):
+        shutil.copy(ROOT / f"roles/gateway/tasks/{name}.yml", tmp_path / "roles/gateway/tasks")
     common = {
         "ansible_connection": "local", "ansible_python_interpreter": sys.executable, "deployment_name": "d",
     }  # fmt: skip
@@ -152,6 +154,30 @@ def test_undrain_refuses_where_nobody_was_asked_for_a_rollout(
     said = "outside of --limit: a. So nobody knows whether a rollout that is still at work took the replica out."
     assert (said in " ".join(ran.stdout.split())) is not done
     assert lines(project / "g/audit/audit.jsonl")[1:] == ([("end", "undrain", "replica 1", "done")] if done else [])
+
+
+@pytest.mark.parametrize("verb", ["drain", *(pytest.param(verb, marks=nightly) for verb in ("undrain", "gateway"))])
+def test_a_limit_that_leaves_the_gateway_out_is_refused(project: Path, verb: str) -> None:
+    ran = run(project, verb, REPLICA, NAMED, limit="engines")
+    assert ran.returncode == 2, ran.stdout + ran.stderr
+    said = "The gateway's host g lies outside of --limit engines, so nothing would be done there."
+    assert said in " ".join(ran.stdout.split())
+    assert "noted: " not in ran.stdout
+    # Another engine than the first of the inventory is enough.
+    inventory = json.loads((project / "inventory.yml").read_text())
+    inventory["all"]["children"]["engines"]["hosts"]["b"] = {"stepladder_state_directory": str(project / "b")}
+    (project / "inventory.yml").write_text(json.dumps(inventory))
+    both = run(project, verb, REPLICA, NAMED, ("gateway_allow_rollout", "true"), limit="b,g")
+    assert both.returncode == 0, both.stdout + both.stderr
+    assert f"noted: gateway/{verb.replace('gateway', 'main')} on g" in both.stdout
+
+
+@pytest.mark.parametrize("verb", ["gateway", "status"])
+def test_a_limit_that_leaves_every_engine_out_is_refused(project: Path, verb: str) -> None:
+    ran = run(project, verb, NAMED, limit="g")
+    assert ran.returncode == 2, ran.stdout + ran.stderr
+    assert "Every node of engines lies outside of --limit" in ran.stdout
+    assert "noted: " not in ran.stdout
 
 
 def test_what_an_engine_has_beside_a_gateway_that_is_left_behind_stays(project: Path) -> None:
