@@ -35,14 +35,14 @@ def prune_text(variables: Mapping[str, Any], hosts: Sequence[str]) -> str:
         variables: by host; `prune_found` and `prune_doomed` as the role keeps them.
         hosts: nodes concerned.
     """
-    lines, freed = [], 0
+    lines, freed = [], []
     for host in hosts:
         doomed = variables[host].get("prune_doomed") or []
         for one in variables[host].get("prune_found") or []:
             goes = one["name"] in doomed
-            freed += one["bytes"] if goes else 0
+            freed += [one["bytes"]] if goes else []
             fate = "will be removed" if goes else f"stays: {', '.join(one['used_by']) or 'wanted by the inventory'}"
             lines.append(f"{host}: {one['shown']} ({gigabytes(one['bytes'])}) {fate}")
     if not lines:
         return "There are no environments, images or caches of the toolkit's on these nodes."
-    return "\n".join([*lines, f"{gigabytes(freed)} will be freed." if freed else "Nothing is to be removed."])
+    return "\n".join([*lines, f"{gigabytes(sum(freed))} will be freed." if freed else "Nothing is to be removed."])

@@ -66,18 +66,18 @@ def removable(nodes: Mapping[str, Mapping[str, Any]], name: str, shared: bool = 
 
 def prune_text(nodes: Mapping[str, Mapping[str, Any]], shared: bool = False) -> str:
     """Every store of every node with its size, and what will become of it; the arguments are those of `kept_for`."""
-    lines, freed = [], 0
+    lines, freed = [], []
     kept = kept_for(nodes, shared)
     for name, node in nodes.items():
         for one in node["stores"]:
             why = kept[name][one["path"]]
-            freed += 0 if why else one["bytes"]
+            freed += [] if why else [one["bytes"]]
             state = "complete" if one["complete"] else "unfinished"
             fate = f"stays: {why}" if why else "will be removed"
             lines.append(f"{name}: {one['path']} ({gigabytes(one['bytes'])}, {state}) {fate}")
     if not lines:
         return "There are no weights on these nodes."
-    return "\n".join([*lines, f"{gigabytes(freed)} will be freed." if freed else "Nothing is to be removed."])
+    return "\n".join([*lines, f"{gigabytes(sum(freed))} will be freed." if freed else "Nothing is to be removed."])
 
 
 def progress_text(host: str, stores: Sequence[Mapping[str, Any]], now: datetime | None = None) -> str:

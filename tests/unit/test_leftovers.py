@@ -171,6 +171,8 @@ def test_the_list_says_what_becomes_of_each() -> None:
         "n1: /v/a (2.0 GB) stays: wanted by the inventory",
         "2.0 GB will be freed.",
     ]
+    empty = {"n0": {"prune_found": [{**env, "bytes": 0}], "prune_doomed": ["/v/a"]}}
+    assert leftovers.prune_text(empty, ["n0"]).splitlines()[-1] == "0.0 MB will be freed."
     assert leftovers.prune_text({"n0": {}}, ["n0"]) == (
         "There are no environments, images or caches of the toolkit's on these nodes."
     )

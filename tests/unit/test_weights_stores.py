@@ -220,6 +220,12 @@ FATES = {
             "1.0 GB will be freed.",
         ],
     ),
+    "without a byte": (
+        {"n1": ("/m/b", [store("/m/a", 1, gigabytes=0, complete=False)])},
+        False,
+        {"n1": ["/m/a"]},
+        ["n1: /m/a (0.0 MB, unfinished) will be removed", "0.0 MB will be freed."],
+    ),
     "none": ({"n1": ("/m/a", [])}, False, {"n1": []}, ["There are no weights on these nodes."]),
 }
 
