@@ -21,7 +21,7 @@ LIVE = frozenset(
      "max-download-attempts", "registry-mirrors", "shutdown-timeout")
 )  # fmt: skip
 # A daemon that comes back with another one of these knows nothing of the containers that still run.
-FORGETS = frozenset(("data-root", "exec-root", "storage-driver"))
+FORGETS = frozenset(("data-root", "exec-root", "storage-driver", "features.containerd-snapshotter"))
 NONE, RELOAD, RESTART = "none", "reload", "restart"
 ANSWER_SECONDS = 90.0
 # Docker 20.10 took 10 ms.
@@ -266,6 +266,20 @@ def running_containers() -> list[str]:
 def outlives() -> bool:
     """Whether containers outlive the daemon as it runs now."""
     return docker_words("info", "--format", "{{.LiveRestoreEnabled}}") == ["true"]
+
+
+def moved_store(changed: Sequence[str], settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """The key that has Docker keep images in another store than the one that it runs with; none where it keeps that.
+
+    Args:
+        changed: keys of daemon.json that change.
+        settings: as they are to be.
+    """
+    wanted = (settings.get("features") or {}).get("containerd-snapshotter")
+    if "features" not in changed or wanted is None:
+        return ()
+    here = any("io.containerd.snapshotter" in line for line in docker_words("info", "--format", "{{.DriverStatus}}"))
+    return () if here == wanted else ("features.containerd-snapshotter",)
 
 
 def answers() -> bool:

@@ -124,7 +124,7 @@ DOCKER = """\
 cd {folder}
 case "$1" in
   version) echo 29.1.2 ;;
-  info) echo true ;;
+  info) case "$3" in *DriverStatus*) cat store 2>/dev/null || echo '[[Backing Filesystem extfs]]' ;; *) echo true ;; esac ;;
   ps) [ ! -e running ] || cat running ;;
   events) [ ! -e reloaded ] || echo reload ;;
   reload) echo "$1" >>calls; echo "Warning: the unit changed on disk" >&2; [ -e refuses ] || touch reloaded ;;
@@ -226,3 +226,15 @@ def test_what_an_interruption_left_ends_no_container_either(node: Path, monkeypa
     (node / "running").write_text("step3-vllm-0\n")
     with pytest.raises(ds.SettingsError, match="data-root changes, and Docker would lose sight of step3-vllm-0"):
         converge(node, {"data-root": "/b"})
+
+
+def test_containers_in_the_other_store_of_images_are_not_lost_sight_of(node: Path) -> None:
+    """A Docker that comes back with another store knows nothing of what runs, live-restore or not."""
+    settings = {"features": {"cdi": True, "containerd-snapshotter": False}}
+    (node / "running").write_text("step3-vllm-0\n")
+    (node / "store").write_text("[[driver-type io.containerd.snapshotter.v1]]\n")
+    with pytest.raises(ds.SettingsError, match=r"^features.containerd-snapshotter changes, and Docker would lose sight"):
+        converge(node, settings)
+    assert converge(node, {"features": {"cdi": True}})["changed"]
+    (node / "store").unlink()
+    assert converge(node, settings)["changed"], "it keeps images in that store already"
