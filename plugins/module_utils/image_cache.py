@@ -379,7 +379,8 @@ def fill(copy: Copy, digest: str, storage: Path, report: Callable[[str], object]
         manifest = copy.manifest(child(manifest, platform.machine()))
     pieces = blobs_of(manifest)
     total, done = sum(piece.size for piece in pieces), 0
-    there = sum(file.stat().st_size for file in storage.rglob("data") if file.is_file())
+    # Of other images' pieces, and of those that a broken run had on their way, none is spared.
+    there = sum(piece.size for piece in pieces if kept(storage, piece.digest).exists())
     free = shutil.disk_usage(storage).free
     if total - there > free:
         raise CacheError(

@@ -269,8 +269,14 @@ def test_no_room_for_the_copy(copy: ic.Copy, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(ic.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 100})())
     with pytest.raises(ic.CacheError, match="set engine_image_spread to false: then every node pulls for itself"):
         ic.fill(copy, "sha256:m", tmp_path, lambda _: None)
-    # What an earlier run brought counts as there.
-    (tmp_path / "data").write_bytes(b"x" * 60)
+    # Another image's pieces spare none of this one's; what an earlier run brought of it counts as there.
+    for each in (b"another", LAYERS[0]):
+        piece = ic.kept(tmp_path, digest(each))
+        piece.parent.mkdir(parents=True)
+        piece.write_bytes(each * 100)
+        if each == b"another":
+            with pytest.raises(ic.CacheError, match="free, and the copy of a/b takes"):
+                ic.fill(copy, "sha256:m", tmp_path, lambda _: None)
     assert ic.fill(copy, "sha256:m", tmp_path, lambda _: None) == 152
 
 
