@@ -173,12 +173,17 @@ class File:
         fresh = self.path.with_name(f".{self.path.name}.new")
         fresh.unlink(missing_ok=True)
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as stream:
-            stream.write(self.content)
-            os.fchmod(stream.fileno(), self.mode)
-            stream.flush()
-            os.fsync(stream.fileno())
-        fresh.replace(self.path)
+        try:
+            with os.fdopen(descriptor, "w") as stream:
+                stream.write(self.content)
+                os.fchmod(stream.fileno(), self.mode)
+                stream.flush()
+                os.fsync(stream.fileno())
+            fresh.replace(self.path)
+        except OSError as error:
+            fresh.unlink(missing_ok=True)
+            # Of a full file system Python names no file.
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
 
 @dataclass(frozen=True)

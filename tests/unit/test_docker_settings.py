@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -116,6 +117,17 @@ def test_a_file_is_whole_or_the_old_one(tmp_path: Path) -> None:
     assert file.path.stat().st_mode & 0o777 == 0o400
     ds.File(file.path, None, 0o400).write()
     assert not file.path.exists()
+
+
+def test_a_full_file_system_is_told_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        ds.File(tmp_path / "daemon.json", "{}\n", 0o644).write()
+    assert caught.value.filename == str(tmp_path / "daemon.json")
+    assert list(tmp_path.iterdir()) == []
 
 
 DOCKER = """\
