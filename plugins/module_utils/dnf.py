@@ -75,7 +75,7 @@ class Dnf:
     def __init__(self, report: Callable[[str], object], lock_seconds: float) -> None:
         self._report = report
         self._lock_seconds = lock_seconds
-        self._environ = {**os.environ, "LC_ALL": "C.UTF-8"}
+        self._environ = {**os.environ, "LC_ALL": "C.UTF-8", "LANGUAGE": ""}  # its tables are read, in English
 
     def installed(self) -> dict[str, Package]:
         """All packages that are there."""

@@ -75,15 +75,16 @@ def problems(repository: Repository) -> list[str]:
         found.append(
             f"{place}: url '{pip_config.redact(repository.url)}' is not of the form https://, http:// or file:/"
         )
-    if urlsplit(repository.url).password:
+    # A user alone is told as well: many registries of packages take a token for one.
+    if "@" in urlsplit(repository.url).netloc:
         found.append(
-            f"{place}: url {pip_config.redact(repository.url)} carries a password, and its file is read by every user; "
-            "put the password into /etc/apt/auth.conf.d (mode 0600) and leave it out here"
+            f"{place}: url {pip_config.redact(repository.url)} carries a password or a user, and its file is read by "
+            "every user; put them into /etc/apt/auth.conf.d (mode 0600) and leave them out here"
         )
-    if urlsplit(repository.key_url).password:  # urllib takes it for the port, and would tell it in a traceback
+    if "@" in urlsplit(repository.key_url).netloc:  # urllib takes it for the port, and would tell it in a traceback
         found.append(
-            f"{place}: key_url {pip_config.redact(repository.key_url)} carries a password, with which no key can be "
-            "fetched; give the key itself (key)"
+            f"{place}: key_url {pip_config.redact(repository.key_url)} carries a password or a user, with which no key "
+            "can be fetched; give the key itself (key)"
         )
     if not repository.fingerprints:
         found.append(f"{place}: no fingerprint of its key is pinned (fingerprints)")

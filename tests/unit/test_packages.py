@@ -141,6 +141,13 @@ ADVICE = {
     "E: The repository 'http://m/nvidia  Release' is not signed.": "has no signature",
     "  Cannot initiate the connection to deb:80 (2a04::). - connect (101: Network is unreachable)": "did not reach",
     "E: Conflicting values set for option Signed-By regarding source http://m/ /: /a.asc != /b.gpg": "cuda-keyring?",
+    "E: Release file for http://m/dists/b/InRelease is not valid yet (invalid for another 2h 3min 4s).": "clock is behind",
+    "The certificate is NOT trusted. The certificate chain uses not yet valid certificate.": "clock is behind",
+    "E: Release file for http://m/dists/b/InRelease is expired (invalid since 3d 5h).": "The mirror was not renewed",
+    "The following signatures were invalid: EXPKEYSIG 9386B48A1A693C5C ROCm": "The repository's key has expired",
+    "E: Failed to fetch https://m/InRelease  401  Unauthorized [IP: 198.18.0.5 443]": "/etc/apt/auth.conf.d",
+    "  407  Proxy Authentication Required": "Acquire::http::Proxy",
+    "Certificate verification failed: The certificate is NOT trusted.": "update-ca-certificates",
     "E: dpkg was interrupted": "Run again",
 }
 
@@ -148,6 +155,32 @@ ADVICE = {
 @pytest.mark.parametrize(("line", "expected"), ADVICE.items(), ids=ADVICE)
 def test_advice(line: str, expected: str) -> None:
     assert expected in package_plan.apt_advice(["Reading package lists...", line])
+
+
+@pytest.mark.skipif(not apt.is_there(), reason="there is no apt-get here")
+def test_apt_is_understood_whatever_the_node_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen with apt 2.6: LANGUAGE, which Ubuntu's installer sets, goes before LC_ALL=C.UTF-8."""
+    monkeypatch.setenv("LANGUAGE", "de")
+    with pytest.raises(apt.PackagesError, match="Unable to locate package stepladder-none.*\n.*No repository of the"):
+        apt.Apt(lambda _: None, 0).simulate([Spec("stepladder-none")], allow_change=False)
+
+
+def test_dnf_is_asked_in_english(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LANGUAGE", "de")
+    (tmp_path / "rpm").write_text('#!/bin/sh\nprintf "%s\\t%s\\n" "spoken${LANGUAGE:-}" 1-1\n')
+    (tmp_path / "rpm").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert dnf.Dnf(lambda _: None, 0).installed() == {"spoken": Package("1-1")}
+
+
+def test_keys_can_be_read_by_apt_s_own_user_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        system_packages.write({f"{tmp_path}/apt/keyrings/stepladder-x.asc": b"key"})
+    finally:
+        os.umask(before)
+    modes = [path.stat().st_mode & 0o777 for path in (tmp_path / "apt", tmp_path / "apt/keyrings")]
+    assert modes == [0o755, 0o755]
 
 
 # ---- repositories ----------------------------------------------------------------------------------------------------
@@ -167,13 +200,18 @@ WRONG = {
     "a name that is a path": (changed(name="../x"), ["repository ../x: a name is of a-z, 0-9 and '-'"]),
     "a password in the URL": (
         changed(url="https://me:secret@mirror/nvidia/"),
-        ["repository nvidia-driver: url https://***@mirror/nvidia/ carries a password, and its file is read by every "
-         "user; put the password into /etc/apt/auth.conf.d (mode 0600) and leave it out here"],
+        ["repository nvidia-driver: url https://***@mirror/nvidia/ carries a password or a user, and its file is read by "
+         "every user; put them into /etc/apt/auth.conf.d (mode 0600) and leave them out here"],
+    ),
+    "a token for a user in the URL": (
+        changed(url="https://secret@mirror/nvidia/"),
+        ["repository nvidia-driver: url https://***@mirror/nvidia/ carries a password or a user, and its file is read by "
+         "every user; put them into /etc/apt/auth.conf.d (mode 0600) and leave them out here"],
     ),
     "a password in the key's URL": (
         changed(key_url="https://me:secret@mirror/k"),
-        ["repository nvidia-driver: key_url https://***@mirror/k carries a password, with which no key can be fetched; "
-         "give the key itself (key)"],
+        ["repository nvidia-driver: key_url https://***@mirror/k carries a password or a user, with which no key can "
+         "be fetched; give the key itself (key)"],
     ),
     "no scheme": (
         changed(url="mirror/nvidia"),
