@@ -44,11 +44,15 @@ def parse_versionlock(text: str) -> dict[str, set[str]]:
 
 
 def parse_transaction(text: str) -> Foreseen:
-    """Read the table that `dnf --assumeno` prints: ` name  arch  version  repository  size` under headings."""
+    """Read the table that `dnf --assumeno` prints: ` name  arch  version  repository  size` under headings.
+
+    A word that is longer than its column ends its line, and the row goes on, indented, in the next one (dnf 4.14,
+    `dnf/cli/output.py`, fmtColumns): so it is with names of 23 letters.
+    """
     installs: dict[str, str] = {}
     removes: list[str] = []
     heading = ""
-    for line in text.splitlines():
+    for line in re.sub(r"\n {2,}(?=\S)(?!replacing )", "  ", text).splitlines():
         if line and not line.startswith(" "):
             heading = line
         elif found := re.match(r" (\S+)\s+(?:\S+)\s+((?:\d+:)?\d\S*)\s+\S+\s+[\d.]+ ?[kMG]?", line):

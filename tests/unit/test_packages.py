@@ -721,6 +721,20 @@ def test_dnf_transaction_table() -> None:
     assert dnf.parse_transaction(text) == Foreseen({"nvidia-driver-cuda": "580.126.20-1.el9"}, ["nvidia-driver-470"])
 
 
+def test_a_row_of_dnf_s_table_may_take_two_lines() -> None:
+    """As dnf 4.14 prints it without a terminal where the longest of each column make 80 columns together."""
+    text = (
+        "Upgrading:\n nvidia-driver-cuda    x86_64 3:580.126.20-1.el9 stepladder-nvidia-driver 1.2 M\n"
+        " nvidia-driver-cuda-libs\n                       x86_64 3:580.126.20-1.el9 stepladder-nvidia-driver  43 M\n"
+        "     replacing  nvidia-libs.x86_64 3:470.256.02-1.el9\n"
+        "Removing:\n nvidia-driver-cuda-more\n                       x86_64 3:470.256.02-1.el9 @cuda       30 M\n"
+    )
+    version = "580.126.20-1.el9"
+    assert dnf.parse_transaction(text) == Foreseen(
+        {"nvidia-driver-cuda": version, "nvidia-driver-cuda-libs": version}, ["nvidia-driver-cuda-more"]
+    )
+
+
 def test_root_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert "need root, and this is user 1000: set ansible_become: true" in system_packages.not_root()
