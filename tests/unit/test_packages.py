@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import http.server
 import os
 import re
+import socket
 import subprocess
 import sys
+import threading
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -579,6 +583,53 @@ def test_a_rerun_does_nothing_and_needs_no_key_server(node: Callable[..., Any], 
     recorder = Recorder({"fm": Package("580.126.20-1")})
     assert node(recorder, **wanted).actions == []
     assert recorder.done == []
+
+
+class Proxy(http.server.BaseHTTPRequestHandler):
+    """A proxy that has the key of every mirror, for who is logged in to it."""
+
+    def do_GET(self) -> None:
+        known = self.headers.get("Proxy-Authorization") == "Basic dTpw" and self.path == "http://mirror.invalid/k"
+        self.send_response(200 if known else 407)
+        self.end_headers()
+        self.wfile.write(KEY if known else b"")
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.mark.skipif(not apt.is_there(), reason="there is no apt-config here")
+@pytest.mark.parametrize("host", ["", "::mirror.invalid"], ids=["for all", "for the host"])
+def test_a_key_is_fetched_through_the_proxy_of_apt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    """sudo drops the variables that name a proxy, and apt goes by its own settings."""
+    monkeypatch.setattr(urllib.request, "getproxies", dict)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        (tmp_path / "apt.conf").write_text(
+            f'Acquire::http::Proxy{host} "http://u:p@127.0.0.1:{server.server_port}/";\n'
+            'Acquire::http::Proxy::direct.invalid "DIRECT";\n'
+        )
+        monkeypatch.setenv("APT_CONFIG", str(tmp_path / "apt.conf"))
+        assert package_sources.fetch_key(changed(key_url="http://mirror.invalid/k")) == KEY
+        with pytest.raises(package_sources.KeyFetchError, match="http://direct.invalid/k: .*Errno"):
+            package_sources.fetch_key(changed(key_url="http://direct.invalid/k"))
+        server.shutdown()
+
+
+def test_what_speaks_no_http_has_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(urllib.request, "getproxies", dict)
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+
+        def greet() -> None:
+            with server.accept()[0] as wire:
+                wire.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
+                wire.recv(4096)
+
+        threading.Thread(target=greet, daemon=True).start()
+        with pytest.raises(package_sources.KeyFetchError, match="its key cannot be fetched from http.*SSH-2.0"):
+            package_sources.fetch_key(changed(key_url=f"http://127.0.0.1:{server.getsockname()[1]}/k"))
 
 
 def test_a_wrong_key_writes_nothing(node: Callable[..., Any], tmp_path: Path) -> None:
