@@ -173,7 +173,8 @@ def login_text(wanted: Reference) -> str:
 
 def wants_login(complaint: str) -> bool:
     """Whether a registry's complaint is of who asks; Docker's hub says so of an image that is not there, too."""
-    return bool(re.search(r"unauthorized|authentication required|no basic auth|(?<!permission )denied|docker login", complaint, re.I))
+    words = r"unauthorized|authentication required|no basic auth|(?<!permission )denied|docker login"
+    return bool(re.search(words, complaint, re.I))
 
 
 def is_throttled(complaint: str) -> bool:

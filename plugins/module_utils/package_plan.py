@@ -156,7 +156,7 @@ def apt_advice(lines: Sequence[str]) -> str:
         ("could not get lock|lock-frontend", "Another package manager came between; run again."),
         (
             "not valid yet|not yet valid|not yet activated",
-            "The node's clock is behind: set it (see date), then run again. What keeps it right comes by packages, too.",
+            "The node's clock is behind: set it by hand (see date), then run again: what keeps it comes by packages.",
         ),
         (
             "release file .* is expired",
@@ -164,8 +164,8 @@ def apt_advice(lines: Sequence[str]) -> str:
         ),
         (
             "expkeysig|keyexpired",
-            "The repository's key has expired. If its vendor has extended it, remove the file that the source names with "
-            "Signed-By and run again: then it is fetched anew.",
+            "The repository's key has expired. If its vendor has extended it, remove the file that the source names "
+            "with Signed-By and run again: then it is fetched anew.",
         ),
         (
             r"\b40[137] +(unauthorized|forbidden|proxy auth)",

@@ -136,7 +136,7 @@ DOCKER = """\
 cd {folder}
 case "$1" in
   version) echo 29.1.2 ;;
-  info) case "$3" in *DriverStatus*) cat store 2>/dev/null || echo '[[Backing Filesystem extfs]]' ;; *) echo true ;; esac ;;
+  info) case "$3" in *DriverStatus*) cat store 2>/dev/null || echo '[[Backing extfs]]' ;; *) echo true ;; esac ;;
   ps) [ ! -e running ] || cat running ;;
   events) [ ! -e reloaded ] || echo reload ;;
   reload) echo "$1" >>calls; echo "Warning: the unit changed on disk" >&2; [ -e refuses ] || touch reloaded ;;
@@ -245,7 +245,7 @@ def test_containers_in_the_other_store_of_images_are_not_lost_sight_of(node: Pat
     settings = {"features": {"cdi": True, "containerd-snapshotter": False}}
     (node / "running").write_text("step3-vllm-0\n")
     (node / "store").write_text("[[driver-type io.containerd.snapshotter.v1]]\n")
-    with pytest.raises(ds.SettingsError, match=r"^features.containerd-snapshotter changes, and Docker would lose sight"):
+    with pytest.raises(ds.SettingsError, match=r"^features.containerd-snapshotter changes, and Docker would lose"):
         converge(node, settings)
     assert converge(node, {"features": {"cdi": True}})["changed"]
     (node / "store").unlink()

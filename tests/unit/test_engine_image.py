@@ -104,8 +104,8 @@ def test_gone_is_told_from_not_reached(complaint: str, gone: bool) -> None:
     [
         ("toomanyrequests: You have reached your unauthenticated pull rate limit", "gives no more for now. Run again"),
         ("Head https://reg.example/v2/a/manifests/1: no basic auth credentials", "wants a login"),
-        ("errors:\ndenied: requested access to the resource is denied\nunauthorized: authentication required", "wants a"),
-        ("pull access denied for a, repository does not exist or may require 'docker login'", "If those who are logged"),
+        ("denied: requested access to the resource is denied\nunauthorized: authentication required", "a login"),
+        ("pull access denied for a, repository does not exist or may require 'docker login'", "If those who"),
     ],
 )
 def test_a_registry_that_wants_another_asker_is_told_from_one_that_is_not_reached(
@@ -143,7 +143,7 @@ SNAPSHOTTER = [["driver-type", "io.containerd.snapshotter.v1"]]
             "/data/docker",
         ),
     ],
-    ids=["graph driver", "containerd's store", "with a root of its own", "another section's", "Docker's own containerd"],
+    ids=["graph driver", "containerd's store", "with a root of its own", "another section's", "Docker's containerd"],
 )
 def test_where_images_lie(tmp_path: Path, info: dict[str, Any], settings: str | None, folder: str) -> None:
     config = tmp_path / "config.toml"
@@ -295,7 +295,7 @@ def test_why_docker_took_no_more_of_an_archive(tmp_path: Path) -> None:
         server.bind(str(path))
         server.listen()
         threading.Thread(target=full, args=(server,), daemon=True).start()
-        with pytest.raises(ei.ImageError, match=r"a.tar cannot be loaded: .* no space left on device. Free space where"):
+        with pytest.raises(ei.ImageError, match=r"a.tar cannot be loaded: .* no space left on device. Free space"):
             ei.Docker(str(path), tmp_path).load(archive, lambda _: None)
 
 
