@@ -27,6 +27,8 @@ SOCKET = "/var/run/docker.sock"
 DOCKER_HUB = "docker.io"
 # What Docker's own files call its hub.
 HUB_CREDENTIALS = "https://index.docker.io/v1/"
+# As Docker's own client and its helpers call the user of a token (docker/cli, cli/config/credentials).
+TOKEN_USER = "<token>"  # noqa: S105 - a user
 CONTAINERD_CONFIG = Path("/etc/containerd/config.toml")
 ANSWER_SECONDS = 60.0
 # For whoever only looks; a Docker that hangs is not to hold him.
@@ -418,11 +420,15 @@ class Docker:
         user, secret = self.login(registry)
         if not user:
             return {}
-        given = {"username": user, "password": secret, "serveraddress": credentials_key(registry)}
+        given = {"identitytoken": secret} if user == TOKEN_USER else {"username": user, "password": secret}
+        given["serveraddress"] = credentials_key(registry)
         return {"X-Registry-Auth": base64.urlsafe_b64encode(json.dumps(given).encode()).decode()}
 
     def login(self, registry: str) -> tuple[str, str]:
-        """User and password that `docker login` keeps for a registry; empty where it keeps none."""
+        """User and password that `docker login` keeps for a registry; empty where it keeps none.
+
+        Where the registry gave a token for the password, they are `TOKEN_USER` and the token.
+        """
         key = credentials_key(registry)
         try:
             kept = json.loads((self.credentials / "config.json").read_text())
@@ -434,7 +440,10 @@ class Docker:
             done = subprocess.run(command, input=key, capture_output=True, text=True, timeout=60, check=False)
             found = json.loads(done.stdout) if done.returncode == 0 else {}
             return found.get("Username", ""), found.get("Secret", "")
-        plain = base64.b64decode(kept.get("auths", {}).get(key, {}).get("auth", "")).decode()
+        entry = kept.get("auths", {}).get(key, {})
+        if token := entry.get("identitytoken"):
+            return TOKEN_USER, token
+        plain = base64.b64decode(entry.get("auth", "")).decode()
         user, _, secret = plain.partition(":")
         return user, secret
 

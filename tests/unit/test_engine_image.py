@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import http.server
 import json
+import os
 import socket
 import socketserver
 import threading
@@ -323,6 +325,23 @@ def test_credentials_are_those_of_docker_login(docker: ei.Docker, tmp_path: Path
     headers = [header for _, header in Answers.asked]
     assert headers[0] is not None
     assert headers[1] is None, "another registry was sent the credentials"
+
+
+@pytest.mark.parametrize("helper", [False, True], ids=["in the file", "by a helper"])
+def test_a_registry_that_gave_a_token_for_the_password_gets_it_back(
+    docker: ei.Docker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, helper: bool
+) -> None:
+    """As Docker's own client keeps what registries of Azure answer to `docker login`."""
+    kept: dict[str, Any] = {"auths": {"reg.example": {"auth": "dXNlcjo=", "identitytoken": "refresh"}}}
+    if helper:
+        kept = {"credHelpers": {"reg.example": "some"}}
+        told = json.dumps({"Username": "<token>", "Secret": "refresh"})
+        (tmp_path / "docker-credential-some").write_text(f"#!/bin/sh\necho '{told}'\n")
+        (tmp_path / "docker-credential-some").chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    (tmp_path / "config.json").write_text(json.dumps(kept))
+    (header,) = docker.auth("reg.example").values()
+    assert json.loads(base64.urlsafe_b64decode(header)) == {"identitytoken": "refresh", "serveraddress": "reg.example"}
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,8 @@ def test_credentials_stand_in_the_file_and_in_no_command() -> None:
         "remoteurl": "https://reg.example", "username": "user", "password": "secret",
     }  # fmt: skip
     assert "username" not in ic.settings_text("198.18.0.1", 5055, "/x", "https://reg.example", ("", ""))
+    by_token = (ic.TOKEN_USER, "refresh")
+    assert "refresh" not in ic.settings_text("198.18.0.1", 5055, "/x", "https://reg.example", by_token)
     assert "secret" not in " ".join(ic.cache_command("/usr/bin/docker-registry", "/run/c.yml", ""))
 
 
