@@ -35,6 +35,7 @@ LOCKS = (
 LISTS = "/var/lib/apt/lists"
 QUIET = {
     "LC_ALL": "C.UTF-8",
+    "LANGUAGE": "",  # it goes before every locale but C: Ubuntu sets it, and what apt says is read here
     "DEBIAN_FRONTEND": "noninteractive",
     "APT_LISTCHANGES_FRONTEND": "none",
     "NEEDRESTART_SUSPEND": "1",  # Ubuntu's asks, or restarts what runs

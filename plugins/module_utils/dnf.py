@@ -44,11 +44,15 @@ def parse_versionlock(text: str) -> dict[str, set[str]]:
 
 
 def parse_transaction(text: str) -> Foreseen:
-    """Read the table that `dnf --assumeno` prints: ` name  arch  version  repository  size` under headings."""
+    """Read the table that `dnf --assumeno` prints: ` name  arch  version  repository  size` under headings.
+
+    A word that is longer than its column ends its line, and the row goes on, indented, in the next one (dnf 4.14,
+    `dnf/cli/output.py`, fmtColumns): so it is with names of 23 letters.
+    """
     installs: dict[str, str] = {}
     removes: list[str] = []
     heading = ""
-    for line in text.splitlines():
+    for line in re.sub(r"\n {2,}(?=\S)(?!replacing )", "  ", text).splitlines():
         if line and not line.startswith(" "):
             heading = line
         elif found := re.match(r" (\S+)\s+(?:\S+)\s+((?:\d+:)?\d\S*)\s+\S+\s+[\d.]+ ?[kMG]?", line):
@@ -75,7 +79,7 @@ class Dnf:
     def __init__(self, report: Callable[[str], object], lock_seconds: float) -> None:
         self._report = report
         self._lock_seconds = lock_seconds
-        self._environ = {**os.environ, "LC_ALL": "C.UTF-8"}
+        self._environ = {**os.environ, "LC_ALL": "C.UTF-8", "LANGUAGE": ""}  # its tables are read, in English
 
     def installed(self) -> dict[str, Package]:
         """All packages that are there."""

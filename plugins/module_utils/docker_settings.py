@@ -21,7 +21,7 @@ LIVE = frozenset(
      "max-download-attempts", "registry-mirrors", "shutdown-timeout")
 )  # fmt: skip
 # A daemon that comes back with another one of these knows nothing of the containers that still run.
-FORGETS = frozenset(("data-root", "exec-root", "storage-driver"))
+FORGETS = frozenset(("data-root", "exec-root", "storage-driver", "features.containerd-snapshotter"))
 NONE, RELOAD, RESTART = "none", "reload", "restart"
 ANSWER_SECONDS = 90.0
 # Docker 20.10 took 10 ms.
@@ -173,12 +173,17 @@ class File:
         fresh = self.path.with_name(f".{self.path.name}.new")
         fresh.unlink(missing_ok=True)
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as stream:
-            stream.write(self.content)
-            os.fchmod(stream.fileno(), self.mode)
-            stream.flush()
-            os.fsync(stream.fileno())
-        fresh.replace(self.path)
+        try:
+            with os.fdopen(descriptor, "w") as stream:
+                stream.write(self.content)
+                os.fchmod(stream.fileno(), self.mode)
+                stream.flush()
+                os.fsync(stream.fileno())
+            fresh.replace(self.path)
+        except OSError as error:
+            fresh.unlink(missing_ok=True)
+            # Of a full file system Python names no file.
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
 
 @dataclass(frozen=True)
@@ -266,6 +271,20 @@ def running_containers() -> list[str]:
 def outlives() -> bool:
     """Whether containers outlive the daemon as it runs now."""
     return docker_words("info", "--format", "{{.LiveRestoreEnabled}}") == ["true"]
+
+
+def moved_store(changed: Sequence[str], settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """The key that has Docker keep images in another store than the one that it runs with; none where it keeps that.
+
+    Args:
+        changed: keys of daemon.json that change.
+        settings: as they are to be.
+    """
+    wanted = (settings.get("features") or {}).get("containerd-snapshotter")
+    if "features" not in changed or wanted is None:
+        return ()
+    here = any("io.containerd.snapshotter" in line for line in docker_words("info", "--format", "{{.DriverStatus}}"))
+    return () if here == wanted else ("features.containerd-snapshotter",)
 
 
 def answers() -> bool:

@@ -27,6 +27,9 @@ SOCKET = "/var/run/docker.sock"
 DOCKER_HUB = "docker.io"
 # What Docker's own files call its hub.
 HUB_CREDENTIALS = "https://index.docker.io/v1/"
+# As Docker's own client and its helpers call the user of a token (docker/cli, cli/config/credentials).
+TOKEN_USER = "<token>"  # noqa: S105 - a user
+CONTAINERD_CONFIG = Path("/etc/containerd/config.toml")
 ANSWER_SECONDS = 60.0
 # For whoever only looks; a Docker that hangs is not to hold him.
 LOOK_SECONDS = 10.0
@@ -164,6 +167,51 @@ def is_gone(complaint: str) -> bool:
     return bool(re.search(r"manifest unknown|not found|name unknown|does not exist|no such manifest", complaint, re.I))
 
 
+def login_text(wanted: Reference) -> str:
+    """How the node is logged in to an image's registry."""
+    registry = "" if wanted.registry == DOCKER_HUB else f" {wanted.registry}"
+    return f"docker login{registry}, as root on this node"
+
+
+def wants_login(complaint: str) -> bool:
+    """Whether a registry's complaint is of who asks; Docker's hub says so of an image that is not there, too."""
+    words = r"unauthorized|authentication required|no basic auth|(?<!permission )denied|docker login"
+    return bool(re.search(words, complaint, re.I))
+
+
+def is_throttled(complaint: str) -> bool:
+    """Whether a registry has the image and gives no more of it for now."""
+    return bool(re.search(r"too ?many ?requests|rate limit", complaint, re.I))
+
+
+def store_folder(info: Mapping[str, Any], config: Path = CONTAINERD_CONFIG) -> str:
+    """Where Docker's images lie.
+
+    containerd's own store, the default of a fresh Docker 29, has them below containerd's root, whatever Docker's data
+    root is. Source: Docker's manual, "containerd image store"; containerd-config.toml(5).
+
+    Args:
+        info: what Docker says of itself.
+        config: containerd's settings.
+    """
+    root = str(info.get("DockerRootDir") or "/var/lib/docker")
+    by_containerd = any("io.containerd.snapshotter" in str(row) for row in info.get("DriverStatus") or ())
+    # A containerd that Docker itself has started keeps its own below Docker's data root.
+    if not by_containerd or "/docker/" in str((info.get("Containerd") or {}).get("Address")):
+        return root
+    try:
+        settings = f"\n{config.read_text()}".partition("\n[")[0]
+    except OSError:
+        settings = ""
+    named = re.search(r"""(?m)^\s*root\s*=\s*["']([^"']+)["']""", settings)
+    return named[1] if named else "/var/lib/containerd"
+
+
+def is_installed() -> bool:
+    """Whether the node has a Docker, be it that it does not answer."""
+    return any(shutil.which(program) for program in ("dockerd", "/usr/bin/dockerd", "/usr/sbin/dockerd"))
+
+
 def space_text(root: str, free: int, needed: int, name: str) -> str:
     """What to say where an image does not fit; empty where it does."""
     if free >= needed:
@@ -203,7 +251,12 @@ class Docker:
     ) -> Iterator[http.client.HTTPResponse]:
         connection = UnixConnection(self.path, seconds)
         try:
-            connection.request(method, path, body=body, headers=dict(headers or {}))
+            try:
+                connection.request(method, path, body=body, headers=dict(headers or {}))
+            except (BrokenPipeError, ConnectionResetError):
+                if body is None:
+                    raise
+                # Docker took no more of it; its answer says why.
             yield connection.getresponse()
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
@@ -270,9 +323,21 @@ class Docker:
     def refusal(self, wanted: Reference, complaint: str, known: Sequence[str]) -> ImageError:
         """A registry's complaint with what mends it."""
         if is_gone(complaint):
-            return ImageError(gone_text(wanted, complaint, known))
+            hint = f" If those who are logged in have it: {login_text(wanted)}." if wants_login(complaint) else ""
+            return ImageError(gone_text(wanted, complaint, known) + hint)
+        if is_throttled(complaint):
+            return ImageError(
+                f"{wanted.local} cannot be pulled: {complaint}. {wanted.registry} gives no more for now. Run again "
+                f"later, log in ({login_text(wanted)}), name a mirror (container_runtime_mirrors), or load an archive "
+                "with engine_image_archive."
+            )
+        if wants_login(complaint):
+            return ImageError(
+                f"{wanted.local} cannot be pulled: {complaint}. {wanted.registry} wants a login, or one that may read "
+                f"it: {login_text(wanted)}; then run again."
+            )
         if "no space left" in complaint:
-            return ImageError(f"{wanted.local}: {complaint}. Free space below Docker's data root and run again.")
+            return ImageError(f"{wanted.local}: {complaint}. Free space where Docker keeps images and run again.")
         return ImageError(
             f"{wanted.local} cannot be pulled: {complaint}. Is {wanted.registry} reached from here? Mirrors, "
             "proxies and certificates are variables of container_runtime; an archive is loaded with "
@@ -321,7 +386,13 @@ class Docker:
             headers = {"Content-Type": "application/x-tar", "Content-Length": str(size)}
             with self._ask("POST", "/images/load?quiet=1", headers, blocks(), SILENT_SECONDS) as answer:
                 events = list(_events(answer))
-        if fault := next((event["error"] for event in events if event.get("error")), ""):
+        fault = next((event["error"] for event in events if event.get("error")), "")
+        if "no space left" in fault:
+            raise ImageError(
+                f"{archive} cannot be loaded: {fault}. Free space where Docker keeps images (docker system df; docker "
+                "image prune), or give it a larger disk with container_runtime_data_root; then run again."
+            )
+        if fault:
             raise ImageError(f"{archive} is not an archive of 'docker save' that Docker can load: {fault}")
         said = "".join(event.get("stream", "") for event in events)
         return re.findall(r"Loaded image(?: ID)?: (\S+)", said)
@@ -349,11 +420,15 @@ class Docker:
         user, secret = self.login(registry)
         if not user:
             return {}
-        given = {"username": user, "password": secret, "serveraddress": credentials_key(registry)}
+        given = {"identitytoken": secret} if user == TOKEN_USER else {"username": user, "password": secret}
+        given["serveraddress"] = credentials_key(registry)
         return {"X-Registry-Auth": base64.urlsafe_b64encode(json.dumps(given).encode()).decode()}
 
     def login(self, registry: str) -> tuple[str, str]:
-        """User and password that `docker login` keeps for a registry; empty where it keeps none."""
+        """User and password that `docker login` keeps for a registry; empty where it keeps none.
+
+        Where the registry gave a token for the password, they are `TOKEN_USER` and the token.
+        """
         key = credentials_key(registry)
         try:
             kept = json.loads((self.credentials / "config.json").read_text())
@@ -365,7 +440,10 @@ class Docker:
             done = subprocess.run(command, input=key, capture_output=True, text=True, timeout=60, check=False)
             found = json.loads(done.stdout) if done.returncode == 0 else {}
             return found.get("Username", ""), found.get("Secret", "")
-        plain = base64.b64decode(kept.get("auths", {}).get(key, {}).get("auth", "")).decode()
+        entry = kept.get("auths", {}).get(key, {})
+        if token := entry.get("identitytoken"):
+            return TOKEN_USER, token
+        plain = base64.b64decode(entry.get("auth", "")).decode()
         user, _, secret = plain.partition(":")
         return user, secret
 
@@ -451,8 +529,9 @@ def bring(docker: Docker, wanted: Wanted, report: Callable[[str], object]) -> di
         ImageError: with what was found and what mends it.
     """
     reference = parse(wanted.name)
-    root = str(docker.info().get("DockerRootDir") or "/var/lib/docker")
-    if fault := space_text(root, shutil.disk_usage(root).free, wanted.needed, reference.local):
+    root = store_folder(docker.info())
+    there = next(folder for folder in (Path(root), *Path(root).parents) if folder.exists())
+    if fault := space_text(root, shutil.disk_usage(there).free, wanted.needed, reference.local):
         raise ImageError(fault)
     started, digest = time.monotonic(), reference.digest
     if wanted.archive:

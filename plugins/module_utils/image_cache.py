@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ansible_collections.stepladder.core.plugins.module_utils.engine_image import DOCKER_HUB
+from ansible_collections.stepladder.core.plugins.module_utils.engine_image import DOCKER_HUB, TOKEN_USER
 
 CACHE_UNIT, FORWARD_UNIT = "stepladder-image-cache", "stepladder-image-forward"
 HUB_URL = "https://registry-1.docker.io"
@@ -109,7 +109,9 @@ def proxy_variables(text: str) -> dict[str, str]:
 
 def settings_text(address: str, port: int, storage: str, remote: str, login: tuple[str, str]) -> str:
     """The registry's own settings, as JSON, which its YAML is read as too."""
-    proxy = {"remoteurl": remote} | ({"username": login[0], "password": login[1]} if login[0] else {})
+    # The distribution registry knows no tokens in place of passwords.
+    known = login[0] not in ("", TOKEN_USER)
+    proxy = {"remoteurl": remote} | ({"username": login[0], "password": login[1]} if known else {})
     settings = {
         "version": 0.1,
         "log": {"level": "warn"},
@@ -379,7 +381,8 @@ def fill(copy: Copy, digest: str, storage: Path, report: Callable[[str], object]
         manifest = copy.manifest(child(manifest, platform.machine()))
     pieces = blobs_of(manifest)
     total, done = sum(piece.size for piece in pieces), 0
-    there = sum(file.stat().st_size for file in storage.rglob("data") if file.is_file())
+    # Of other images' pieces, and of those that a broken run had on their way, none is spared.
+    there = sum(piece.size for piece in pieces if kept(storage, piece.digest).exists())
     free = shutil.disk_usage(storage).free
     if total - there > free:
         raise CacheError(

@@ -154,6 +154,29 @@ def apt_advice(lines: Sequence[str]) -> str:
             "The node has that repository already with another file of its key (cuda-keyring?): take that source out.",
         ),
         ("could not get lock|lock-frontend", "Another package manager came between; run again."),
+        (
+            "not valid yet|not yet valid|not yet activated",
+            "The node's clock is behind: set it by hand (see date), then run again: what keeps it comes by packages.",
+        ),
+        (
+            "release file .* is expired",
+            "The mirror was not renewed for long: repair it. Or the node's clock is ahead: see date.",
+        ),
+        (
+            "expkeysig|keyexpired",
+            "The repository's key has expired. If its vendor has extended it, remove the file that the source names "
+            "with Signed-By and run again: then it is fetched anew.",
+        ),
+        (
+            r"\b40[137] +(unauthorized|forbidden|proxy auth)",
+            "The repository, or a proxy before it, refuses who asks: a login of its own goes into /etc/apt/auth.conf.d "
+            "(mode 0600), a proxy's into apt's Acquire::http::Proxy.",
+        ),
+        (
+            "certificate (verification|verify) failed|certificate is not trusted",
+            "The repository's certificate is not trusted on the node: put its authority's into "
+            "/usr/local/share/ca-certificates and run update-ca-certificates there, then run again.",
+        ),
         ("no_pubkey|public key is not available", "The repository is signed with another key than the pinned one."),
         ("not signed|does not have a release file", "The repository has no signature: look at its URL and suites."),
         ("signatures? (were|was) invalid|badsig", "The repository's signature does not fit: it was changed."),

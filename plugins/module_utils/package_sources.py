@@ -5,7 +5,9 @@ Standard library only: this runs on the node, under any Python from 3.9 on. What
 
 from __future__ import annotations
 
+import http.client
 import re
+import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -75,15 +77,16 @@ def problems(repository: Repository) -> list[str]:
         found.append(
             f"{place}: url '{pip_config.redact(repository.url)}' is not of the form https://, http:// or file:/"
         )
-    if urlsplit(repository.url).password:
+    # A user alone is told as well: many registries of packages take a token for one.
+    if "@" in urlsplit(repository.url).netloc:
         found.append(
-            f"{place}: url {pip_config.redact(repository.url)} carries a password, and its file is read by every user; "
-            "put the password into /etc/apt/auth.conf.d (mode 0600) and leave it out here"
+            f"{place}: url {pip_config.redact(repository.url)} carries a password or a user, and its file is read by "
+            "every user; put them into /etc/apt/auth.conf.d (mode 0600) and leave them out here"
         )
-    if urlsplit(repository.key_url).password:  # urllib takes it for the port, and would tell it in a traceback
+    if "@" in urlsplit(repository.key_url).netloc:  # urllib takes it for the port, and would tell it in a traceback
         found.append(
-            f"{place}: key_url {pip_config.redact(repository.key_url)} carries a password, with which no key can be "
-            "fetched; give the key itself (key)"
+            f"{place}: key_url {pip_config.redact(repository.key_url)} carries a password or a user, with which no key "
+            "can be fetched; give the key itself (key)"
         )
     if not repository.fingerprints:
         found.append(f"{place}: no fingerprint of its key is pinned (fingerprints)")
@@ -218,6 +221,29 @@ class KeyFetchError(Exception):
     """A key could not be fetched; the text says from where and why."""
 
 
+def apt_proxy(url: str) -> str:
+    """The proxy that apt would fetch a URL through; empty for none, and where the environment names one.
+
+    Source: apt-transport-http(1), and apt-transport-https(1), whose settings fall back to those of http.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or parts.scheme in urllib.request.getproxies():
+        return ""
+    try:
+        told = subprocess.run(
+            ["apt-config", "dump", "--format", "%f %v%n"], capture_output=True, text=True, timeout=30, check=False
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    pairs = (line.partition(" ") for line in told.splitlines())
+    settings = {name.lower(): value.strip() for name, _, value in pairs}
+    for scheme in dict.fromkeys((parts.scheme, "http")):
+        for name in (f"acquire::{scheme}::proxy::{parts.hostname}", f"acquire::{scheme}::proxy"):
+            if value := settings.get(name, ""):
+                return "" if value.upper() == "DIRECT" else value
+    return ""
+
+
 def fetch_key(repository: Repository) -> bytes:
     """A repository's key as it was given, or from where it is.
 
@@ -228,13 +254,16 @@ def fetch_key(repository: Repository) -> bytes:
         return repository.key.encode()
     where = pip_config.redact(repository.key_url)
     try:
-        with urllib.request.urlopen(repository.key_url, timeout=KEY_SECONDS) as answer:  # noqa: S310 - http, https, file
+        proxy = apt_proxy(repository.key_url)
+        given = [urllib.request.ProxyHandler({urlsplit(repository.key_url).scheme: proxy})] if proxy else []
+        with urllib.request.build_opener(*given).open(repository.key_url, timeout=KEY_SECONDS) as answer:
             content: bytes = answer.read(LARGEST_KEY + 1)
-    except (urllib.error.URLError, OSError, ValueError) as error:
+    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         raise KeyFetchError(
             f"repository {repository.name}: its key cannot be fetched from {where}: {reason}. Can the node reach it? "
-            "Behind a mirror, set the repository's URL and its key's to the mirror's"
+            "Behind a mirror, set the repository's URL and its key's to the mirror's; a proxy is taken from apt's "
+            "settings or https_proxy"
         ) from error
     if len(content) > LARGEST_KEY:
         raise KeyFetchError(f"repository {repository.name}: {where} is no key, it has over a MiB")

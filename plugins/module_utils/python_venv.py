@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 from ansible_collections.stepladder.core.plugins.module_utils import pip_config, watched
 
 MARKER = ".stepladder.json"
+CONFIGURATION = "pyvenv.cfg"
 _MARKER_FORMAT = 1
 _GIB = 1024**3
 SITE_PACKAGES = "lib/python*/site-packages"
@@ -376,9 +377,15 @@ def remove(path: Path) -> None:
     """
     if not path.exists():
         return
-    if any(path.iterdir()) and not ((path / "pyvenv.cfg").exists() or (path / MARKER).exists()):
+    if any(path.iterdir()) and not ((path / CONFIGURATION).exists() or (path / MARKER).exists()):
         raise VenvError(f"{path} is there and is no Python environment; move it away, or name another path")
     (path / MARKER).unlink(missing_ok=True)
+    # What tells that it is an environment goes last: a removal that was cut off is gone on with.
+    for entry in path.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        elif entry.name != CONFIGURATION:
+            entry.unlink()
     shutil.rmtree(path)
 
 

@@ -81,7 +81,7 @@ def write(files: Mapping[str, bytes]) -> None:
         target = Path(path)
         fresh = target.with_name(f".{target.name}.stepladder")
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
+            _make_folder(target.parent)
             fresh.write_bytes(content)
             fresh.chmod(0o644)
             fresh.replace(target)
@@ -90,6 +90,14 @@ def write(files: Mapping[str, bytes]) -> None:
                 fresh.unlink(missing_ok=True)
             mend = "free some space there" if error.errno == 28 else "see who owns its folder"
             raise PackagesError(f"{path} cannot be written: {error.strerror}; {mend}, then run again") from error
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder that all may enter, whatever root's umask: apt reads keys as its user _apt."""
+    if not folder.is_dir():
+        _make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        folder.chmod(0o755)
 
 
 def converge(wanted: Wanted, check: bool, report: Callable[[str], object], lock_seconds: float) -> Outcome:

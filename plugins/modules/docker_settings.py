@@ -102,7 +102,8 @@ def converge(params: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     running = core.running_containers() if force == core.RESTART else []
     # What a reload brings into force is in force before the restart.
     live = core.outlives() or (merged.settings.get("live-restore") is True)
-    if fault := core.obstacle(due.changed, running, live, params["restart_allowed"]):
+    moved = core.moved_store(due.changed, merged.settings) if running else ()
+    if fault := core.obstacle((*due.changed, *moved), running, live, params["restart_allowed"]):
         raise core.SettingsError(fault)
     actions = [f"daemon.json: {', '.join(merged.changed)}"] if merged.changed else []
     actions += [f"write {file.path}" if file.content is not None else f"remove {file.path}" for file in of_unit]

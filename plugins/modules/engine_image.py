@@ -159,6 +159,8 @@ def absent(module: AnsibleModule, docker: engine_image.Docker) -> dict[str, Any]
     try:
         found = docker.look(name)
     except engine_image.ImageError:
+        if record.exists() and engine_image.is_installed():
+            raise  # it has the image still, and without the record nobody would know whose it is
         found = None  # without Docker there is no image
     changed = found is not None or record.exists()
     if changed and not module.check_mode:

@@ -40,10 +40,12 @@ def problems(values: Mapping[str, Any]) -> list[str]:
     found = []
     for url in [sources.index_url, *sources.extra_index_urls, *sources.find_links]:
         parts = urlsplit(url)
-        if parts.password:
+        # A user alone is told as well: many indexes take a token for one.
+        if "@" in parts.netloc:
             found.append(
-                f"the address of {parts.hostname} carries a password, and every user reads pip's and uv's files: "
-                "name it in python_mirror_credentials (host, user, password; keep them in a vault) and leave it out"
+                f"the address of {parts.hostname} carries a password or a user, and every user reads pip's and uv's "
+                "files: name them in python_mirror_credentials (host, user, password; keep them in a vault) and leave "
+                "them out"
             )
         if parts.scheme == "http" and parts.hostname not in sources.trusted_hosts:
             found.append(

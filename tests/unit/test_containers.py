@@ -218,6 +218,25 @@ def test_the_toolkit_is_looked_for_by_the_machines_name(family: str, machine: st
     assert Templar(None, values).template(url) == f"https://nvidia.github.io/libnvidia-container/stable/{folder}"
 
 
+@pytest.mark.parametrize(
+    ("root", "vendor", "features"),
+    [
+        (None, "nvidia", {"cdi": True}),
+        ("", "none", {}),
+        ("/data/docker", "nvidia", {"cdi": True, "containerd-snapshotter": False}),
+        ("/data/docker", "amd", {"containerd-snapshotter": False}),
+    ],
+)
+def test_images_lie_below_the_data_root_that_is_wanted(
+    root: str | None, vendor: str, features: dict[str, bool]
+) -> None:
+    """containerd's store, the default of a fresh Docker 29, would have them on the system's disk."""
+    variables = yaml.safe_load((ROOT / "roles/container_runtime/vars/main.yml").read_text())
+    wanted = trust_as_template(variables["__container_runtime_settings"]["features"])
+    values = {"container_runtime_data_root": root, "__container_runtime_vendor": vendor}
+    assert Templar(None, values).template(wanted) == features
+
+
 def test_a_mirror_may_bring_its_key_along() -> None:
     """The vendors' repositories of the role, as the module that installs from them takes them."""
     variables = yaml.safe_load((ROOT / "roles/container_runtime/vars/main.yml").read_text())

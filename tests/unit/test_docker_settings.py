@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -118,13 +119,24 @@ def test_a_file_is_whole_or_the_old_one(tmp_path: Path) -> None:
     assert not file.path.exists()
 
 
+def test_a_full_file_system_is_told_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        ds.File(tmp_path / "daemon.json", "{}\n", 0o644).write()
+    assert caught.value.filename == str(tmp_path / "daemon.json")
+    assert list(tmp_path.iterdir()) == []
+
+
 DOCKER = """\
 #!/bin/sh
 # Stand-in for docker and systemctl: notes what changes something; Docker tells of a reload unless `refuses` is there.
 cd {folder}
 case "$1" in
   version) echo 29.1.2 ;;
-  info) echo true ;;
+  info) case "$3" in *DriverStatus*) cat store 2>/dev/null || echo '[[Backing extfs]]' ;; *) echo true ;; esac ;;
   ps) [ ! -e running ] || cat running ;;
   events) [ ! -e reloaded ] || echo reload ;;
   reload) echo "$1" >>calls; echo "Warning: the unit changed on disk" >&2; [ -e refuses ] || touch reloaded ;;
@@ -226,3 +238,15 @@ def test_what_an_interruption_left_ends_no_container_either(node: Path, monkeypa
     (node / "running").write_text("step3-vllm-0\n")
     with pytest.raises(ds.SettingsError, match="data-root changes, and Docker would lose sight of step3-vllm-0"):
         converge(node, {"data-root": "/b"})
+
+
+def test_containers_in_the_other_store_of_images_are_not_lost_sight_of(node: Path) -> None:
+    """A Docker that comes back with another store knows nothing of what runs, live-restore or not."""
+    settings = {"features": {"cdi": True, "containerd-snapshotter": False}}
+    (node / "running").write_text("step3-vllm-0\n")
+    (node / "store").write_text("[[driver-type io.containerd.snapshotter.v1]]\n")
+    with pytest.raises(ds.SettingsError, match=r"^features.containerd-snapshotter changes, and Docker would lose"):
+        converge(node, settings)
+    assert converge(node, {"features": {"cdi": True}})["changed"]
+    (node / "store").unlink()
+    assert converge(node, settings)["changed"], "it keeps images in that store already"

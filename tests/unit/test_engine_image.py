@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import http.server
 import json
+import os
+import socket
 import socketserver
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
 from ansible_collections.stepladder.core.plugins.module_utils import engine_image as ei
+from ansible_collections.stepladder.core.plugins.modules import engine_image as engine_image_module
 
 DIGEST, OTHER = f"sha256:{'a' * 64}", f"sha256:{'b' * 64}"
 
@@ -93,6 +99,59 @@ def test_a_tag_that_is_gone_names_those_of_the_catalogue() -> None:
 )
 def test_gone_is_told_from_not_reached(complaint: str, gone: bool) -> None:
     assert ei.is_gone(complaint) is gone
+
+
+@pytest.mark.parametrize(
+    ("complaint", "mend"),
+    [
+        ("toomanyrequests: You have reached your unauthenticated pull rate limit", "gives no more for now. Run again"),
+        ("Head https://reg.example/v2/a/manifests/1: no basic auth credentials", "wants a login"),
+        ("denied: requested access to the resource is denied\nunauthorized: authentication required", "a login"),
+        ("pull access denied for a, repository does not exist or may require 'docker login'", "If those who"),
+    ],
+)
+def test_a_registry_that_wants_another_asker_is_told_from_one_that_is_not_reached(
+    docker: ei.Docker, complaint: str, mend: str
+) -> None:
+    for name, command in (("reg.example/a:1", "docker login reg.example,"), ("a/b:1", "docker login,")):
+        said = str(docker.refusal(ei.parse(name), complaint, []))
+        assert mend in said
+        assert f"{command} as root on this node" in said
+        assert "reached from here" not in said
+
+
+def test_a_refusal_of_the_machine_s_own_is_none_of_the_registry_s(docker: ei.Docker) -> None:
+    said = str(docker.refusal(ei.parse("a/b:1"), "mkdir /data/docker/tmp: permission denied", []))
+    assert "login" not in said
+
+
+SNAPSHOTTER = [["driver-type", "io.containerd.snapshotter.v1"]]
+
+
+@pytest.mark.parametrize(
+    ("info", "settings", "folder"),
+    [
+        ({"DockerRootDir": "/data/docker", "DriverStatus": [["Backing Filesystem", "extfs"]]}, "", "/data/docker"),
+        ({"DockerRootDir": "/data/docker", "DriverStatus": SNAPSHOTTER}, None, "/var/lib/containerd"),
+        ({"DriverStatus": SNAPSHOTTER}, 'version = 2\n#root = "/a"\nroot = "/big"\n[grpc]\nroot = "/b"\n', "/big"),
+        ({"DriverStatus": SNAPSHOTTER}, '[plugins]\nroot = "/b"\n', "/var/lib/containerd"),
+        (
+            {
+                "DockerRootDir": "/data/docker",
+                "DriverStatus": SNAPSHOTTER,
+                "Containerd": {"Address": "/run/docker/containerd/containerd.sock"},
+            },
+            "",
+            "/data/docker",
+        ),
+    ],
+    ids=["graph driver", "containerd's store", "with a root of its own", "another section's", "Docker's containerd"],
+)
+def test_where_images_lie(tmp_path: Path, info: dict[str, Any], settings: str | None, folder: str) -> None:
+    config = tmp_path / "config.toml"
+    if settings is not None:
+        config.write_text(settings)
+    assert ei.store_folder(info, config) == folder
 
 
 def test_no_space_says_how_much() -> None:
@@ -223,6 +282,38 @@ def test_an_archive(docker: ei.Docker, tmp_path: Path, said: list[Any], brought:
         assert docker.load(archive, lambda _: None) == brought
 
 
+def test_why_docker_took_no_more_of_an_archive(tmp_path: Path) -> None:
+    path, archive = tmp_path / "s", tmp_path / "a.tar"
+    archive.write_bytes(b"x" * 4 * ei.BLOCK)
+    body = b'{"error": "write /data/layer.tar: no space left on device"}\n'
+
+    def full(server: socket.socket) -> None:
+        wire, _ = server.accept()
+        wire.recv(4096)
+        wire.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+        wire.close()
+
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        server.listen()
+        threading.Thread(target=full, args=(server,), daemon=True).start()
+        with pytest.raises(ei.ImageError, match=r"a.tar cannot be loaded: .* no space left on device. Free space"):
+            ei.Docker(str(path), tmp_path).load(archive, lambda _: None)
+
+
+@pytest.mark.parametrize(("installed", "kept"), [(True, True), (False, False)], ids=["silent", "gone"])
+def test_an_image_is_not_forgotten_while_its_docker_is_silent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: bool, kept: bool
+) -> None:
+    record = tmp_path / "a_b_1.json"
+    record.write_text("{}")
+    monkeypatch.setattr(ei, "is_installed", lambda: installed)
+    given = SimpleNamespace(params={"name": "a/b:1", "record": str(record)}, check_mode=False)
+    with pytest.raises(ei.ImageError, match="Docker does not answer") if kept else contextlib.nullcontext():
+        engine_image_module.absent(given, ei.Docker(str(tmp_path / "none"), tmp_path))
+    assert record.exists() is kept
+
+
 def test_credentials_are_those_of_docker_login(docker: ei.Docker, tmp_path: Path) -> None:
     auths = {"reg.example": {"auth": "dXNlcjpzZWNyZXQ="}}
     (tmp_path / "config.json").write_text(json.dumps({"auths": auths}))
@@ -234,6 +325,23 @@ def test_credentials_are_those_of_docker_login(docker: ei.Docker, tmp_path: Path
     headers = [header for _, header in Answers.asked]
     assert headers[0] is not None
     assert headers[1] is None, "another registry was sent the credentials"
+
+
+@pytest.mark.parametrize("helper", [False, True], ids=["in the file", "by a helper"])
+def test_a_registry_that_gave_a_token_for_the_password_gets_it_back(
+    docker: ei.Docker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, helper: bool
+) -> None:
+    """As Docker's own client keeps what registries of Azure answer to `docker login`."""
+    kept: dict[str, Any] = {"auths": {"reg.example": {"auth": "dXNlcjo=", "identitytoken": "refresh"}}}
+    if helper:
+        kept = {"credHelpers": {"reg.example": "some"}}
+        told = json.dumps({"Username": "<token>", "Secret": "refresh"})
+        (tmp_path / "docker-credential-some").write_text(f"#!/bin/sh\necho '{told}'\n")
+        (tmp_path / "docker-credential-some").chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    (tmp_path / "config.json").write_text(json.dumps(kept))
+    (header,) = docker.auth("reg.example").values()
+    assert json.loads(base64.urlsafe_b64decode(header)) == {"identitytoken": "refresh", "serveraddress": "reg.example"}
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,8 @@ def test_credentials_stand_in_the_file_and_in_no_command() -> None:
         "remoteurl": "https://reg.example", "username": "user", "password": "secret",
     }  # fmt: skip
     assert "username" not in ic.settings_text("198.18.0.1", 5055, "/x", "https://reg.example", ("", ""))
+    by_token = (ic.TOKEN_USER, "refresh")
+    assert "refresh" not in ic.settings_text("198.18.0.1", 5055, "/x", "https://reg.example", by_token)
     assert "secret" not in " ".join(ic.cache_command("/usr/bin/docker-registry", "/run/c.yml", ""))
 
 
@@ -269,8 +271,14 @@ def test_no_room_for_the_copy(copy: ic.Copy, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(ic.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 100})())
     with pytest.raises(ic.CacheError, match="set engine_image_spread to false: then every node pulls for itself"):
         ic.fill(copy, "sha256:m", tmp_path, lambda _: None)
-    # What an earlier run brought counts as there.
-    (tmp_path / "data").write_bytes(b"x" * 60)
+    # Another image's pieces spare none of this one's; what an earlier run brought of it counts as there.
+    for each in (b"another", LAYERS[0]):
+        piece = ic.kept(tmp_path, digest(each))
+        piece.parent.mkdir(parents=True)
+        piece.write_bytes(each * 100)
+        if each == b"another":
+            with pytest.raises(ic.CacheError, match="free, and the copy of a/b takes"):
+                ic.fill(copy, "sha256:m", tmp_path, lambda _: None)
     assert ic.fill(copy, "sha256:m", tmp_path, lambda _: None) == 152
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import http.server
 import os
 import re
+import socket
 import subprocess
 import sys
+import threading
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -141,6 +145,13 @@ ADVICE = {
     "E: The repository 'http://m/nvidia  Release' is not signed.": "has no signature",
     "  Cannot initiate the connection to deb:80 (2a04::). - connect (101: Network is unreachable)": "did not reach",
     "E: Conflicting values set for option Signed-By regarding source http://m/ /: /a.asc != /b.gpg": "cuda-keyring?",
+    "E: Release file for http://m/dists/b/InRelease is not valid yet (invalid for another 2h).": "clock is behind",
+    "The certificate is NOT trusted. The certificate chain uses not yet valid certificate.": "clock is behind",
+    "E: Release file for http://m/dists/b/InRelease is expired (invalid since 3d 5h).": "The mirror was not renewed",
+    "The following signatures were invalid: EXPKEYSIG 9386B48A1A693C5C ROCm": "The repository's key has expired",
+    "E: Failed to fetch https://m/InRelease  401  Unauthorized [IP: 198.18.0.5 443]": "/etc/apt/auth.conf.d",
+    "  407  Proxy Authentication Required": "Acquire::http::Proxy",
+    "Certificate verification failed: The certificate is NOT trusted.": "update-ca-certificates",
     "E: dpkg was interrupted": "Run again",
 }
 
@@ -148,6 +159,32 @@ ADVICE = {
 @pytest.mark.parametrize(("line", "expected"), ADVICE.items(), ids=ADVICE)
 def test_advice(line: str, expected: str) -> None:
     assert expected in package_plan.apt_advice(["Reading package lists...", line])
+
+
+@pytest.mark.skipif(not apt.is_there(), reason="there is no apt-get here")
+def test_apt_is_understood_whatever_the_node_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen with apt 2.6: LANGUAGE, which Ubuntu's installer sets, goes before LC_ALL=C.UTF-8."""
+    monkeypatch.setenv("LANGUAGE", "de")
+    with pytest.raises(apt.PackagesError, match=r"Unable to locate package stepladder-none.*\n.*No repository of the"):
+        apt.Apt(lambda _: None, 0).simulate([Spec("stepladder-none")], allow_change=False)
+
+
+def test_dnf_is_asked_in_english(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LANGUAGE", "de")
+    (tmp_path / "rpm").write_text('#!/bin/sh\nprintf "%s\\t%s\\n" "spoken${LANGUAGE:-}" 1-1\n')
+    (tmp_path / "rpm").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert dnf.Dnf(lambda _: None, 0).installed() == {"spoken": Package("1-1")}
+
+
+def test_keys_can_be_read_by_apt_s_own_user_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        system_packages.write({f"{tmp_path}/apt/keyrings/stepladder-x.asc": b"key"})
+    finally:
+        os.umask(before)
+    modes = [path.stat().st_mode & 0o777 for path in (tmp_path / "apt", tmp_path / "apt/keyrings")]
+    assert modes == [0o755, 0o755]
 
 
 # ---- repositories ----------------------------------------------------------------------------------------------------
@@ -167,13 +204,18 @@ WRONG = {
     "a name that is a path": (changed(name="../x"), ["repository ../x: a name is of a-z, 0-9 and '-'"]),
     "a password in the URL": (
         changed(url="https://me:secret@mirror/nvidia/"),
-        ["repository nvidia-driver: url https://***@mirror/nvidia/ carries a password, and its file is read by every "
-         "user; put the password into /etc/apt/auth.conf.d (mode 0600) and leave it out here"],
+        ["repository nvidia-driver: url https://***@mirror/nvidia/ carries a password or a user, and its file is read "
+         "by every user; put them into /etc/apt/auth.conf.d (mode 0600) and leave them out here"],
+    ),
+    "a token for a user in the URL": (
+        changed(url="https://secret@mirror/nvidia/"),
+        ["repository nvidia-driver: url https://***@mirror/nvidia/ carries a password or a user, and its file is read "
+         "by every user; put them into /etc/apt/auth.conf.d (mode 0600) and leave them out here"],
     ),
     "a password in the key's URL": (
         changed(key_url="https://me:secret@mirror/k"),
-        ["repository nvidia-driver: key_url https://***@mirror/k carries a password, with which no key can be fetched; "
-         "give the key itself (key)"],
+        ["repository nvidia-driver: key_url https://***@mirror/k carries a password or a user, with which no key can "
+         "be fetched; give the key itself (key)"],
     ),
     "no scheme": (
         changed(url="mirror/nvidia"),
@@ -543,6 +585,53 @@ def test_a_rerun_does_nothing_and_needs_no_key_server(node: Callable[..., Any], 
     assert recorder.done == []
 
 
+class Proxy(http.server.BaseHTTPRequestHandler):
+    """A proxy that has the key of every mirror, for who is logged in to it."""
+
+    def do_GET(self) -> None:
+        known = self.headers.get("Proxy-Authorization") == "Basic dTpw" and self.path == "http://mirror.invalid/k"
+        self.send_response(200 if known else 407)
+        self.end_headers()
+        self.wfile.write(KEY if known else b"")
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.mark.skipif(not apt.is_there(), reason="there is no apt-config here")
+@pytest.mark.parametrize("host", ["", "::mirror.invalid"], ids=["for all", "for the host"])
+def test_a_key_is_fetched_through_the_proxy_of_apt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    """sudo drops the variables that name a proxy, and apt goes by its own settings."""
+    monkeypatch.setattr(urllib.request, "getproxies", dict)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        (tmp_path / "apt.conf").write_text(
+            f'Acquire::http::Proxy{host} "http://u:p@127.0.0.1:{server.server_port}/";\n'
+            'Acquire::http::Proxy::direct.invalid "DIRECT";\n'
+        )
+        monkeypatch.setenv("APT_CONFIG", str(tmp_path / "apt.conf"))
+        assert package_sources.fetch_key(changed(key_url="http://mirror.invalid/k")) == KEY
+        with pytest.raises(package_sources.KeyFetchError, match=r"http://direct.invalid/k: .*Errno"):
+            package_sources.fetch_key(changed(key_url="http://direct.invalid/k"))
+        server.shutdown()
+
+
+def test_what_speaks_no_http_has_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(urllib.request, "getproxies", dict)
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+
+        def greet() -> None:
+            with server.accept()[0] as wire:
+                wire.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
+                wire.recv(4096)
+
+        threading.Thread(target=greet, daemon=True).start()
+        with pytest.raises(package_sources.KeyFetchError, match=r"its key cannot be fetched from http.*SSH-2.0"):
+            package_sources.fetch_key(changed(key_url=f"http://127.0.0.1:{server.getsockname()[1]}/k"))
+
+
 def test_a_wrong_key_writes_nothing(node: Callable[..., Any], tmp_path: Path) -> None:
     recorder = Recorder({}, FRESH)
     wrong = changed(key_url=(tmp_path / "key").as_uri(), fingerprints=["AB" * 20])
@@ -573,7 +662,7 @@ def test_without_a_way_out_it_is_told_what_lacks_and_not_that_others_are_unreach
     node(Recorder({}, FRESH), packages=[Spec.of("fm")])
     recorder = Recorder({}, FRESH)
     recorder.lacking, recorder.unreachable = 3, 2
-    with pytest.raises(apt.PackagesError, match="Unable to locate package fm"):
+    with pytest.raises(apt.PackagesError, match=r"Unable to locate package fm"):
         node(recorder, packages=[Spec.of("fm")])
     assert recorder.done == ["update in a copy", "update of all in a copy"]
 
@@ -681,6 +770,20 @@ def test_dnf_transaction_table() -> None:
         "Removing:\n nvidia-driver-470  x86_64  3:470.256.02-1.el9  @cuda  30 M\n\nOperation aborted.\n"
     )
     assert dnf.parse_transaction(text) == Foreseen({"nvidia-driver-cuda": "580.126.20-1.el9"}, ["nvidia-driver-470"])
+
+
+def test_a_row_of_dnf_s_table_may_take_two_lines() -> None:
+    """As dnf 4.14 prints it without a terminal where the longest of each column make 80 columns together."""
+    text = (
+        "Upgrading:\n nvidia-driver-cuda    x86_64 3:580.126.20-1.el9 stepladder-nvidia-driver 1.2 M\n"
+        " nvidia-driver-cuda-libs\n                       x86_64 3:580.126.20-1.el9 stepladder-nvidia-driver  43 M\n"
+        "     replacing  nvidia-libs.x86_64 3:470.256.02-1.el9\n"
+        "Removing:\n nvidia-driver-cuda-more\n                       x86_64 3:470.256.02-1.el9 @cuda       30 M\n"
+    )
+    version = "580.126.20-1.el9"
+    assert dnf.parse_transaction(text) == Foreseen(
+        {"nvidia-driver-cuda": version, "nvidia-driver-cuda-libs": version}, ["nvidia-driver-cuda-more"]
+    )
 
 
 def test_root_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

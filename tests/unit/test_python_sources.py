@@ -69,8 +69,13 @@ def test_a_folder_alone_will_do() -> None:
 WRONG = {
     "a password": (
         {"index_url": "https://me:hunter2@private/simple"},
-        ["the address of private carries a password, and every user reads pip's and uv's files: name it in "
-         "python_mirror_credentials (host, user, password; keep them in a vault) and leave it out"],
+        ["the address of private carries a password or a user, and every user reads pip's and uv's files: name them in "
+         "python_mirror_credentials (host, user, password; keep them in a vault) and leave them out"],
+    ),
+    "a token for a user": (
+        {"index_url": MIRROR, "extra_index_urls": ["https://hunter2:@private/simple"]},
+        ["the address of private carries a password or a user, and every user reads pip's and uv's files: name them in "
+         "python_mirror_credentials (host, user, password; keep them in a vault) and leave them out"],
     ),
     "no TLS": (
         {"index_url": "http://wheels/simple"},

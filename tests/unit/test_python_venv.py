@@ -1,10 +1,12 @@
 """An environment on a node: what is decided, what is said, and one made for real."""
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +211,29 @@ def test_a_foreign_directory_is_not_removed(tmp_path: Path) -> None:
     with pytest.raises(python_venv.VenvError, match=r" is there and is no Python environment; move it away"):
         python_venv.remove(tmp_path)
     assert (tmp_path / "letters.txt").exists()
+
+
+def test_a_removal_that_was_cut_off_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("pyvenv.cfg", ".stepladder.json", "lib/a", "bin/python"):
+        (tmp_path / "venv" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "venv" / name).touch()
+    path, given = tmp_path / "venv", os.scandir
+
+    @contextlib.contextmanager
+    def files_first(place: Any) -> Iterator[Iterator[os.DirEntry[str]]]:
+        with given(place) as entries:
+            yield iter(sorted(entries, key=lambda entry: entry.is_dir()))
+
+    def kill(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "scandir", files_first)
+        patched.setattr(os, "rmdir", kill)
+        with pytest.raises(KeyboardInterrupt):
+            python_venv.remove(path)
+    python_venv.remove(path)
+    assert not path.exists()
 
 
 def test_documentation_agrees_with_the_arguments() -> None:
