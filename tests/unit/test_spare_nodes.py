@@ -1,0 +1,93 @@
+"""Verbs where not every node has a part: spare nodes, and nodes that --limit leaves out or that do not answer.
+
+The playbooks and the role `release` themselves; stand-ins take the place of what reaches gateways and engines.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+STAND_INS = ("verify/main", "engine/status", "engine/logs", "watchdog/main")
+KEPT = {"plan_id": "p", "deployment": {"engine": "engine"}, "node": {"ranks": [], "processes": []}, "endpoints": []}
+nightly = pytest.mark.nightly
+
+
+def put_role(project: Path, name: str, tasks: list[dict[str, Any]]) -> None:
+    role, _, file = name.partition("/")
+    (project / f"roles/{role}/tasks").mkdir(parents=True, exist_ok=True)
+    (project / f"roles/{role}/tasks/{file}.yml").write_text(json.dumps(tasks))
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A spare node that comes first in the inventory, and one that a release runs on, both on this machine."""
+    for name in STAND_INS:
+        text = f"noted: {name} on {{{{ inventory_hostname }}}}"
+        put_role(tmp_path, name, [{"stepladder.core.show": {"text": text}}])
+    hosts = {name: {"stepladder_state_directory": str(tmp_path / name)} for name in ("a-spare", "b")}
+    common = {
+        "ansible_connection": "local", "ansible_python_interpreter": sys.executable, "deployment_name": "d",
+        # Where another process gets none: the play asks no node that does not answer for long.
+        "ansible_timeout": 1,
+    }  # fmt: skip
+    groups = {"engines": {"hosts": hosts}}
+    (tmp_path / "inventory.yml").write_text(json.dumps({"all": {"children": groups, "vars": common}}))
+    put_release(tmp_path, "b", json.dumps(KEPT))
+    return tmp_path
+
+
+def put_release(project: Path, host: str, text: str) -> None:
+    root = project / host / "deployments/d"
+    (root / "releases/p").mkdir(parents=True)
+    (root / "releases/p/plan.json").write_text(text)
+    (root / "current").symlink_to("releases/p")
+
+
+def run(project: Path, verb: str, variables: dict[str, Any], *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "ansible", "playbook", "-i", "inventory.yml", str(ROOT / f"playbooks/{verb}.yml")]
+    environ = {
+        "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "XDG_STATE_HOME": str(project / "state"),
+        "ANSIBLE_ROLES_PATH": f"{project / 'roles'}:{ROOT / 'roles'}",
+    }  # fmt: skip
+    return subprocess.run(
+        [*command, "-e", json.dumps(variables), *options],
+        cwd=project, env={**os.environ, **environ}, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        timeout=300, check=False,
+    )  # fmt: skip
+
+
+def noted(ran: subprocess.CompletedProcess[str]) -> list[str]:
+    return re.findall("noted: (.*)", ran.stdout)
+
+
+@pytest.mark.parametrize(
+    ("verb", "done"),
+    [
+        ("verify", ["verify/main on b"]),
+        pytest.param("logs", ["engine/status on b", "engine/logs on b"], marks=nightly),
+        pytest.param("watchdog", ["watchdog/main on b"], marks=nightly),
+    ],
+)
+def test_a_spare_node_is_no_fault_of_what_runs_on_others(project: Path, verb: str, done: list[str]) -> None:
+    ran = run(project, verb, {"watchdog_mode": "observe"})
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert noted(ran) == done
+
+
+@nightly
+def test_what_is_deployed_nowhere_is_refused(project: Path) -> None:
+    shutil.rmtree(project / "b/deployments")
+    ran = run(project, "verify", {})
+    assert ran.returncode == 2, ran.stdout + ran.stderr
+    assert "Nothing is deployed under the name d here. Run the verb 'deploy' first." in ran.stdout
+    assert not noted(ran)
