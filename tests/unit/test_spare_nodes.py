@@ -91,3 +91,41 @@ def test_what_is_deployed_nowhere_is_refused(project: Path) -> None:
     assert ran.returncode == 2, ran.stdout + ran.stderr
     assert "Nothing is deployed under the name d here. Run the verb 'deploy' first." in ran.stdout
     assert not noted(ran)
+
+
+@pytest.fixture
+def planned(project: Path) -> Path:
+    """Three nodes of which a plan of the rehearsal's model needs the first; none is deployed."""
+    inventory = json.loads((project / "inventory.yml").read_text())
+    names = ("lost", "one", "two")
+    inventory["all"]["children"] = {
+        "engines": {
+            "hosts": {
+                name: {"stepladder_state_directory": str(project / name), "deployment_address": f"127.0.0.{number}"}
+                for number, name in enumerate(names, 1)
+            }
+        },
+        "cpu": {"hosts": dict.fromkeys(names, {})},
+    }
+    inventory["all"]["vars"] |= {
+        "deployment_model": "tiny-step3p5", "deployment_engine": "vllm", "deployment_context_length": 1024,
+    }  # fmt: skip
+    (project / "inventory.yml").write_text(json.dumps(inventory))
+    return project
+
+
+def test_a_deploy_on_nodes_that_the_plan_does_not_use_is_refused(planned: Path) -> None:
+    """Where nothing is done, that must neither look like success nor end in an error of Ansible's own."""
+    ran = run(planned, "deploy", {}, "--limit", "two", "--check")
+    assert ran.returncode == 2, ran.stdout + ran.stderr
+    said = " ".join(ran.stdout.split())
+    assert "The plan uses lost, and none of them is within --limit two. Nothing was changed." in said
+    assert "planned_nodes" not in ran.stdout + ran.stderr
+
+
+def test_a_lost_node_may_be_left_out_by_limit_where_another_takes_its_place(planned: Path) -> None:
+    put_role(planned, "preflight/main", [{"ansible.builtin.fail": {"msg": "so far it came"}}])
+    ran = run(planned, "replace-node", {"node": "lost", "by": "two"}, "--limit", "one,two", "--check")
+    assert "has no attribute" not in ran.stdout + ran.stderr
+    assert re.search(r"plan [0-9a-f]{12}: .* on two\n", ran.stdout), ran.stdout + ran.stderr
+    assert "so far it came" in ran.stdout
