@@ -129,3 +129,42 @@ def test_a_lost_node_may_be_left_out_by_limit_where_another_takes_its_place(plan
     assert "has no attribute" not in ran.stdout + ran.stderr
     assert re.search(r"plan [0-9a-f]{12}: .* on two\n", ran.stdout), ran.stdout + ran.stderr
     assert "so far it came" in ran.stdout
+
+
+@pytest.fixture
+def fronted(project: Path) -> Path:
+    """A gateway on a host of its own, in front of two engines."""
+    inventory = json.loads((project / "inventory.yml").read_text())
+    groups = inventory["all"]["children"]
+    groups["engines"]["hosts"] = {name: {"stepladder_state_directory": str(project / name)} for name in ("a", "b")}
+    groups["gateway"] = {"hosts": {"g": {"stepladder_state_directory": str(project / "g")}}}
+    (project / "inventory.yml").write_text(json.dumps(inventory))
+    kept = {"node": {"tools": {"path": "/tools/of/{{ inventory_hostname }}"}}}
+    put_role(project, "remove/main", [{"ansible.builtin.set_fact": {"remove_slice": kept}}])
+    put_role(project, "gateway/left_behind", [{"ansible.builtin.set_fact": {"gateway_left_behind": False}}])
+    for name, more in (("remove/files", ""), ("watchdog/remove", ""), ("gateway/remove", " with {{ gateway_tools }}")):
+        text = f"noted: {name} on {{{{ inventory_hostname }}}}{more}"
+        put_role(project, name, [{"stepladder.core.show": {"text": text}}])
+    return project
+
+
+@pytest.mark.parametrize(
+    ("limit", "status", "done", "said"),
+    [
+        # The first engine is dead and left out: the survivors and the gateway go.
+        ("b,g", 0, ["watchdog/remove on b", "gateway/remove on g with /tools/of/b", "remove/files on b"], ""),
+        pytest.param(
+            "b", 0, ["watchdog/remove on b", "remove/files on b"],
+            "The gateway on g lies outside of --limit b and stays as it is.", marks=nightly,
+        ),
+        pytest.param("g", 2, [], "Every node of engines that the deployment uses lies outside of --limit", marks=nightly),
+    ],
+)  # fmt: skip
+def test_remove_takes_the_gateway_along_whichever_engines_are_left(
+    fronted: Path, limit: str, status: int, done: list[str], said: str
+) -> None:
+    ran = run(fronted, "remove", {}, "--limit", limit)
+    assert ran.returncode == status, ran.stdout + ran.stderr
+    assert noted(ran) == done
+    assert said in ran.stdout
+    assert ("stays as it is" in ran.stdout) is ("stays as it is" in said)
