@@ -281,6 +281,13 @@ def test_report() -> None:
     assert not drift.report({"a": seen()}, ["a"], ["a"])["differs"]
 
 
+def test_a_node_that_does_not_answer_is_no_difference() -> None:
+    """The run ends with Ansible's own status for it then, 4; what other nodes differ in goes before that."""
+    told = drift.report({"a": seen(), "b": {"unreachable": True}}, ["a", "b"], ["a", "b"])
+    assert told == {"text": "a: equals release p1\nb: did not answer", "differs": False}
+    assert drift.report({"a": seen("x"), "b": {}}, ["a", "b"], ["a", "b"])["differs"]
+
+
 def test_the_mark_of_a_folder_follows_its_files(tmp_path: Path) -> None:
     with pytest.raises(CatalogueError, match="there are no files"):
         contents.folder_mark(str(tmp_path))
