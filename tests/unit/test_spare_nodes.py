@@ -168,3 +168,14 @@ def test_remove_takes_the_gateway_along_whichever_engines_are_left(
     assert noted(ran) == done
     assert said in ran.stdout
     assert ("stays as it is" in ran.stdout) is ("stays as it is" in said)
+
+
+@pytest.mark.parametrize("verb", ["stop", pytest.param("verify", marks=nightly)])
+def test_a_release_that_cannot_be_read_is_not_taken_for_none(project: Path, verb: str) -> None:
+    """What it runs goes on, and the verb must not end as though nothing did."""
+    (project / "b/deployments/d/current/plan.json").write_text('{"plan_id": ')
+    ran = run(project, verb, {})
+    assert ran.returncode == 2, ran.stdout + ran.stderr
+    assert "b/deployments/d/current/plan.json: Expecting value" in ran.stdout
+    assert "b: nothing is deployed" not in ran.stdout
+    assert "Run the verb 'deploy': it writes the release again." in " ".join(ran.stdout.split())
