@@ -84,7 +84,8 @@ def _open(gateway: Gateway, wish: GatewayWish) -> list[Violation]:
     """A door without a lock that nobody asked for."""
     if gateway.keys or wish.open or _is_loopback(gateway.bind_address):
         return []
-    found = f"it would listen on {host_and_port(gateway.bind_address, gateway.port)} and answer anyone, for it has no keys"
+    bound = host_and_port(gateway.bind_address, gateway.port)
+    found = f"it would listen on {bound} and answer anyone, for it has no keys"
     mend = "Set gateway_api_keys_file, or gateway_open to true where whoever reaches it may ask."
     return [Violation("gateway", found, mend)]
 

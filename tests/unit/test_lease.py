@@ -345,7 +345,8 @@ def test_a_lease_that_cannot_be_read_is_nobodys_to_take_but_can_be_broken(tmp_pa
 
 def test_a_check_says_whose_lease_would_be_broken_and_breaks_none(tmp_path: Path) -> None:
     """As the module answers, with and without check mode."""
-    given = {**dict.fromkeys(lease_module.LINES, ""), "state_directory": str(tmp_path), "state": "broken", "why": "torn"}
+    lines = dict.fromkeys(lease_module.LINES, "")
+    given = {**lines, "state_directory": str(tmp_path), "state": "broken", "why": "torn"}
     lease.take(str(tmp_path), MINE)
     told = lease_text.broken(lease_module.act(given, check_mode=True))
     assert told.startswith("would break the lease of ann from ops1: deploy step3 3f9a (new weights), since ")
