@@ -206,6 +206,18 @@ def members(path: str) -> list[str]:
         return []
 
 
+def unreadable_reasons(path: str) -> list[str]:
+    """Why the current release's slice cannot be read, as after an edit by hand: nothing is held against it then."""
+    file = Path(path, "current", "plan.json")
+    try:
+        json.loads(file.read_text())
+    except OSError as error:
+        return [f"release: {file} cannot be read: {error.strerror}"]
+    except ValueError as error:
+        return [f"release: {file} cannot be read: {error}"]
+    return []
+
+
 def look(
     given: Mapping[str, Any], environ: Mapping[str, str], docker: engine_image.Docker | None = None
 ) -> dict[str, Any]:
@@ -230,7 +242,7 @@ def look(
         "last_run": lease.last_run(place),
     }
     if not kept:
-        return answer
+        return {**answer, "reasons": unreadable_reasons(path) if answer["current"] else []}
     launcher = given["launchers"].get(manager) or []
     processes = release.as_text(
         [process if process.get("image") else {**process, "launcher": launcher} for process in given["processes"]]

@@ -77,7 +77,7 @@ def strangers(seen: Mapping[str, Mapping[str, Any]], known: Sequence[str]) -> li
 
 
 def report(variables: Mapping[str, Any], hosts: Sequence[str], known: Sequence[str]) -> dict[str, Any]:
-    """What differs from the release on each node as a text, and whether anything does.
+    """What differs from the release on each node as a text, and whether anything does as far as they answered.
 
     Args:
         variables: of every host; `release_seen` as the role `release` keeps it.
@@ -94,7 +94,7 @@ def report(variables: Mapping[str, Any], hosts: Sequence[str], known: Sequence[s
             lines.append(f"{host}: nothing is deployed")
         else:
             lines.append(_reasons_line(host, reasons, 100) if reasons else f"{host}: equals release {told['current']}")
-        differs = differs or reasons is None or bool(reasons)
+        differs = differs or bool(reasons)
     unknown = strangers(seen, known)
     return {"text": "\n".join([*lines, *unknown]), "differs": differs or bool(unknown)}
 

@@ -13,7 +13,7 @@ from stepladder.engines.common import Replica
 from stepladder.errors import PlanRefusedError, Violation
 from stepladder.exit_status import ExitStatus
 from stepladder.plan import ID_DIGITS, Gateway, GatewayNode, GatewayServer, NodePlan, Note
-from stepladder.request import EVERYWHERE, GatewayHost, GatewayWish
+from stepladder.request import EVERYWHERE, GatewayHost, GatewayWish, host_and_port
 
 # What says quickly that an engine takes requests. SGLang's /health generates a token, and waits in the queue for it.
 CHECK_PATHS = {"sglang": "/ready", "vllm": "/health", "transformers": "/health"}
@@ -77,14 +77,15 @@ def plan_gateway(
 
 def _base_url(wish: GatewayWish, host: GatewayHost, tls: bool) -> str:
     address = host.address if wish.bind_address == EVERYWHERE else wish.bind_address
-    return f"{'https' if tls else 'http'}://{address}:{wish.port}/v1"
+    return f"{'https' if tls else 'http'}://{host_and_port(address, wish.port)}/v1"
 
 
 def _open(gateway: Gateway, wish: GatewayWish) -> list[Violation]:
     """A door without a lock that nobody asked for."""
     if gateway.keys or wish.open or _is_loopback(gateway.bind_address):
         return []
-    found = f"it would listen on {_bound(gateway.bind_address, gateway.port)} and answer anyone, for it has no keys"
+    bound = host_and_port(gateway.bind_address, gateway.port)
+    found = f"it would listen on {bound} and answer anyone, for it has no keys"
     mend = "Set gateway_api_keys_file, or gateway_open to true where whoever reaches it may ask."
     return [Violation("gateway", found, mend)]
 
@@ -227,7 +228,7 @@ def _clients(gateway: Gateway) -> list[str]:
     passes = " || ".join(f"METH_{method} allowed_{method.lower()}" for method in methods)
     return [
         "frontend clients",
-        f"bind {_bound(gateway.bind_address, gateway.port)}{tls}",
+        f"bind {host_and_port(gateway.bind_address, gateway.port)}{tls}",
         # Who asked (the key's name), what, from which replica, how long; neither keys nor what stands behind a '?'.
         'log-format "%ci [%tr] %[var(txn.key)] %HM %HPO %ST %B B %s %TR/%Tw/%Tc/%Tr/%Ta ms %tsc %fc/%bc/%sc %ID"',
         "unique-id-format %[uuid()]",
@@ -250,7 +251,7 @@ def _clients(gateway: Gateway) -> list[str]:
 def _metrics(gateway: Gateway) -> list[str]:
     return [
         "frontend metrics",
-        f"bind {_bound(gateway.metrics_address, gateway.metrics_port)}",
+        f"bind {host_and_port(gateway.metrics_address, gateway.metrics_port)}",
         "no log",
         "http-request use-service prometheus-exporter if { path /metrics }",
         "http-request return status 404",
@@ -265,7 +266,7 @@ def _engines(gateway: Gateway) -> list[str]:
     servers = []
     for server in gateway.servers:
         name = server_name(server.replica)
-        servers.append(f'server {name} {_bound(server.address, server.port)} agent-send "{server.replica}\\n"')
+        servers.append(f'server {name} {host_and_port(server.address, server.port)} agent-send "{server.replica}\\n"')
     agent = f"agent-check agent-addr 127.0.0.1 agent-port {gateway.agent_port} agent-inter 2s"
     return [
         f"backend {BACKEND}",
@@ -337,10 +338,6 @@ def drain_warning(plan: Mapping[str, Any], drain_seconds: int) -> str:
 def server_name(replica: int) -> str:
     """What a replica is called in HAProxy."""
     return f"replica-{replica}"
-
-
-def _bound(address: str, port: int) -> str:
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def _refusal(status: int) -> str:

@@ -125,10 +125,12 @@ def text(variables: Mapping[str, Any], hosts: Sequence[str]) -> str:
 
 
 def broken(answer: Mapping[str, Any]) -> str:
-    """Whose lease was broken."""
+    """Whose lease was broken, or would be: a check changes nothing."""
     lease = answer.get("holder")
     if not lease:
         return "nobody holds a lease here, nothing was broken."
     if lease.get("unreadable"):
         return "a lease that could not be read was removed."
+    if not answer["changed"]:
+        return f"would break the lease of {holder(lease)}."
     return f"broke the lease of {holder(lease)}. That run stops before it starts or replaces anything more."

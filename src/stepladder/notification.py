@@ -35,6 +35,8 @@ EVENTS = ("start", "green", "red", "back", "end")
 TRIES = 3
 PAUSE_SECONDS = 0.5
 ANSWER_BYTES = 65536
+# A part of the address's path that is as long may be its secret; shorter ones are words.
+SHORTEST_TOKEN = 8
 # Chats cut or refuse long messages; what is left out stands on the screen and in the evidence.
 LONGEST_TEXT = 2000
 ENDINGS: dict[int, str] = {
@@ -252,6 +254,7 @@ def _secret_parts(settings: Settings) -> list[str]:
     parts = urllib.parse.urlsplit(settings.url)
     values = [settings.url, settings.secret, parts.path, parts.query, parts.password or ""]
     values += [word for words in urllib.parse.parse_qs(parts.query).values() for word in words]
+    values += [word for word in parts.path.split("/") if len(word) >= SHORTEST_TOKEN]
     return sorted({value for value in values if len(value) > 3}, key=len, reverse=True)
 
 

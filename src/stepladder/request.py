@@ -48,6 +48,11 @@ def is_ip_address(value: str) -> bool:
     return True
 
 
+def host_and_port(host: str, port: int) -> str:
+    """As a URL has them: an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 class Parallel(Wish):
     """How one replica is cut into GPUs; the world size is tensor * pipeline * data."""
 

@@ -12,6 +12,7 @@ from stepladder.contents import image_bytes
 from stepladder.engines.common import NETWORK_TOPIC
 from stepladder.memory import GIGA
 from stepladder.plan import Candidate, Gateway, MemoryTable, NodePlan, Note, Plan, Process
+from stepladder.request import host_and_port
 from stepladder.units import longest_stop
 
 WIDTH = 110
@@ -178,14 +179,14 @@ def _gateway(gateway: Gateway | None) -> str:
 def gateway_rows(gateway: Gateway) -> list[tuple[str, str]]:
     """What the gateway is, in labelled lines."""
     affinity = f"sessions by {gateway.affinity_header}" if gateway.affinity_header else "the least busy replica"
-    servers = (f"replica {server.replica} {server.address}:{server.port}" for server in gateway.servers)
+    servers = (f"replica {server.replica} {host_and_port(server.address, server.port)}" for server in gateway.servers)
     secured = f"{'TLS' if gateway.tls else 'no TLS'}, {'API keys' if gateway.keys else 'no keys'}"
     return [
         ("endpoints", ", ".join(f"{node.base_url} ({node.name})" for node in gateway.nodes)),
         ("access", f"{secured}; {', '.join(gateway.paths)}"),
         ("in front of", f"{', '.join(servers)}; {affinity}"),
         ("limits", f"body {gigabytes(gateway.max_body_bytes)}, silence {gateway.answer_seconds} s"),
-        ("metrics", f"http://{gateway.metrics_address}:{gateway.metrics_port}/metrics"),
+        ("metrics", f"http://{host_and_port(gateway.metrics_address, gateway.metrics_port)}/metrics"),
     ]
 
 

@@ -233,7 +233,8 @@ def watched_nodes(variables: Mapping[str, Any], hosts: Sequence[str]) -> list[st
         variables: of every host.
         hosts: the nodes.
     """
-    return [host for host in hosts if variables[host].get("watchdog_mode", "off") != "off"]
+    # Without quotes YAML reads off as false.
+    return [host for host in hosts if variables[host].get("watchdog_mode", "off") not in ("off", False)]
 
 
 def standalone_slice(name: str, process: Mapping[str, Any], tools_path: str, fingerprint: str) -> dict[str, Any]:

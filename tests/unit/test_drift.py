@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,20 @@ def test_a_node_as_wanted_has_no_reasons_and_names_its_members(node: dict[str, A
     assert (answer["reasons"], answer["current"], answer["members"]) == ([], "p1", ["n0", "n1"])
     assert answer["weights_complete"]
     assert node_state.look({**node, "slice": {}}, {})["current"] == "p1"
+
+
+def test_a_release_that_cannot_be_read_is_no_equal_one(node: dict[str, Any]) -> None:
+    """Whoever reads the slice from it has an empty one to hold the node against."""
+    plan = Path(node["state_directory"], "deployments/d/current/plan.json")
+    edit(plan, '{"plan_id": ')
+    [reason] = reasons(node, slice={})
+    assert reason.startswith("release: S/deployments/d/current/plan.json cannot be read: ")
+    plan.parent.chmod(0o700)
+    plan.unlink()
+    [reason] = reasons(node, slice={})
+    assert reason.endswith("cannot be read: No such file or directory")
+    shutil.rmtree(Path(node["state_directory"], "deployments"))
+    assert reasons(node, slice={}) == []
 
 
 def edit(path: Path, text: str) -> None:
@@ -279,6 +294,13 @@ def test_report() -> None:
         "a: equals release p1", "b: x", "  y", "c: nothing is deployed", "d: did not answer",
     ]  # fmt: skip
     assert not drift.report({"a": seen()}, ["a"], ["a"])["differs"]
+
+
+def test_a_node_that_does_not_answer_is_no_difference() -> None:
+    """The run ends with Ansible's own status for it then, 4; what other nodes differ in goes before that."""
+    told = drift.report({"a": seen(), "b": {"unreachable": True}}, ["a", "b"], ["a", "b"])
+    assert told == {"text": "a: equals release p1\nb: did not answer", "differs": False}
+    assert drift.report({"a": seen("x"), "b": {}}, ["a", "b"], ["a", "b"])["differs"]
 
 
 def test_the_mark_of_a_folder_follows_its_files(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from stepladder.plan import Plan
 from stepladder.planner import make_plan
 from stepladder.request import GatewayWish, parse_request
 from stepladder.role_docs import ROLES
-from stepladder.show import human, markdown
+from stepladder.show import gateway_rows, human, markdown
 
 CATALOGUE = Catalogue()
 HOST = {"name": "n0", "address": "198.18.0.1"}
@@ -161,6 +161,26 @@ def test_where_engines_listen(wish: dict[str, Any] | None, deployment: dict[str,
     assert f"--host {host} --port 8001" in " ".join(plan.nodes[0].processes[1].argv)
     reached = deployment.get("address", "198.18.0.1") if host == "0.0.0.0" else host
     assert plan.endpoints[1].base_url == f"http://{reached}:8001/v1"
+
+
+def test_an_ipv6_address_stands_in_brackets_where_a_port_follows() -> None:
+    """A port could not be told from the address; gateways and rollouts compare the two by their text."""
+    plan = plan_for({"hosts": [{"name": "n0", "address": "fd00::5"}]}, bind_address="fd00::1")
+    assert plan.gateway
+    assert [point.base_url for point in plan.endpoints] == ["http://[fd00::1]:8000/v1", "http://[fd00::1]:8001/v1"]
+    assert plan.gateway.nodes[0].base_url == "http://[fd00::5]:8080/v1"
+    document = plan.as_document()
+    addresses = haproxy.configured_addresses(gateway.configuration(document["gateway"], "d", "/g", as_root=False))
+    assert {name: addresses[f"replica-{name}"] for name in (0, 1)} == {0: "[fd00::1]:8000", 1: "[fd00::1]:8001"}
+    servers = [{"replica": number, "place": addresses[f"replica-{number}"]} for number in (0, 1)]
+    seen = {"results": [{"item": "n0", "gateway": {"servers": servers}}]}
+    assert gateway.apart(seen, {"plan_id": "p", "endpoints": document["endpoints"]}) == ""
+    shown = human(plan)
+    assert "replica 1 [fd00::1]:8001" in shown
+    listens = plan_for({"bind_address": "fd00::9", "metrics_address": "fd00::9"}).gateway
+    assert listens
+    assert listens.nodes[0].base_url == "http://[fd00::9]:8080/v1"
+    assert "http://[fd00::9]:8405/metrics" in dict(gateway_rows(listens))["metrics"]
 
 
 @pytest.mark.parametrize(

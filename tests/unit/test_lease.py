@@ -13,6 +13,7 @@ import pytest
 from ansible.errors import AnsibleConnectionFailure
 from ansible_collections.stepladder.core.plugins.action import lease as lease_action
 from ansible_collections.stepladder.core.plugins.module_utils import lease
+from ansible_collections.stepladder.core.plugins.modules import lease as lease_module
 from ansible_collections.stepladder.core.plugins.plugin_utils import run as this_run
 
 from stepladder import lease_text
@@ -340,6 +341,20 @@ def test_a_lease_that_cannot_be_read_is_nobodys_to_take_but_can_be_broken(tmp_pa
         lease.take(str(tmp_path), BOB)
     assert lease.break_it(str(tmp_path), "bob", "ops2", "torn") == {"unreadable": True}
     assert lease.take(str(tmp_path), BOB)["taken"]
+
+
+def test_a_check_says_whose_lease_would_be_broken_and_breaks_none(tmp_path: Path) -> None:
+    """As the module answers, with and without check mode."""
+    lines = dict.fromkeys(lease_module.LINES, "")
+    given = {**lines, "state_directory": str(tmp_path), "state": "broken", "why": "torn"}
+    lease.take(str(tmp_path), MINE)
+    told = lease_text.broken(lease_module.act(given, check_mode=True))
+    assert told.startswith("would break the lease of ann from ops1: deploy step3 3f9a (new weights), since ")
+    assert lease.holds(str(tmp_path), "aaaa") == ""
+    told = lease_text.broken(lease_module.act(given, check_mode=False))
+    assert told.startswith("broke the lease of ann from ops1: ")
+    assert lease.holds(str(tmp_path), "aaaa")
+    assert lease_text.broken(lease_module.act(given, check_mode=True)).startswith("nobody holds a lease here")
 
 
 def test_the_log_is_kept_within_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

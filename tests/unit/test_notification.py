@@ -202,6 +202,10 @@ def test_an_answer_that_repeats_the_address_is_masked(chat: Chat) -> None:
     with pytest.raises(NotifyError) as raised:
         send(Settings("json", chat.url), "start", RUN)
     assert str(raised.value) == "HTTP 404: no hook ******** with ********"
+    # Slack's and Feishu's secret is the end of the path, and nowhere else.
+    with pytest.raises(NotifyError) as raised:
+        send(Settings("json", chat.url.partition("?")[0]), "start", RUN)
+    assert str(raised.value) == "HTTP 404: no hook ******** with ********"
 
 
 GOOD = {"format": "json", "url": "https://h/x", "seconds": 5, "events": ["start"]}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from stepladder.plan import Health, Note, Port, Process
-from stepladder.request import EVERYWHERE, Node, Parallel
+from stepladder.request import EVERYWHERE, Node, Parallel, host_and_port
 from stepladder.setting import Setting
 
 NETWORK_TOPIC = "network between the nodes"
@@ -64,7 +64,7 @@ class Replica:
 
     def client_url(self) -> str:
         """Base URL for OpenAI clients."""
-        return f"http://{self.client_host}:{self.port}/v1"
+        return f"http://{host_and_port(self.client_host, self.port)}/v1"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,179 @@
+"""Verbs where not every node has a part: spare nodes, and nodes that --limit leaves out or that do not answer.
+
+The playbooks and the role `release` themselves; stand-ins take the place of what reaches gateways and engines.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+STAND_INS = ("verify/main", "engine/status", "engine/logs", "watchdog/main")
+KEPT = {"plan_id": "p", "deployment": {"engine": "engine"}, "node": {"ranks": [], "processes": []}, "endpoints": []}
+nightly = pytest.mark.nightly
+
+
+def put_role(project: Path, name: str, tasks: list[dict[str, Any]]) -> None:
+    role, _, file = name.partition("/")
+    (project / f"roles/{role}/tasks").mkdir(parents=True, exist_ok=True)
+    (project / f"roles/{role}/tasks/{file}.yml").write_text(json.dumps(tasks))
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A spare node that comes first in the inventory, and one that a release runs on, both on this machine."""
+    for name in STAND_INS:
+        text = f"noted: {name} on {{{{ inventory_hostname }}}}"
+        put_role(tmp_path, name, [{"stepladder.core.show": {"text": text}}])
+    hosts = {name: {"stepladder_state_directory": str(tmp_path / name)} for name in ("a-spare", "b")}
+    common = {
+        "ansible_connection": "local", "ansible_python_interpreter": sys.executable, "deployment_name": "d",
+    }  # fmt: skip
+    groups = {"engines": {"hosts": hosts}}
+    (tmp_path / "inventory.yml").write_text(json.dumps({"all": {"children": groups, "vars": common}}))
+    put_release(tmp_path, "b", json.dumps(KEPT))
+    return tmp_path
+
+
+def put_release(project: Path, host: str, text: str) -> None:
+    root = project / host / "deployments/d"
+    (root / "releases/p").mkdir(parents=True)
+    (root / "releases/p/plan.json").write_text(text)
+    (root / "current").symlink_to("releases/p")
+
+
+def run(project: Path, verb: str, variables: dict[str, Any], *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "ansible", "playbook", "-i", "inventory.yml", str(ROOT / f"playbooks/{verb}.yml")]
+    environ = {
+        "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "XDG_STATE_HOME": str(project / "state"),
+        "ANSIBLE_ROLES_PATH": f"{project / 'roles'}:{ROOT / 'roles'}",
+    }  # fmt: skip
+    return subprocess.run(
+        [*command, "-e", json.dumps(variables), *options],
+        cwd=project, env={**os.environ, **environ}, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        timeout=300, check=False,
+    )  # fmt: skip
+
+
+def noted(ran: subprocess.CompletedProcess[str]) -> list[str]:
+    return re.findall("noted: (.*)", ran.stdout)
+
+
+@pytest.mark.parametrize(
+    ("verb", "done"),
+    [
+        ("verify", ["verify/main on b"]),
+        pytest.param("logs", ["engine/status on b", "engine/logs on b"], marks=nightly),
+        pytest.param("watchdog", ["watchdog/main on b"], marks=nightly),
+    ],
+)
+def test_a_spare_node_is_no_fault_of_what_runs_on_others(project: Path, verb: str, done: list[str]) -> None:
+    ran = run(project, verb, {"watchdog_mode": "observe"})
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert noted(ran) == done
+
+
+@nightly
+def test_what_is_deployed_nowhere_is_refused(project: Path) -> None:
+    shutil.rmtree(project / "b/deployments")
+    ran = run(project, "verify", {})
+    assert ran.returncode == 2, ran.stdout + ran.stderr
+    assert "Nothing is deployed under the name d here. Run the verb 'deploy' first." in ran.stdout
+    assert not noted(ran)
+
+
+@pytest.fixture
+def planned(project: Path) -> Path:
+    """Three nodes of which a plan of the rehearsal's model needs the first; none is deployed."""
+    inventory = json.loads((project / "inventory.yml").read_text())
+    names = ("lost", "one", "two")
+    inventory["all"]["children"] = {
+        "engines": {
+            "hosts": {
+                name: {"stepladder_state_directory": str(project / name), "deployment_address": f"127.0.0.{number}"}
+                for number, name in enumerate(names, 1)
+            }
+        },
+        "cpu": {"hosts": {name: {} for name in names}},
+    }
+    inventory["all"]["vars"] |= {
+        "deployment_model": "tiny-step3p5", "deployment_engine": "vllm", "deployment_context_length": 1024,
+    }  # fmt: skip
+    (project / "inventory.yml").write_text(json.dumps(inventory))
+    return project
+
+
+def test_a_deploy_on_nodes_that_the_plan_does_not_use_is_refused(planned: Path) -> None:
+    """Where nothing is done, that must neither look like success nor end in an error of Ansible's own."""
+    ran = run(planned, "deploy", {}, "--limit", "two", "--check")
+    assert ran.returncode == 2, ran.stdout + ran.stderr
+    said = " ".join(ran.stdout.split())
+    assert "The plan uses lost, and none of them is within --limit two. Nothing was changed." in said
+    assert "planned_nodes" not in ran.stdout + ran.stderr
+
+
+def test_a_lost_node_may_be_left_out_by_limit_where_another_takes_its_place(planned: Path) -> None:
+    put_role(planned, "preflight/main", [{"ansible.builtin.fail": {"msg": "so far it came"}}])
+    ran = run(planned, "replace-node", {"node": "lost", "by": "two"}, "--limit", "one,two", "--check")
+    assert "has no attribute" not in ran.stdout + ran.stderr
+    assert re.search(r"plan [0-9a-f]{12}: .* on two\n", ran.stdout), ran.stdout + ran.stderr
+    assert "so far it came" in ran.stdout
+
+
+@pytest.fixture
+def fronted(project: Path) -> Path:
+    """A gateway on a host of its own, in front of two engines."""
+    inventory = json.loads((project / "inventory.yml").read_text())
+    groups = inventory["all"]["children"]
+    groups["engines"]["hosts"] = {name: {"stepladder_state_directory": str(project / name)} for name in ("a", "b")}
+    groups["gateway"] = {"hosts": {"g": {"stepladder_state_directory": str(project / "g")}}}
+    (project / "inventory.yml").write_text(json.dumps(inventory))
+    kept = {"node": {"tools": {"path": "/tools/of/{{ inventory_hostname }}"}}}
+    put_role(project, "remove/main", [{"ansible.builtin.set_fact": {"remove_slice": kept}}])
+    put_role(project, "gateway/left_behind", [{"ansible.builtin.set_fact": {"gateway_left_behind": False}}])
+    for name, more in (("remove/files", ""), ("watchdog/remove", ""), ("gateway/remove", " with {{ gateway_tools }}")):
+        text = f"noted: {name} on {{{{ inventory_hostname }}}}{more}"
+        put_role(project, name, [{"stepladder.core.show": {"text": text}}])
+    return project
+
+
+@pytest.mark.parametrize(
+    ("limit", "status", "done", "said"),
+    [
+        # The first engine is dead and left out: the survivors and the gateway go.
+        ("b,g", 0, ["watchdog/remove on b", "gateway/remove on g with /tools/of/b", "remove/files on b"], ""),
+        pytest.param(
+            "b", 0, ["watchdog/remove on b", "remove/files on b"],
+            "The gateway on g lies outside of --limit b and stays as it is.", marks=nightly,
+        ),
+        pytest.param("g", 2, [], "Every node of engines that the deployment uses lies outside of", marks=nightly),
+    ],
+)  # fmt: skip
+def test_remove_takes_the_gateway_along_whichever_engines_are_left(
+    fronted: Path, limit: str, status: int, done: list[str], said: str
+) -> None:
+    ran = run(fronted, "remove", {}, "--limit", limit)
+    assert ran.returncode == status, ran.stdout + ran.stderr
+    assert noted(ran) == done
+    assert said in ran.stdout
+    assert ("stays as it is" in ran.stdout) is ("stays as it is" in said)
+
+
+@pytest.mark.parametrize("verb", ["stop", pytest.param("verify", marks=nightly)])
+def test_a_release_that_cannot_be_read_is_not_taken_for_none(project: Path, verb: str) -> None:
+    """What it runs goes on, and the verb must not end as though nothing did."""
+    (project / "b/deployments/d/current/plan.json").write_text('{"plan_id": ')
+    ran = run(project, verb, {})
+    assert ran.returncode == 2, ran.stdout + ran.stderr
+    assert "b/deployments/d/current/plan.json: Expecting value" in ran.stdout
+    assert "b: nothing is deployed" not in ran.stdout
+    assert "Run the verb 'deploy': it writes the release again." in " ".join(ran.stdout.split())
