@@ -8,6 +8,7 @@ beside it for people.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -271,7 +272,10 @@ def log(state_directory: str, by: Mapping[str, Any], outcome: str) -> str:
 
 
 def append(path: Path, record: Mapping[str, Any]) -> None:
-    """Add a line of JSON to a log that is kept within bounds."""
+    """Add a line of JSON to a log that is kept within bounds, whole or not at all.
+
+    Raises OSError, which names the file.
+    """
     line = json.dumps(record, sort_keys=True, ensure_ascii=False) + "\n"
     if path.exists() and path.stat().st_size + len(line.encode()) > AUDIT_BYTES:
         for number in range(AUDIT_FILES - 1, 0, -1):
@@ -280,10 +284,33 @@ def append(path: Path, record: Mapping[str, Any]) -> None:
                 older.replace(path.with_suffix(f".{number}{path.suffix}"))
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
-        os.write(descriptor, line.encode())
-        os.fsync(descriptor)
+        _add(descriptor, line.encode())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         os.close(descriptor)
+
+
+def _add(descriptor: int, content: bytes) -> None:
+    before = os.fstat(descriptor).st_size
+    written = os.write(descriptor, content)
+    if written < len(content):
+        # The next line would go on from here. Another one that was added meanwhile stays.
+        if os.fstat(descriptor).st_size == before + written:
+            os.ftruncate(descriptor, before)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    os.fsync(descriptor)
+
+
+def fault_text(error: OSError, state_directory: str) -> str:
+    """What to say where a lease or a log cannot be written, with what mends it."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return str(error)
+    return (
+        f"{error.filename or state_directory}: {error.strerror}. What cannot be written down does not begin. Free a few "
+        f"MB on that file system by hand (du -xah {state_directory} | sort -h | tail shows what is large; old logs and "
+        "evidence of deployments may go); then run again, or let prune and weights-prune free more."
+    )
 
 
 def utc() -> str:
@@ -317,10 +344,13 @@ def _write(folder: Path, lease: Lease) -> None:
 def _replace(path: Path, text: str) -> None:
     fresh = path.with_name(f"{path.name}.new")
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
+    try:
+        with os.fdopen(descriptor, "w") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     fresh.replace(path)
 
 

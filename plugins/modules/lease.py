@@ -203,8 +203,10 @@ def main() -> None:
         module.fail_json(msg=f"why is empty: a lease is {given['state']} for a reason, which is written down")
     try:
         answer = act(given, module.check_mode)
-    except (lease.LeaseError, OSError) as error:
+    except lease.LeaseError as error:
         module.fail_json(msg=str(error))
+    except OSError as error:
+        module.fail_json(msg=lease.fault_text(error, given["state_directory"]))
     if answer.get("unwritten"):
         module.warn(answer["unwritten"])
     module.exit_json(**answer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -224,6 +225,21 @@ def test_a_full_disk_begins_no_run_and_occupies_no_node(tmp_path: Path, monkeypa
     with pytest.raises(OSError, match="No space left"):
         lease.take(str(tmp_path), BOB)
     assert lease.read(str(tmp_path)) is None
+
+
+def test_a_line_that_a_full_disk_takes_half_of_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lease.take(str(tmp_path), MINE)
+    lease.release(str(tmp_path), "aaaa", "done")
+    log = tmp_path / "audit/audit.jsonl"
+    before, write = log.read_bytes(), os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, content: write(descriptor, content[: len(content) // 2]))
+    with pytest.raises(OSError, match="No space left") as full:
+        lease.take(str(tmp_path), BOB)
+    monkeypatch.undo()
+    assert log.read_bytes() == before
+    told = lease.fault_text(full.value, str(tmp_path))
+    assert told.startswith(f"{log}: No space left on device. What cannot be written down does not begin.")
+    assert lease.take(str(tmp_path), BOB)["taken"]
 
 
 def test_a_full_disk_keeps_nobody_from_what_takes_no_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
