@@ -307,8 +307,8 @@ def fault_text(error: OSError, state_directory: str) -> str:
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return str(error)
     return (
-        f"{error.filename or state_directory}: {error.strerror}. What cannot be written down does not begin. Free a few "
-        f"MB on that file system by hand (du -xah {state_directory} | sort -h | tail shows what is large; old logs and "
+        f"{error.filename or state_directory}: {error.strerror}. What cannot be written down does not begin. Free some "
+        f"MB there by hand (du -xah {state_directory} | sort -h | tail shows what is large; old logs and "
         "evidence of deployments may go); then run again, or let prune and weights-prune free more."
     )
 
