@@ -90,8 +90,10 @@ def rollout(variables: Mapping[str, Any], hosts: Sequence[str], max_unavailable:
     before = _replicas({host: variables[host].get("release_before") or {} for host in hosts})
     for host in hosts:
         for state in variables[host]["service_states"]:
-            if each := wanted.get(replica_of(state["name"])):
+            number = replica_of(state["name"])
+            if each := wanted.get(number) or before.get(number):
                 each.see(host, state)
+    gone = [before[number] for number in sorted(before.keys() - wanted.keys())]
     count = int(kept["deployment"]["replicas"])
     suspect = {number for host in hosts for number in variables[host].get("release_suspect") or ()}
     broken = [each for each in wanted.values() if not each.answers or each.number in suspect]
@@ -100,21 +102,23 @@ def rollout(variables: Mapping[str, Any], hosts: Sequence[str], max_unavailable:
     elsewhere = {point["replica"]: point["node"] for point in kept["endpoints"] if point["replica"] not in wanted}
     standing = [number for number, host in elsewhere.items() if _found_well(variables, host)]
     not_seen = sorted(elsewhere.keys() - {*standing})
-    why = _why_at_once(before, wanted, count, most)
+    # What goes answers until the last wave.
+    going = [each for each in gone if each.answers]
+    why = _why_at_once(before, wanted, bool(rest) or not going, count + len(going), most)
     waves = []
     if why:
         waves = [_wave([*wanted.values()], [], [], kept)]
     else:
         if broken or right:
-            drained = [each.number for each in broken] if count > len(broken) else []
+            drained = [each.number for each in broken] if count + len(going) > len(broken) else []
             waves.append(_wave(broken + right, drained, [], kept))
         for start in range(0, len(rest), most):
             batch = [each.number for each in rest[start : start + most]]
             waves.append(_wave(rest[start : start + most], batch, batch, kept))
-        if gone := [before[number] for number in sorted(before.keys() - wanted.keys())]:
+        if gone:
             waves.append(_last_wave(gone, wanted))
     _complete(waves, variables, wanted, bool(why), again)
-    if not why and rest and not standing and not right and not broken and len(rest) <= most:
+    if not why and rest and not (standing or right or broken or going) and len(rest) <= most:
         why = "no other one was looked at"
     outage = bool(why and rest and not standing)
     if why:
@@ -123,9 +127,8 @@ def rollout(variables: Mapping[str, Any], hosts: Sequence[str], max_unavailable:
         text = _text_in_order(waves, broken)
     text += f" Not looked at: {_named(not_seen)}." if not_seen else ""
     others = bool(standing or (not why and (rest or right)))
-    return {
-        "waves": waves, "text": text if rest else "", "outage": outage, "others": others, "not_seen": not_seen,
-    }  # fmt: skip
+    text = text if rest or (gone and not why) else ""
+    return {"waves": waves, "text": text, "outage": outage, "others": others, "not_seen": not_seen}
 
 
 def foretold(variables: Mapping[str, Any], hosts: Sequence[str], max_unavailable: Any) -> str:
@@ -146,7 +149,8 @@ def foretold(variables: Mapping[str, Any], hosts: Sequence[str], max_unavailable
     before, wanted = _replicas(current), _replicas(slices)
     if not before or all(current[host].get("plan_id") == slices[host]["plan_id"] for host in hosts):
         return ""
-    why = _why_at_once(before, wanted, int(slices[hosts[0]]["deployment"]["replicas"]), most)
+    count = int(slices[hosts[0]]["deployment"]["replicas"])
+    why = _why_at_once(before, wanted, True, count + len(before.keys() - wanted.keys()), most)
     if why:
         return _text_at_once(slices.values(), [*wanted], why, outage=True, unsure=False)
     return "One replica after the other, while those that answer now go on."
@@ -256,10 +260,22 @@ def _replicas(slices: Mapping[str, Mapping[str, Any]]) -> dict[int, _Replica]:
     return dict(sorted(found.items()))
 
 
-def _why_at_once(before: Mapping[int, _Replica], wanted: Mapping[int, _Replica], count: int, most: int) -> str:
-    """Why replicas cannot be changed one after the other; empty where they can."""
+def _why_at_once(
+    before: Mapping[int, _Replica], wanted: Mapping[int, _Replica], changes: bool, count: int, most: int
+) -> str:
+    """Why replicas cannot be changed one after the other; empty where they can.
+
+    Args:
+        before: the replicas that are current, by number.
+        wanted: those that are to be.
+        changes: whether any that answers is to change; otherwise some only go.
+        count: how many there are, with those that go.
+        most: how many that answer may be out at the same time.
+    """
     if moved := _moved(before, wanted):
         return f"{_named(moved)} will have another node, port or GPUs"
+    if not changes:
+        return ""
     if count == 1:
         return "there is no other one"
     return f"deploy_max_unavailable is {most}" if most >= count else ""

@@ -131,6 +131,7 @@ def test_one_replica_less_and_one_more(served: Served) -> None:
     with under_load(served):
         one = served.run("scale", "-e", "replicas=1").stdout
         assert "The inventory says deployment_replicas 2. Write 1 there, too" in one
+        assert "One after the other, while the others answer: replica 1, which goes." in one
         assert statuses() == {"replica-0": "UP"}
         assert served.processes(1) == []
         served.run("scale", "-e", "replicas=2")
