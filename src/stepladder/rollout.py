@@ -88,10 +88,10 @@ def rollout(variables: Mapping[str, Any], hosts: Sequence[str], max_unavailable:
     kept = slices[hosts[0]]
     wanted = _replicas(slices)
     before = _replicas({host: variables[host].get("release_before") or {} for host in hosts})
+    before |= _left_over(variables, hosts, {*wanted, *before})
     for host in hosts:
         for state in variables[host]["service_states"]:
-            number = replica_of(state["name"])
-            if each := wanted.get(number) or before.get(number):
+            if each := wanted.get(replica_of(state["name"])) or before.get(replica_of(state["name"])):
                 each.see(host, state)
     gone = [before[number] for number in sorted(before.keys() - wanted.keys())]
     count = int(kept["deployment"]["replicas"])
@@ -258,6 +258,17 @@ def _replicas(slices: Mapping[str, Mapping[str, Any]]) -> dict[int, _Replica]:
             each.ports.add((host, process["health"]["port"]))
             each.url = urls.get(number)
     return dict(sorted(found.items()))
+
+
+def _left_over(variables: Mapping[str, Any], hosts: Sequence[str], known: set[int]) -> dict[int, _Replica]:
+    """What a run that was broken off had still to stop, after it had made the new release current."""
+    found: dict[int, _Replica] = {}
+    for host in hosts:
+        for state in variables[host]["service_states"]:
+            number = replica_of(state["name"])
+            if state["running"] and number not in known:
+                found.setdefault(number, _Replica(number)).parts.setdefault(host, []).append(state["name"])
+    return found
 
 
 def _why_at_once(

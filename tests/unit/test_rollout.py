@@ -143,6 +143,10 @@ def each_on_its_own(*how: str) -> dict[str, Any]:
          "One after the other, while the others answer: replica 0, which does not serve; then replica 1, which goes."),
         ({"n": and_still(node(half_nodes(1), "old", before=TWO), vllm_1="gone")}, 1, False, [([0], [], [])],
          "Replica 0 at once, because there is no other one" + OUTAGE),
+        # The run was broken off before it stopped what goes.
+        ({"n": and_still(node(half_nodes(1), "new"), vllm_1="old")}, 1, False,
+         [([0], [], []), ([], [1], [1])], "One after the other, while the others answer: replica 1, which goes."),
+        ({"n": and_still(node(half_nodes(1), "new"), vllm_1="gone")}, 1, False, [([0], [], [])], ""),
         # Another engine in the same place: what runs of the one before answers until its replica's turn.
         ({"n": and_still(node(SGLANG, "gone", "gone", before=TWO), vllm_0="old", vllm_1="old")}, 1, False,
          [([0], [0], [0]), ([1], [1], [1])],
@@ -220,7 +224,9 @@ def test_each_wave_stops_what_an_earlier_engine_runs_of_its_own_replicas() -> No
     waves = rollout.rollout(nodes, ["n"], 1, False)["waves"]
     assert [wave["nodes"]["n"] for wave in waves] == [
         {"processes": ["sglang-0"], "forget": False, "again": [], "ends": ["vllm-0"]},
-        {"processes": ["sglang-1"], "forget": True, "again": [], "ends": ["vllm-1"]},
+        {"processes": ["sglang-1"], "forget": False, "again": [], "ends": ["vllm-1"]},
+        # Replica 2 goes.
+        {"processes": ["sglang-0", "sglang-1"], "forget": True, "again": [], "ends": []},
     ]
 
 
