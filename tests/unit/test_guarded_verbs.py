@@ -6,7 +6,6 @@ Stand-ins take the place of the roles that reach gateways and engines.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -15,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import verbs
 from ansible_collections.stepladder.core.plugins.module_utils import lease
+from verbs import ROOT
 
 from stepladder.exit_status import ExitStatus
 
-ROOT = Path(__file__).resolve().parents[2]
 BUILTIN = "ansible.builtin"
 SLICE = {"plan_id": "p", "node": {"ranks": []}}
 STAND_INS = (
@@ -68,16 +68,7 @@ def project(tmp_path: Path) -> Path:
 
 
 def run(project: Path, verb: str, *variables: tuple[str, str], limit: str = "all") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "ansible", "playbook", "-i", "inventory.yml", str(ROOT / f"playbooks/{verb}.yml")]
-    environ = {
-        "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "XDG_STATE_HOME": str(project / "state"),
-        "ANSIBLE_ROLES_PATH": f"{project / 'roles'}:{ROOT / 'roles'}",
-    }  # fmt: skip
-    return subprocess.run(
-        [*command, "-e", json.dumps(dict(variables)), "--limit", limit],
-        cwd=project, env={**os.environ, **environ}, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-        timeout=300, check=False,
-    )  # fmt: skip
+    return verbs.run(project, verb, dict(variables), "--limit", limit)
 
 
 def lines(log: Path) -> list[tuple[str, ...]]:

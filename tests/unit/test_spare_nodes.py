@@ -6,7 +6,6 @@ The playbooks and the role `release` themselves; stand-ins take the place of wha
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -15,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from verbs import run
 
-ROOT = Path(__file__).resolve().parents[2]
 STAND_INS = ("verify/main", "engine/status", "engine/logs", "watchdog/main")
 KEPT = {"plan_id": "p", "deployment": {"engine": "engine"}, "node": {"ranks": [], "processes": []}, "endpoints": []}
 nightly = pytest.mark.nightly
@@ -49,19 +48,6 @@ def put_release(project: Path, host: str, text: str) -> None:
     (root / "releases/p").mkdir(parents=True)
     (root / "releases/p/plan.json").write_text(text)
     (root / "current").symlink_to("releases/p")
-
-
-def run(project: Path, verb: str, variables: dict[str, Any], *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "ansible", "playbook", "-i", "inventory.yml", str(ROOT / f"playbooks/{verb}.yml")]
-    environ = {
-        "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "XDG_STATE_HOME": str(project / "state"),
-        "ANSIBLE_ROLES_PATH": f"{project / 'roles'}:{ROOT / 'roles'}",
-    }  # fmt: skip
-    return subprocess.run(
-        [*command, "-e", json.dumps(variables), *options],
-        cwd=project, env={**os.environ, **environ}, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-        timeout=300, check=False,
-    )  # fmt: skip
 
 
 def noted(ran: subprocess.CompletedProcess[str]) -> list[str]:
