@@ -203,7 +203,9 @@ def pytest_command(repository: Path, arguments: Sequence[str], cwd: Path) -> lis
         path, colons, test = argument.partition("::")
         here = not argument.startswith("-") and not (repository / path).exists() and (cwd / path).exists()
         found.append(f"{cwd / path}{colons}{test}" if here else argument)
-    return [str(repository / ".venv" / "bin" / "python"), "-m", "pytest", *found]
+    # Two lanes (tests/conftest.py) for all of it, unless the words ask for something to look at; `-n0` takes them back.
+    whole = all(argument.startswith("-") for argument in found) and not {"-s", "--pdb"} & set(found)
+    return [str(repository / ".venv" / "bin" / "python"), "-m", "pytest", *(["-n2"] if whole else []), *found]
 
 
 def run(arguments: Sequence[str], repository: Path) -> None:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How long an image takes to three nodes whose links are shaped, beside one copy at line rate.
 
-    python3 tests/bench/image_spread.py --rate 250mbit --megabytes 256
+    .venv/bin/python tests/bench/image_spread.py --rate 250mbit --megabytes 256
 
 The image is of random bytes, which no compression shortens. Each node's link is shaped in both directions by the kernel
 (`lab slow`, a token bucket); the registry's own is not. Printed are one copy at line rate, the spreading by the role

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """A redeploy whose controller is killed at random moments: what clients see, what status says, what a rerun does.
 
-    python3 tests/bench/killed.py --points 10 --seed 1      # the real vLLM on the CPU, about a minute a point
-    python3 tests/bench/killed.py --only 0-4 --keep /tmp/slk      # the first half of the same moments, and
-    python3 tests/bench/killed.py --only 5-9 --keep /tmp/slk      # the second, on a deployment that stays
+    .venv/bin/python tests/bench/killed.py --points 10 --seed 1      # the real vLLM on the CPU, about a minute a point
+    .venv/bin/python tests/bench/killed.py --only 0-4 --keep /tmp/slk      # the first half of the same moments, and
+    .venv/bin/python tests/bench/killed.py --only 5-9 --keep /tmp/slk      # the second, on a deployment that stays
 
 Each point is a redeploy to the other of two releases, so that the engine is replaced each time; after `kill -9` (of
 ansible-playbook alone, or with all its workers, in turn) a client goes on asking for text. Held against the point:

@@ -214,7 +214,7 @@ def measure(deployment: Deployment, case: str, replicas: int, requests: int, cli
         ("fewest in rotation", f"{min(up for _, _, up in watch.seen)} of {replicas}"),
         ("the run took", f"{end - start:.1f} s, exit status {status}"),
     ]
-    red = next((at for at, line in lines if line.endswith(": FAILED")), None)
+    red = next((at for at, line in lines if line.endswith(": FAILED") or " is slower than release " in line), None)
     if red:
         back = [at for at, _, up in watch.seen if at > red and up == replicas]
         rows.append(("from the red to all in rotation", f"{back[0] - red:.1f} s" if back else "never"))

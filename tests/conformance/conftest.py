@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import checkpoints
 import environments
@@ -77,21 +76,10 @@ def answers(judge_of: Callable[[str], Judge], matrix: list[Case]) -> Callable[[s
     return ask
 
 
-REPORT: list[str] = []
-
-
 @pytest.fixture(scope="session")
-def report() -> list[str]:
+def report(notes: dict[str, list[str]]) -> list[str]:
     """Lines for the end of the run."""
-    return REPORT
-
-
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Say how much was checked."""
-    if REPORT:
-        terminalreporter.section("conformance")
-        for line in REPORT:
-            terminalreporter.write_line(line)
+    return notes.setdefault("conformance", [])
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -15,9 +15,7 @@ def lab() -> Iterator[RealLab]:
         yield found
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Show what the tests noted, whether they passed or not."""
-    if NOTED:
-        terminalreporter.section("noted")
-        for line in NOTED:
-            terminalreporter.write_line(line)
+@pytest.fixture(scope="session", autouse=True)
+def noted(notes: dict[str, list[str]]) -> None:
+    """What the tests note is shown at the end."""
+    notes["noted"] = NOTED

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -11,6 +13,17 @@ from types import ModuleType
 import pytest
 
 BENCH = Path(__file__).resolve().parents[1] / "bench"
+
+
+@pytest.mark.parametrize("program", sorted(BENCH.glob("*.py")), ids=lambda program: program.stem)
+def test_a_bench_starts_as_it_says(program: Path) -> None:
+    """`python3` is one without the environment's packages."""
+    found = re.search(rf"^ *(\S*python3?) tests/bench/{program.name}", program.read_text(), re.MULTILINE)
+    assert found, "it does not say how it is started"
+    bare = ["-S", "-E"] if found[1] == "python3" else []
+    argv = [sys.executable, *bare, str(program), "--help"]
+    done = subprocess.run(argv, cwd=BENCH.parents[1], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr[-1500:]
 
 
 def bench(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:

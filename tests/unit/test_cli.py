@@ -124,6 +124,21 @@ def test_tests_are_named_from_where_the_user_stands(clone: Path, tmp_path: Path)
     assert found[1:] == ["-m", "pytest", "-k", "b", f"{tmp_path}/test_a.py::test_x", "tests/unit"]
 
 
+@pytest.mark.parametrize(
+    ("words", "given"),
+    [
+        ([], ["-n2"]),
+        (["-v", "--durations=40"], ["-n2", "-v", "--durations=40"]),
+        (["-n0"], ["-n2", "-n0"]),
+        (["--pdb"], ["--pdb"]),
+        (["tests/unit"], ["tests/unit"]),
+        (["-m", "nightly"], ["-m", "nightly"]),
+    ],
+)
+def test_the_whole_suite_has_two_lanes(clone: Path, words: list[str], given: list[str]) -> None:
+    assert cli.pytest_command(clone, words, clone)[3:] == given
+
+
 def run_stepladder(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     argv = [sys.executable, str(ROOT / "bin/stepladder"), *arguments]
     environ = {**os.environ, **variables}

@@ -1,0 +1,69 @@
+"""Two lanes for the whole suite, and what tests have to say beside pass or fail.
+
+With `-n2` one worker takes what only computes, at the lowest priority, while the other waits for nodes and engines.
+Clocks, ports, nodes and engines are in that other one, each test by itself in its order.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+from xdist.scheduler import LoadScopeScheduling
+
+COMPUTES = ("tests/conformance/", "tests/lint/")
+LOWEST_PRIORITY = 19
+NOTES = pytest.StashKey[dict[str, list[str]]]()
+
+
+@pytest.fixture(scope="session")
+def notes(request: pytest.FixtureRequest) -> dict[str, list[str]]:
+    """Lines for the end of the run, by their heading."""
+    return request.config.stash.setdefault(NOTES, {})
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Show what the tests noted, whether they passed or not."""
+    for heading, lines in config.stash.get(NOTES, {}).items():
+        if lines:
+            terminalreporter.section(heading)
+            for line in lines:
+                terminalreporter.write_line(line)
+
+
+def lane(nodeid: str) -> str:
+    """The lane of a test."""
+    return "computes" if nodeid.startswith(COMPUTES) else "runs"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A worker that computes stands back for the one that runs things."""
+    if "PYTEST_XDIST_WORKER" in os.environ and lane(item.nodeid) == "computes":
+        os.setpriority(os.PRIO_PROCESS, 0, LOWEST_PRIORITY)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """A worker for each lane."""
+
+    class Lanes(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return lane(nodeid)
+
+    return Lanes(config, log)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """Take over what a worker's tests noted; one that crashed has nothing to hand over."""
+    notes = node.config.stash.setdefault(NOTES, {})
+    for heading, lines in getattr(node, "workeroutput", {}).get("notes", {}).items():
+        notes.setdefault(heading, []).extend(lines)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A worker hands its notes over."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["notes"] = session.config.stash.get(NOTES, {})
