@@ -194,6 +194,7 @@ def one(bench: Bench, client: Client, number: int, moment: float) -> str:
 
 def main() -> None:
     """Deploy, kill again and again, report."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # takes its deployment away, as after Ctrl-C
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--points", type=int, default=10)
     parser.add_argument("--seed", type=int, default=1)

@@ -18,6 +18,7 @@ import argparse
 import http.client
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -249,6 +250,7 @@ def measure(deployment: Deployment, case: str, replicas: int, requests: int, cli
 
 def main() -> int:
     """Deploy, measure, remove."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # takes its deployment away, as after Ctrl-C
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("case", nargs="*", choices=[*WISHES])
     parser.add_argument("--replicas", type=int, default=2)
