@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
-from ansible_collections.stepladder.core.plugins.module_utils import apt, pip_config
+from ansible_collections.stepladder.core.plugins.module_utils import apt, package_plan, pip_config
 from ansible_collections.stepladder.core.plugins.module_utils.apt import PackagesError
 from ansible_collections.stepladder.core.plugins.module_utils.package_plan import Foreseen, Package, Spec
 
@@ -124,7 +124,7 @@ class Dnf:
         done = self._run(argv)
         foreseen = parse_transaction(done.stdout)
         if not foreseen.installs and "Nothing to do" not in done.stdout:  # --assumeno ends with 1 either way
-            raise PackagesError(_failure("install", (done.stdout + done.stderr).splitlines()[-12:]))
+            raise PackagesError(_failure("install", (done.stdout + done.stderr).splitlines()))
         return foreseen
 
     def install(self, specs: Sequence[Spec], allow_change: bool) -> None:
@@ -177,7 +177,7 @@ class Dnf:
         def once() -> tuple[list[str], int, str]:
             status, tail = apt.run_limited(step, at_once(argv), self._environ, self._report)
             if status and not locked_by(status, "\n".join(tail)):
-                raise PackagesError(_failure(step, tail[-12:]))
+                raise PackagesError(_failure(step, tail))
             return tail, status, "\n".join(tail)
 
         self._unlocked(once)
@@ -218,8 +218,10 @@ def locked_by(status: int, text: str) -> int:
     return int(found[1]) if found else 0
 
 
-def _failure(step: str, tail: Sequence[str]) -> str:
-    return f"Failed to {step}. The last lines:\n" + "\n".join(f"  {pip_config.redact(line)}" for line in tail)
+def _failure(step: str, said: Sequence[str]) -> str:
+    """dnf's last lines, and what to do: the cause may stand before them, where a conflict has many lines."""
+    lines = "\n".join(f"  {pip_config.redact(line)}" for line in said[-12:])
+    return f"Failed to {step}. The last lines:\n{lines}\n{package_plan.dnf_advice(said)}"
 
 
 def is_there() -> bool:

@@ -195,3 +195,76 @@ def apt_advice(lines: Sequence[str]) -> str:
         if re.search(pattern, text):
             return advice
     return "Run again: it goes on from there."
+
+
+def dnf_advice(lines: Sequence[str]) -> str:
+    """What to do about a failure of dnf or rpm, from its last lines."""
+    text = "\n".join(lines).lower()
+    for pattern, advice in (
+        (
+            r"no space left|more space needed on the|needs \S+b (more space )?on the .* filesystem",
+            "Free some space on that file system (packages are fetched to /var/cache/dnf), then run again.",
+        ),
+        (r"superuser privileges|\(permission denied\)", "Root is needed: set ansible_become."),
+        ("transaction lock|already locked by", "Another package manager came between; run again."),
+        (
+            "certificate is not yet valid",
+            "The node's clock is behind: set it by hand (see date), then run again: what keeps it comes by packages.",
+        ),
+        (
+            "ssl certificate problem|peer certificate",
+            "The repository's certificate is not trusted on the node: put its authority's into "
+            "/etc/pki/ca-trust/source/anchors and run update-ca-trust there, then run again. Or the node's clock is "
+            "wrong: see date.",
+        ),
+        (
+            r"already installed but they are not correct for this package|public key for \S+ is not installed",
+            "The packages are signed with another key than the pinned one.",
+        ),
+        (
+            "gpg signature is not available|is not signed",
+            "The repository has no signature: look at its URL, and at what the mirror leaves out.",
+        ),
+        ("gpg check failed|gpg signature verification", "The signature does not fit: packages or lists were changed."),
+        (
+            "filtered out by modular filtering",
+            "A module hides it: another stream than the wanted one is enabled (`dnf module list --enabled` there; `dnf "
+            "module reset` lets it go), or a mirror has the packages without the module's metadata (modules.yaml).",
+        ),
+        (
+            "filtered out by exclude filtering",
+            "The node's own settings exclude it: see excludepkgs in /etc/dnf/dnf.conf and /etc/yum.repos.d, and `dnf "
+            "versionlock list`.",
+        ),
+        (
+            "nothing provides",
+            "No repository of the node has what a package needs: see what the mirror carries. dkms is in EPEL, and "
+            "what EPEL needs in CRB (CodeReady Builder).",
+        ),
+        (
+            "allowerasing| conflicts with ",
+            "What is installed is in the way: see `dnf install --assumeno --allowerasing` there for what would have to "
+            "go, and remove that by hand if it is meant.",
+        ),
+        (
+            "no match for argument|unable to find a match|none of the providers can be installed",
+            "No repository of the node has it: see what the mirror carries, and the version asked for.",
+        ),
+        ("checksum doesn't match", "The mirror is between two states; run again, or repair it."),
+        (
+            r"status code: 40[137]\b",
+            "The repository, or a proxy before it, refuses who asks: let it serve this node without a login; a proxy's "
+            "goes into proxy_username and proxy_password of /etc/dnf/dnf.conf (mode 0600).",
+        ),
+        (
+            r"status code: 404\b",
+            "There is no such file: look at the repository's URL, and at the system's release and machine in it.",
+        ),
+        (
+            "curl error|failed to download metadata|cannot download|all mirrors were tried",
+            "The node did not reach the repository: look at its URL, the proxy and the mirror.",
+        ),
+    ):
+        if re.search(pattern, text):
+            return advice
+    return "Run again: it goes on from there."

@@ -161,6 +161,75 @@ def test_advice(line: str, expected: str) -> None:
     assert expected in package_plan.apt_advice(["Reading package lists...", line])
 
 
+# Texts of dnf 4 as public reports have them, shortened: (1) rocky-linux/rockylinux.org issue 201 (driver 580 of
+# NVIDIA), (2) NVIDIA/yum-packaging-precompiled-kmod issue 28, (3) NVIDIA's images for CUDA, on the rotation of its key,
+# (4) Arm's toolchains, on the rotation of theirs, (5) leapp's tests and Red Hat bug 1577041, (6) bootc on images that
+# are read only, (7) ROCm's issue on amdgpu-install under RHEL, (8) dnf's own sources (`dnf/base.py`, `dnf/cli/cli.py`),
+# (9) librepo's texts in reports on EPEL, Rocky Linux and Artifactory, (10) openEuler's guide on conflicts.
+DNF_ADVICE = {
+    "All matches were filtered out by modular filtering for argument: cuda-drivers\n"
+    "Error: Unable to find a match: cuda-drivers": "A module hides it",  # (1)
+    "  - package nvidia-settings-3:580.65.06-1.el10.x86_64 from cuda-rhel10 is filtered out by modular filtering\n"
+    "(try to add '--skip-broken' to skip uninstallable packages)": "`dnf module list --enabled`",  # (1)
+    "  - package kernel-core-4.18.0-305.19.1.el8_4.x86_64 is filtered out by exclude filtering": "excludepkgs",  # (2)
+    "Public key for libnvjpeg-11-1-11.3.0.105-1.x86_64.rpm is not installed. Failing package is: libnvjpeg-11-1\n"
+    "Error: GPG check FAILED": "another key than the pinned one",  # (3)
+    'The GPG keys listed for the "Arm Toolchains" repository are already installed but they are not correct for this '
+    "package.\nError: GPG check FAILED": "another key than the pinned one",  # (4)
+    "Package x-1.rpm is not signed\nError: GPG check FAILED": "has no signature",  # (8)
+    "GPG verification is enabled, but GPG signature is not available. This may be an error or the repository does not "
+    "support GPG verification: Status code: 404 for http://m/repodata/repomd.xml.asc": "has no signature",  # (9)
+    "Error: GPG check FAILED": "The signature does not fit",  # (8)
+    "Disk Requirements:\n   At least 1120MB more space needed on the / filesystem.": "Free some space",  # (5)
+    "  installing package kicad-1:4.0.7-1.fc27.x86_64 needs 691MB on the / filesystem": "Free some space",  # (5)
+    "  installing package strace-6.9-1.fc40.x86_64 needs 2MB more space on the / filesystem": "Free some space",  # (6)
+    "Failed to obtain the transaction lock (logged in as: root).": "came between; run again",  # (8)
+    "error: can't create transaction lock on /var/lib/rpm/.rpm.lock (Resource temporarily unavailable)": "came between",
+    "error: can't create transaction lock on /var/lib/rpm/.rpm.lock (Permission denied)": "set ansible_become",
+    "Error: This command has to be run with superuser privileges (under the root user).": "Root is needed",  # (8)
+    "[MIRROR] amdgpu-install.rpm: Status code: 404 for https://repo.radeon.com/amdgpu-install.rpm (IP: 10.78.90.46)\n"
+    "Error: Error downloading packages: All mirrors were tried": "no such file: look at the repository's URL",  # (7)
+    "  - Status code: 401 for https://m/artifactory/rpm/repodata/repomd.xml": "let it serve this node",  # (9)
+    "  - Status code: 407 for https://m/repodata/repomd.xml": "proxy_username",  # (9)
+    "  - Curl error (6): Couldn't resolve host name for https://mirrors.rockylinux.org/ [Could not resolve host]\n"
+    "Error: Failed to download metadata for repo 'baseos'": "did not reach the repository",  # (9)
+    "Curl error (60): SSL peer certificate or SSH remote key was not OK for https://m/ [SSL certificate problem: "
+    "certificate is not yet valid]": "clock is behind",  # (9)
+    "Curl error (60): SSL peer certificate or SSH remote key was not OK for https://m/ [SSL certificate problem: "
+    "CA certificate key too weak]": "update-ca-trust",  # (9)
+    "[MIRROR] x.rpm: Downloading successful, but checksum doesn't match. Calculated: 1(sha256)": "two states",  # (9)
+    "  - nothing provides dkms needed by kmod-nvidia-open-dkms-3:580.126.20-1.el9.noarch": "dkms is in EPEL",
+    "  - problem with installed package python2-blivet-1:3.1.1-5.noarch(try to add '--allowerasing' to command line to "
+    "replace conflicting packages)": "--assumeno --allowerasing",  # (10)
+    "Error: Transaction test error:\n  file /usr/share/gir-1.0/GLib-2.0.gir from install of glib2-devel-2.80.2-1.i686 "
+    "conflicts with file from package glib2-devel-2.80.2-1.fc40.x86_64": "What is installed is in the way",
+    "No match for argument: nvidia-driver-cuda\nError: Unable to find a match: nvidia-driver-cuda": "No repository of",
+    "Error: something new": "Run again",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("lines", "expected"), DNF_ADVICE.items(), ids=DNF_ADVICE)
+def test_advice_for_dnf(lines: str, expected: str) -> None:
+    assert expected in package_plan.dnf_advice(["Dependencies resolved.", *lines.splitlines()])
+
+
+def test_a_failure_of_dnf_tells_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cause stands before the last lines that are shown: dnf goes on with the conflict's other half."""
+    (tmp_path / "dnf").write_text(
+        "#!/bin/sh\necho '  - nothing provides dkms needed by kmod-nvidia-open-dkms'\n"
+        'for line in 1 2 3 4 5 6 7 8 9 10 11; do echo "  - line $line"; done\n'
+        "echo 'Status: https://me:hunter2@mirror/x' >&2\nexit 1\n"
+    )
+    (tmp_path / "dnf").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    manager = dnf.Dnf(str, 0)
+    for ask in (lambda: manager.install([Spec.of("fm")], False), lambda: manager.simulate([Spec.of("fm")])):
+        with pytest.raises(apt.PackagesError) as failed:
+            ask()
+        assert str(failed.value).splitlines()[-1].startswith("No repository of the node has what a package needs")
+        assert "hunter2" not in str(failed.value)
+
+
 @pytest.mark.skipif(not apt.is_there(), reason="there is no apt-get here")
 def test_apt_is_understood_whatever_the_node_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seen with apt 2.6: LANGUAGE, which Ubuntu's installer sets, goes before LC_ALL=C.UTF-8."""
