@@ -5,6 +5,7 @@ Standard library only: this runs on the node, under any Python from 3.9 on. Noth
 
 from __future__ import annotations
 
+import fnmatch
 import os
 import re
 import shutil
@@ -27,7 +28,12 @@ PCI_VENDORS = {"0x10de": "nvidia", "0x1002": "amd"}
 # Classes of PCI devices that compute: VGA, 3D, other display controllers, processing accelerators (pci.ids).
 PCI_CLASSES = ("0x0300", "0x0302", "0x0380", "0x1200")
 TITLES = {"nvidia": "NVIDIA", "amd": "AMD", "cpu": "none"}
+# What the role gpu_driver has apt keep the driver's version with: it is there where the driver came by it.
+OWN_PIN = "etc/apt/preferences.d/stepladder-gpu-driver-version"
 LIBRARY_FOLDERS = ("/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib")
+
+
+ALLOW_ONCE = "drain the node, then allow it once: -e gpu_driver_change_allowed=true"
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,7 @@ class Wanted:
         vendor: `nvidia`, `amd`, or `cpu` for a node without a driver.
         version: of the driver. module: of the kernel. library: whose file's name ends with the version.
         main_package: is there if the driver was installed by us, or one of own_packages, the main ones of all branches.
+        branch_packages: what such are called whose names carry their branch, with wild cards; branches: known ones.
         same_version: packages with their versions, `name=version` with wild cards.
         minimum_free_bytes: by path, as far as the driver is not installed yet.
         check_bus: whether the vendor's GPUs have to be on the PCI bus.
@@ -70,6 +77,8 @@ class Wanted:
     minimum: str = ""
     minimum_of: str = ""
     own_packages: Sequence[str] = ()
+    branch_packages: Sequence[str] = ()
+    branches: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -80,6 +89,7 @@ class Facts:
         loaded: version of the kernel's module that runs. on_disk: of the one that the running kernel would load.
         library: version of the library. rocm: ROCm's release.
         packages: version of each of `same_version`, of the main package and of other branches' main packages.
+        dropped: the same of the main packages that we installed, of branches that are not known any more.
         installed_at, booted_at: seconds since 1970; the first is 0 where the driver is not there that is wanted.
         gpus: number of GPUs on the PCI bus by vendor.
         reboot_wanted: what the system itself says about a reboot that is due.
@@ -95,6 +105,7 @@ class Facts:
     library: str = ""
     rocm: str = ""
     packages: Mapping[str, str] = field(default_factory=dict)
+    dropped: Mapping[str, str] = field(default_factory=dict)
     installed_at: float = 0
     booted_at: float = 0
     command_line: Sequence[str] = ()
@@ -189,7 +200,7 @@ def _other_gpus(facts: Facts, wanted: Wanted) -> Iterator[Fault]:
 
 def _is_ours(facts: Facts, wanted: Wanted) -> bool:
     """Whether the driver that is there was installed by us, of whatever branch."""
-    return any(facts.packages.get(name) for name in (wanted.main_package, *wanted.own_packages))
+    return bool(facts.dropped) or any(facts.packages.get(name) for name in (wanted.main_package, *wanted.own_packages))
 
 
 def _other_driver(facts: Facts, wanted: Wanted, ours: bool) -> Iterator[Fault]:
@@ -205,13 +216,32 @@ def _other_driver(facts: Facts, wanted: Wanted, ours: bool) -> Iterator[Fault]:
     if not facts.packages.get(wanted.main_package):
         # Of another branch, whose packages can be called otherwise.
         others |= {name: facts.packages[name] for name in wanted.own_packages if facts.packages.get(name)}
+        others |= facts.dropped
     if others and not wanted.allow_change:
-        versions = set(map(upstream, others.values()))
+        versions = sorted(set(map(upstream, others.values())))
         named = ", ".join(f"{name} {version}" for name, version in others.items())
-        yield Fault(
-            "driver", f"{versions.pop() if len(versions) == 1 else named} is installed", wanted.version,
-            "drain the node, then allow it once: -e gpu_driver_change_allowed=true",
-        )  # fmt: skip
+        found, mend = f"{versions[0] if len(versions) == 1 else named} is installed", ALLOW_ONCE
+        if unknown := unknown_branches(versions, wanted.branches):
+            known = ", ".join(wanted.branches)
+            found += f", of branch {', '.join(unknown)}, which the catalogue does not have: it has {known}"
+            mend += "; or keep it (gpu_driver_install: false), or give its branch back to catalog/drivers.yml"
+        yield Fault("driver", found, wanted.version, mend)
+
+
+def unknown_branches(versions: Sequence[str], known: Sequence[str]) -> list[str]:
+    """Branches of versions that are none of those known; none where a version does not tell its own."""
+    branches = dict.fromkeys(version.partition(".")[0] for version in versions if known)
+    return [branch for branch in branches if branch not in known]
+
+
+def dropped(packages: Mapping[str, str], wanted: Wanted) -> dict[str, str]:
+    """Main packages of branches that are none of ours any more, by the pattern of their names, with versions."""
+    known = {wanted.main_package, *wanted.own_packages}
+    return {
+        name: version
+        for name, version in packages.items()
+        if name not in known and any(fnmatch.fnmatchcase(name, pattern) for pattern in wanted.branch_packages)
+    }
 
 
 def misfits(facts: Facts, wanted: Wanted) -> dict[str, str]:
@@ -311,9 +341,9 @@ def table(faults: Sequence[Fault], hostname: str, heading: str) -> str:
 
 def gather(wanted: Wanted, root: Path = Path("/")) -> Facts:
     """Read from the node what the faults are judged by."""
-    packages = _packages(
-        [wanted.main_package, *wanted.own_packages, *(each.partition("=")[0] for each in wanted.same_version)]
-    )
+    there = _packages([wanted.main_package, *wanted.own_packages, *wanted.branch_packages])
+    named = (wanted.main_package, *wanted.own_packages, *(each.partition("=")[0] for each in wanted.same_version))
+    packages = {name: there[name] for name in named if name in there}
     library = _library(wanted.library, root)
     next_kernel = _next_kernel(root)
     return Facts(
@@ -325,6 +355,7 @@ def gather(wanted: Wanted, root: Path = Path("/")) -> Facts:
         library=version_of_library(library),
         rocm=preflight.read_text(root / gpus.ROCM_RELEASE.lstrip("/")).strip() if wanted.vendor == "amd" else "",
         packages=packages,
+        dropped=dropped(there, wanted) if (root / OWN_PIN).is_file() else {},
         installed_at=_installed_at(wanted, packages, library, root),
         booted_at=_booted_at(root),
         command_line=preflight.read_text(root / "proc/cmdline").split(),
@@ -335,10 +366,11 @@ def gather(wanted: Wanted, root: Path = Path("/")) -> Facts:
     )
 
 
-def _packages(names: Sequence[str]) -> dict[str, str]:
+def _packages(wanted: Sequence[str]) -> dict[str, str]:
+    """Versions of all packages that are whole; none where nothing is wanted of them."""
     manager = apt.Apt(str, 0) if apt.is_there() else dnf.Dnf(str, 0) if dnf.is_there() else None
-    found = manager.installed() if manager and any(names) else {}
-    return {name: found[name].version for name in names if name in found and found[name].status in {"ii", "hi"}}
+    found = manager.installed() if manager and any(wanted) else {}
+    return {name: one.version for name, one in found.items() if one.status in {"ii", "hi"}}
 
 
 def _free(path: str) -> int:

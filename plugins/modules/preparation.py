@@ -44,6 +44,19 @@ options:
     type: list
     elements: str
     default: []
+  branch_packages:
+    description:
+      - What the main packages of branches are called whose names carry the branch, with the shell's wild cards.
+      - Such a one is ours too where the file is there that keeps the driver's version with apt, and it is none of
+        O(own_packages) any more.
+    type: list
+    elements: str
+    default: []
+  branches:
+    description: Branches that are known, to tell one that is not; empty where a version does not tell its own.
+    type: list
+    elements: str
+    default: []
   same_version:
     description: Packages and their versions, C(name=version) with the shell's wild cards.
     type: list
@@ -151,6 +164,8 @@ ARGUMENTS: dict[str, Any] = {
     "library": TEXT,
     "main_package": TEXT,
     "own_packages": STRINGS,
+    "branch_packages": STRINGS,
+    "branches": STRINGS,
     "same_version": STRINGS,
     "kernel_parameters": STRINGS,
     "repositories": DICTS,

@@ -89,9 +89,11 @@ def driver_plan(wish: Mapping[str, Any], facts: Mapping[str, Any], directory: st
 
     Returns: `vendor` (cpu where there is nothing to do), `title`, `summary`, `version`, `packages`, `repositories`,
         `pins`, `hold`, `module_streams`, `services`, `kernel_modules`, `kernel_parameters`, `sysctl`, `module`,
-        `library`, `main_package`, `own_packages` (the main packages of all branches), `same_version` (packages with
-        the versions that fit), `minimum` and `minimum_of` (oldest driver and whose need it is, where the node's own is
-        only looked at), and `faults`, each with `what`, `found`, `needed` and `mend`.
+        `library`, `main_package`, `own_packages` (the main packages of all branches), `branch_packages` (the names of
+        those that carry their branch, with wild cards in its place), `branches` (that the catalogue has, where a
+        version begins with its own), `same_version` (packages with the versions that fit), `minimum` and `minimum_of`
+        (oldest driver and whose need it is, where the node's own is only looked at), and `faults`, each with `what`,
+        `found`, `needed` and `mend`.
 
     Raises:
         CatalogueError: the catalogue is broken.
@@ -116,6 +118,8 @@ def driver_plan(wish: Mapping[str, Any], facts: Mapping[str, Any], directory: st
         return _nothing(gpu.vendor, gpu.title) | {"faults": [_fault(each) for each in faults]}
     return _plan(wanted, gpu, release, known, system) | {
         "own_packages": _own_packages(gpu, system, catalogue),
+        "branch_packages": _branch_packages(gpu, system, catalogue),
+        "branches": [each.branch for each in catalogue.drivers.releases if each.platform == gpu.platform == "cuda"],
         "faults": [_fault(each) for each in faults],
     }
 
@@ -205,6 +209,13 @@ def _own_packages(gpu: Gpu, system: System, catalogue: Catalogue) -> list[str]:
         and _is_for(known, release.branch)
     ]
     return list(dict.fromkeys(found))
+
+
+def _branch_packages(gpu: Gpu, system: System, catalogue: Catalogue) -> list[str]:
+    """What the main package of a branch is called that the catalogue once had, where names carry it (580)."""
+    known = [each for each in catalogue.drivers.systems if each.platform == gpu.platform]
+    names = [each.packages[0] for each in known if system.distribution in each.distributions]
+    return [filled(name, {"branch": "[0-9][0-9][0-9]"}) for name in names if "{branch}" in name]
 
 
 def _floor(wanted: Wish, gpu: Gpu, catalogue: Catalogue) -> tuple[str, str]:
@@ -323,7 +334,7 @@ def _summary(gpu: Gpu, release: DriverRelease) -> str:
 def _nothing(vendor: str, summary: str) -> dict[str, Any]:
     lists = [
         *("packages", "repositories", "pins", "hold", "module_streams", "services", "kernel_modules"),
-        *("kernel_parameters", "own_packages", "same_version", "faults"),
+        *("kernel_parameters", "own_packages", "branch_packages", "branches", "same_version", "faults"),
     ]
     texts = ("title", "version", "module", "library", "main_package", "minimum", "minimum_of")
     return {"vendor": vendor, "summary": summary, "sysctl": {}} | {n: [] for n in lists} | dict.fromkeys(texts, "")

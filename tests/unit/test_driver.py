@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.stepladder.core.plugins.module_utils import preparation
+from ansible_collections.stepladder.core.plugins.module_utils import package_sources, preparation
+from ansible_collections.stepladder.core.plugins.module_utils.package_plan import Package
 from ansible_collections.stepladder.core.plugins.module_utils.preparation import Facts, Fault, Wanted
 
 from stepladder.catalogue import DEFAULT_DIRECTORY, Catalogue
@@ -246,6 +247,21 @@ def test_main_packages_of_all_branches_are_ours(facts: dict[str, Any], gpu: str,
     assert plan(facts, gpu=gpu)["own_packages"] == expected
 
 
+@pytest.mark.parametrize(
+    ("facts", "gpu", "names", "branches"),
+    [
+        (NOBLE, "h200", ["libnvidia-compute-[0-9][0-9][0-9]"], ["580", "595"]),
+        (DEBIAN, "h200", [], ["580", "595"]),
+        (NOBLE, "mi355x", [], []),
+    ],
+)
+def test_packages_of_a_branch_that_was_dropped_are_known_by_their_name(
+    facts: dict[str, Any], gpu: str, names: list[str], branches: list[str]
+) -> None:
+    found = plan(facts, gpu=gpu)
+    assert (found["branch_packages"], found["branches"]) == (names, branches)
+
+
 def test_mixed_types() -> None:
     types = {"a": "h20-96", "b": "h20-96", "c": "h200", "d": "mi355x"}
     deployments = {"a": "x", "b": "x", "c": "x", "d": "y"}
@@ -354,6 +370,23 @@ BEFORE = {
         wanting(own_packages=["cuda-470", "cuda"], allow_change=True),
         [],
     ),
+    "ours of a branch that the catalogue dropped": (
+        having(DONE, packages={}, dropped={"cuda-470": "470.256.02-1"}, free_bytes={"/var": 0}),
+        wanting(branches=["580", "595"]),
+        ["driver: 470.256.02 is installed, of branch 470, which the catalogue does not have: it has 580, 595"],
+    ),
+    "ours of such a branch, whose packages carry no branch": (
+        having(DONE, packages={"cuda": "470.256.02-1", "fm": "470.256.02-1"}), wanting(branches=["580", "595"]),
+        ["driver: 470.256.02 is installed, of branch 470, which the catalogue does not have: it has 580, 595"],
+    ),
+    "a dropped one, allowed": (
+        having(DONE, packages={}, dropped={"cuda-470": "470.256.02-1"}),
+        wanting(branches=["580", "595"], allow_change=True),
+        [],
+    ),
+    "a transitional package of a dropped one beside ours": (
+        having(DONE, dropped={"cuda-470": f"{V}-1"}), wanting(branches=["580", "595"]), [],
+    ),
     "ours, with a package of such a branch left beside": (
         having(DONE, packages={**DONE.packages, "cuda-470": "470.256.02-1"}),
         wanting(own_packages=["cuda-470", "cuda"]),
@@ -372,6 +405,32 @@ BEFORE = {
 @pytest.mark.parametrize(("facts", "wanted", "expected"), BEFORE.values(), ids=BEFORE)
 def test_what_is_in_the_way(facts: Facts, wanted: Wanted, expected: list[str]) -> None:
     assert [f"{one.what}: {one.found}" for one in preparation.faults_before(facts, wanted)] == expected
+
+
+def test_a_dropped_branch_can_be_kept_changed_or_given_back() -> None:
+    dropped = having(DONE, packages={}, dropped={"cuda-470": "470.256.02-1"})
+    (fault,) = preparation.faults_before(dropped, wanting(branches=["580", "595"]))
+    assert fault.needed == V
+    assert fault.mend == (
+        "drain the node, then allow it once: -e gpu_driver_change_allowed=true; or keep it (gpu_driver_install: false)"
+        ", or give its branch back to catalog/drivers.yml"
+    )
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_dropped_branch_is_ours_where_we_keep_its_version(
+    ours: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = {"libnvidia-compute-470": Package("470.256.02-1"), "libnvidia-compute-470-server": Package("470.1-1")}
+    monkeypatch.setattr(preparation.apt, "is_there", lambda: True)
+    monkeypatch.setattr(preparation.apt.Apt, "installed", lambda self: there)
+    if ours:
+        (pin,) = package_sources.apt_pin_file("gpu-driver", [package_sources.Pin(["*nvidia*"], "470.256.02-*")])
+        (tmp_path / pin.lstrip("/")).parent.mkdir(parents=True)
+        (tmp_path / pin.lstrip("/")).touch()
+    wanted = wanting(main_package="nvidia-headless-open", branch_packages=["libnvidia-compute-[0-9][0-9][0-9]"])
+    found = preparation.gather(wanted, tmp_path).dropped
+    assert found == ({"libnvidia-compute-470": "470.256.02-1"} if ours else {})
 
 
 AFTER: dict[str, tuple[Facts, Wanted, list[str], list[str]]] = {
