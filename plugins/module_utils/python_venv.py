@@ -460,6 +460,8 @@ class Builder:
         if banned:
             found = ", ".join(banned)
             raise VenvError(f"{wanted.path} has what must not be installed here: {found}; take it out of the lock")
+        self._report("writing it to the disk")
+        watched.sync_filesystem(wanted.path)
         marker: dict[str, Any] = {
             "format": _MARKER_FORMAT,
             "digest": wanted.digest(interpreter.series),
@@ -559,5 +561,6 @@ def ensure_uv(
             f"pip could not install uv {version} into {home}. Its last lines:\n{lines}\n"
             "Mend the network or pip's configuration on the node (`pip config list`) and run again."
         )
+    watched.sync_filesystem(home)
     watched.write_line(complete, version)
     return uv

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import ctypes
 import fcntl
 import os
 import selectors
@@ -81,10 +82,39 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 
 def write_line(path: Path, text: str) -> None:
-    """Put one line into a file by rename, so that a reader never sees half of it."""
+    """Put one line into a file by rename, so that a reader never sees half of it, nor does one after a power cut."""
     fresh = path.with_name(f"{path.name}.{os.getpid()}")
-    fresh.write_text(text + "\n")
+    with fresh.open("w") as stream:
+        stream.write(text + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
     fresh.replace(path)
+    with _opened(path.parent) as descriptor:
+        os.fsync(descriptor)
+
+
+def sync_filesystem(path: Path) -> None:
+    """Everything that was written to the file system of a path is on the disk when this returns.
+
+    For a tree of files, before a file is written that says that the tree is whole: after a power cut one can be there
+    and the others empty. One call, as to wait for the disk at each of tens of thousands of files takes minutes.
+
+    Raises:
+        OSError: something of it could not be written (told from Linux 5.8 on).
+    """
+    with _opened(path) as descriptor:
+        if ctypes.CDLL(None, use_errno=True).syncfs(descriptor):
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), str(path))
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def run(

@@ -11,8 +11,9 @@ version_added: "0.1.0"
 description:
   - Installs a lock with uv, every file checked against its hash, and nothing that the lock does not name.
   - The packages come from where pip on the node is configured to look, unless the parameters say otherwise.
-  - An environment is finished when its marker C(.stepladder.json) is there, written last. One that an earlier run
-    left without it is removed and made again; what was downloaded is kept by uv, so that is quick.
+  - An environment is finished when its marker C(.stepladder.json) is there, written last, once all else is on the disk.
+    One that an earlier run left without it is removed and made again; what was downloaded is kept by uv, so that is
+    quick.
   - A second run at the same path waits for the first.
 options:
   path:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible_collections.stepladder.core.plugins.module_utils import pip_config, python_venv
+from ansible_collections.stepladder.core.plugins.module_utils import pip_config, python_venv, watched
 from ansible_collections.stepladder.core.plugins.modules import python_venv as module
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -283,6 +283,32 @@ def test_an_environment_made_for_real(tmp_path: Path, builder: python_venv.Build
     assert (result.stdout, result.stderr) == ("1.0+cpu\n", "")
     python_venv.remove(target.path)
     assert not target.path.exists()
+
+
+def test_all_files_are_on_the_disk_before_the_marker_is_written(
+    tmp_path: Path, builder: python_venv.Builder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a power cut the marker may be there and the files empty, were it the other way round."""
+    seen: list[tuple[Path, bool, bool]] = []
+
+    def record(path: Path) -> None:
+        whole = len(python_venv.installed_packages(path)) == 2
+        seen.append((path, whole, (path / python_venv.MARKER).exists()))
+
+    monkeypatch.setattr(watched, "sync_filesystem", record)
+    target = tiny(tmp_path / "venv", shims=(python_venv.Shim("some-engine", "1"),))
+    builder.build(target, python_venv.find_interpreter(sys.executable))
+    assert seen == [(target.path, True, False)]
+    assert (target.path / python_venv.MARKER).exists()
+
+
+def test_uv_is_on_the_disk_before_it_counts_as_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[Path, bool]] = []
+    monkeypatch.setattr(watched, "run", lambda *_, **__: (0, []))
+    monkeypatch.setattr(watched, "sync_filesystem", lambda path: seen.append((path, (path / ".complete").exists())))
+    python_venv.ensure_uv(tmp_path, "1", "uv==1", python_venv.Interpreter(sys.executable, "3.11.7"))
+    assert seen == [(tmp_path / "uv-1", False)]
+    assert (tmp_path / "uv-1/.complete").read_text() == "1\n"
 
 
 STAND_IN = python_venv.StandIn(

@@ -1,5 +1,7 @@
 """Programs run under watch, one at a time for a target."""
 
+import ctypes
+import errno
 import os
 import subprocess
 import sys
@@ -93,3 +95,35 @@ def test_a_line_is_written_by_rename(tmp_path: Path) -> None:
     assert target.read_text() == "resolved 3 packages\n"
     assert target.stat().st_ino != before
     assert [path.name for path in tmp_path.iterdir()] == ["progress"]
+
+
+def test_a_line_is_on_the_disk_before_its_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[tuple[str, str]] = []
+
+    def record(descriptor: int) -> None:
+        target = tmp_path / "marker"
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        there = target.read_text() if target.exists() else ""
+        synced.append((path.read_text() if path.is_file() else path.name, there))
+
+    monkeypatch.setattr(os, "fsync", record)
+    watched.write_line(tmp_path / "marker", "whole")
+    assert synced == [("whole\n", ""), (tmp_path.name, "whole\n")]
+
+
+def test_a_file_system_is_synced_or_it_is_told_why_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched.sync_filesystem(tmp_path)
+
+    class Broken:
+        def __init__(self, *_: object, **__: object) -> None:
+            pass
+
+        def syncfs(self, descriptor: int) -> int:
+            assert Path(f"/proc/self/fd/{descriptor}").readlink() == tmp_path
+            ctypes.set_errno(errno.EIO)
+            return -1
+
+    monkeypatch.setattr(ctypes, "CDLL", Broken)
+    with pytest.raises(OSError, match="Input/output error") as failed:
+        watched.sync_filesystem(tmp_path)
+    assert (failed.value.errno, failed.value.filename) == (errno.EIO, str(tmp_path))
