@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
+from ansible_collections.stepladder.core.plugins.module_utils import pip_config
 from ansible_collections.stepladder.core.plugins.module_utils.unix_http import UnixConnection
 
 SOCKET = "/var/run/docker.sock"
@@ -42,7 +43,13 @@ _REFERENCE = re.compile(
 
 
 class ImageError(Exception):
-    """Why an image cannot be brought: what was found, and what mends it."""
+    """Why an image cannot be brought: what was found, and what mends it.
+
+    No password is in the text: Docker's complaint may have a proxy's address with one in it.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(pip_config.redact(text))
 
 
 @dataclass(frozen=True)

@@ -78,12 +78,12 @@ def problems(repository: Repository) -> list[str]:
             f"{place}: url '{pip_config.redact(repository.url)}' is not of the form https://, http:// or file:/"
         )
     # A user alone is told as well: many registries of packages take a token for one.
-    if "@" in urlsplit(repository.url).netloc:
+    if pip_config.carries_login(repository.url):
         found.append(
             f"{place}: url {pip_config.redact(repository.url)} carries a password or a user, and its file is read by "
             "every user; put them into /etc/apt/auth.conf.d (mode 0600) and leave them out here"
         )
-    if "@" in urlsplit(repository.key_url).netloc:  # urllib takes it for the port, and would tell it in a traceback
+    if pip_config.carries_login(repository.key_url):  # urllib takes it for the port, and would tell it in a traceback
         found.append(
             f"{place}: key_url {pip_config.redact(repository.key_url)} carries a password or a user, with which no key "
             "can be fetched; give the key itself (key)"
@@ -259,7 +259,7 @@ def fetch_key(repository: Repository) -> bytes:
         with urllib.request.build_opener(*given).open(repository.key_url, timeout=KEY_SECONDS) as answer:
             content: bytes = answer.read(LARGEST_KEY + 1)
     except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
+        reason = pip_config.redact(str(getattr(error, "reason", error)))
         raise KeyFetchError(
             f"repository {repository.name}: its key cannot be fetched from {where}: {reason}. Can the node reach it? "
             "Behind a mirror, set the repository's URL and its key's to the mirror's; a proxy is taken from apt's "

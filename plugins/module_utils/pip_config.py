@@ -41,9 +41,18 @@ class UvSettings(NamedTuple):
     notes: list[str]
 
 
+# User and password before a host; behind a colon that begins no port, a password with slashes that nobody has quoted.
+_LOGIN = re.compile(r"""://(?:[^/\s'"]*|[^/\s:@'"]*:(?!\d+(?:[/\s'"]|$))[^\s'"]*)@""")
+
+
 def redact(text: str) -> str:
     """The text with the user and password of every URL hidden."""
-    return re.sub(r"://[^/\s'\"]*@", "://***@", text)
+    return _LOGIN.sub("://***@", text)
+
+
+def carries_login(text: str) -> bool:
+    """Whether a URL in the text has a password or a user in it; many indexes take a token for a user."""
+    return bool(_LOGIN.search(text))
 
 
 def parse_listing(text: str) -> dict[str, str]:

@@ -27,6 +27,11 @@ _MARKER_FORMAT = 1
 _GIB = 1024**3
 SITE_PACKAGES = "lib/python*/site-packages"
 ENTRY_POINTS = "entry_points.txt"
+# Parameters in which an address may stand.
+ADDRESSES = (
+    *("index_url", "extra_index_urls", "find_links", "extra_packages_index"),
+    *("requirements", "extra_packages", "uv_requirement"),
+)
 _UNITS = {"KiB": 1024, "MiB": 1024**2, "GiB": _GIB, "B": 1}
 
 
@@ -176,6 +181,29 @@ def problems(wanted: Wanted) -> list[str]:
         found += [f"stand_ins: {stand_in.name} has the file '{path}', outside the environment" for path in outside]
     banned = forbidden_packages({entry.name: entry.version for entry in entries}, wanted.forbidden)
     found += [f"the lock has '{package}', which forbidden excludes" for package in banned]
+    return found
+
+
+def address_problems(parameters: Mapping[str, Any]) -> list[str]:
+    """Addresses with a password or a user in them, which a log of the module's parameters would show; without those.
+
+    Args:
+        parameters: of the module, as they were given.
+    """
+    given = {name: parameters.get(name) or () for name in ADDRESSES}
+    lines = [
+        (name, line)
+        for name, value in given.items()
+        for text in ([value] if isinstance(value, str) else value)
+        for line in str(text).splitlines()
+    ]
+    found = [f"{name}: {pip_config.redact(line)}" for name, line in lines if pip_config.carries_login(line)]
+    if found:
+        found.append(
+            "An address carries a password or a user, which logs would show. Leave them out here, and name them in "
+            "python_mirror_credentials (host, user, password): the verb prepare writes them into root's ~/.netrc, "
+            "which pip and uv read. Where the deploy is not root's, write them into that user's ~/.netrc (mode 0600)"
+        )
     return found
 
 

@@ -15,6 +15,8 @@ description:
     One that an earlier run left without it is removed and made again; what was downloaded is kept by uv, so that is
     quick.
   - A second run at the same path waits for the first.
+  - An address with a password or a user in it is refused before anything of it is logged. They go into C(~/.netrc),
+    mode 0600, of the user that runs the module; pip and uv read it.
 options:
   path:
     description: Directory of the environment. A lock file of the same name with C(.lock) added lies beside it.

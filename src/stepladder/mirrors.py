@@ -6,11 +6,16 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from stepladder.environment import node_helper
+
 
 def mirrored(
     known: Mapping[str, Any], mirror: Mapping[str, Any], words: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
     """A repository as `stepladder.core.system_packages` takes it; what the mirror does not say stays the vendor's.
+
+    A password or a user in an address is hidden, so that none is in a fact or a module's parameters; that module
+    refuses the address as it refuses one that carries them.
 
     Args:
         known: the vendor's. mirror: what differs; what is none or empty counts as not said. A `key` of its own takes
@@ -26,6 +31,8 @@ def mirrored(
             merged[name] = filled(merged.get(name) or "", words)
         for name in ("suites", "components"):
             merged[name] = [filled(value, words) for value in merged.get(name) or ()]
+    hide = node_helper("pip_config").redact
+    merged |= {name: hide(merged[name]) for name in ("url", "key_url") if merged.get(name)}
     return {name: value for name, value in merged.items() if value not in (None, "")}
 
 

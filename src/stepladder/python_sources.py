@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from stepladder.environment import node_helper
+
 HEAD = "# Written by stepladder; a rerun writes it again.\n"
 
 
@@ -36,12 +38,11 @@ class Sources:
 
 def problems(values: Mapping[str, Any]) -> list[str]:
     """What is wrong with the indexes that are named; no password is in the text."""
-    sources = Sources.of(values)
+    sources, pip = Sources.of(values), node_helper("pip_config")
     found = []
     for url in [sources.index_url, *sources.extra_index_urls, *sources.find_links]:
-        parts = urlsplit(url)
-        # A user alone is told as well: many indexes take a token for one.
-        if "@" in parts.netloc:
+        parts = urlsplit(pip.redact(url))
+        if pip.carries_login(url):
             found.append(
                 f"the address of {parts.hostname} carries a password or a user, and every user reads pip's and uv's "
                 "files: name them in python_mirror_credentials (host, user, password; keep them in a vault) and leave "

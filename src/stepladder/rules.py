@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from stepladder.environment import node_helper
 from stepladder.errors import Violation
 from stepladder.memory import GIGA
 from stepladder.request import Parallel
@@ -184,6 +185,22 @@ def no_key_of_its_own(setting: Setting, parallel: Parallel) -> Violation | None:
         "; ".join(f"{', '.join(names)} in {variable}" for variable, names in given.items() if names),
         "Leave it out and give keys to the gateway (gateway_api_keys_file): health is asked without a key, so the "
         "engine would never count as healthy, and a secret given here stands in plans.",
+    )
+
+
+def no_password_in_addresses(setting: Setting, parallel: Parallel) -> Violation | None:
+    """A proxy's address with a password in it would stand in plans, releases and their diffs."""
+    carries = node_helper("pip_config").carries_login
+    environment, arguments = setting.deployment.extra_environment, setting.deployment.extra_arguments
+    found = [f"{name} in deployment_extra_environment" for name, value in environment.items() if carries(value)]
+    found += ["an argument in deployment_extra_arguments"] if any(map(carries, arguments)) else []
+    if not found:
+        return None
+    return Violation(
+        "a password in an address",
+        ", ".join(sorted(found)),
+        "Leave it out: what stands here is in plans and releases. Let the proxy know nodes by their addresses, or give "
+        "its login to one on the node that asks the other.",
     )
 
 
@@ -378,6 +395,7 @@ SETTING_RULES: tuple[Rule, ...] = (
     driver_new_enough,
     extra_arguments_are_taken,
     no_key_of_its_own,
+    no_password_in_addresses,
 )
 LAYOUT_RULES: tuple[Rule, ...] = (
     whole_nodes,

@@ -120,6 +120,13 @@ def test_a_registry_that_wants_another_asker_is_told_from_one_that_is_not_reache
         assert "reached from here" not in said
 
 
+def test_a_proxys_password_in_dockers_complaint_is_hidden(docker: ei.Docker) -> None:
+    said = 'Get "https://registry-1.docker.io/v2/": invalid proxy address "http://me:hunter2@proxy:port": invalid port'
+    text = str(docker.refusal(ei.parse("a/b:1"), said, []))
+    assert "http://***@proxy:port" in text
+    assert "hunter2" not in text
+
+
 def test_a_refusal_of_the_machine_s_own_is_none_of_the_registry_s(docker: ei.Docker) -> None:
     said = str(docker.refusal(ei.parse("a/b:1"), "mkdir /data/docker/tmp: permission denied", []))
     assert "login" not in said

@@ -28,6 +28,8 @@ from ansible_collections.stepladder.core.plugins.module_utils import (
 from ansible_collections.stepladder.core.plugins.module_utils.package_plan import Foreseen, Package, Spec
 from ansible_collections.stepladder.core.plugins.module_utils.package_sources import Pin, Release, Repository
 
+from stepladder import mirrors
+
 # ---- recorded: dpkg and apt of Debian 12 (apt 2.6.1), 2026-11, stand-ins of the lab's repository ---------------------
 
 DPKG = """\
@@ -301,6 +303,20 @@ WRONG = {
 @pytest.mark.parametrize(("repository", "expected"), WRONG.values(), ids=WRONG)
 def test_a_repository_that_cannot_be(repository: Repository, expected: list[str]) -> None:
     assert package_sources.problems(repository) == expected
+
+
+@pytest.mark.parametrize("url", ["http://me:hunter2@mirror/", "http://me:hun/ter2@mirror/"])
+def test_a_mirrors_password_is_in_no_fact(url: str) -> None:
+    """What the module is given stands in the output of -vvv; it refuses what it cannot have, and says of what."""
+    known = {"name": "nvidia-driver", "url": "https://vendor/", "key_url": "https://vendor/key", "fingerprints": ["A"]}
+    mirror = {"url": url, "key_url": f"{url}key"}
+    found = mirrors.mirrored(known, mirror)
+    assert (found["url"], found["key_url"]) == ("http://***@mirror/", "http://***@mirror/key")
+    place = "repository nvidia-driver"
+    told = package_sources.problems(package_sources.parsed([found])[0])
+    assert [text.partition(" carries")[0] for text in told] == [
+        f"{place}: url http://***@mirror/", f"{place}: key_url http://***@mirror/key",
+    ]  # fmt: skip
 
 
 def test_a_wrong_key_is_told_with_both_fingerprints() -> None:

@@ -100,11 +100,17 @@ def test_what_the_user_set_for_uv_stays() -> None:
     [
         ("fetching https://me:s3cret@mirror.example/simple/x", "fetching https://***@mirror.example/simple/x"),
         ("https://token@a.example and http://u:p@ss@b.example/", "https://***@a.example and http://***@b.example/"),
+        ("bad port: https://me:s3c/r?t@mirror.example:8080/x", "bad port: https://***@mirror.example:8080/x"),
+        (
+            "https://mirror.example:8080/x@1 and http://[fe80::1]/x",
+            "https://mirror.example:8080/x@1 and http://[fe80::1]/x",
+        ),
         ("mail me@example about https://a.example/x@1", "mail me@example about https://a.example/x@1"),
     ],
 )
 def test_credentials_are_hidden(text: str, shown: str) -> None:
     assert pip_config.redact(text) == shown
+    assert pip_config.carries_login(text) is (shown != text)
 
 
 LOCK = """\

@@ -356,6 +356,15 @@ REFUSALS = [
         id="own-api-key-in-sglangs-environment",
     ),
     pytest.param(
+        {
+            "extra_arguments": ["--proxy=http://me:first-secret@proxy:3128"],
+            "extra_environment": {"HTTPS_PROXY": "http://me:second-secret@proxy:3128", "NO_PROXY": "a:1/b@c"},
+        },
+        ["a password in an address: HTTPS_PROXY in deployment_extra_environment, an argument in "
+         "deployment_extra_arguments. Leave it out: what stands here is in plans and releases."],
+        id="a-proxys-password",
+    ),
+    pytest.param(
         {"extra_arguments": ["--ssl-certfile=/c", "--port=1"]},
         ["deployment_extra_arguments: --ssl-certfile=/c (set gateway_certificate_file instead, so that the plan "
          "reckons with it); --port=1 (set deployment_port instead"],

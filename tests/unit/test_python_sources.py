@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import configparser
+import json
+import os
 import subprocess
 import sys
 import tomllib
@@ -13,6 +15,7 @@ import pytest
 
 from stepladder import preparing, python_sources
 
+ROOT = Path(__file__).resolve().parents[2]
 MIRROR = "https://pypi.tuna.tsinghua.edu.cn/simple"
 ALL: dict[str, Any] = {
     "index_url": MIRROR,
@@ -77,6 +80,11 @@ WRONG = {
         ["the address of private carries a password or a user, and every user reads pip's and uv's files: name them in "
          "python_mirror_credentials (host, user, password; keep them in a vault) and leave them out"],
     ),
+    "a token before a password that nobody quoted": (
+        {"index_url": "https://hunter2:a/b@private/simple"},
+        ["the address of private carries a password or a user, and every user reads pip's and uv's files: name them in "
+         "python_mirror_credentials (host, user, password; keep them in a vault) and leave them out"],
+    ),
     "no TLS": (
         {"index_url": "http://wheels/simple"},
         ["http://wheels has no TLS, so pip refuses it: use https, or name it in python_mirror_trusted_hosts (what is "
@@ -95,6 +103,33 @@ def test_problems(values: dict[str, Any], expected: list[str]) -> None:
     found = python_sources.problems(values)
     assert found == expected
     assert "hunter2" not in str(found)
+
+
+@pytest.mark.parametrize(
+    ("values", "status"),
+    [({"index_url": MIRROR}, 0), ({"index_url": "https://me:hunter2@private/simple"}, 2)],
+    ids=["another's password in the file before", "a password in the index"],
+)
+def test_no_password_is_in_the_roles_output(values: dict[str, str], status: int, tmp_path: Path) -> None:
+    """An image's own pip.conf may hold one, and a diff has what was there before."""
+    for place in ("pip.conf", "uv/uv.toml"):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        (tmp_path / place).write_text("[global]\nindex-url = https://me:hunter2@elsewhere/simple\n")
+    given = {f"python_mirror_{name}": value for name, value in values.items()}
+    files = {"__python_mirror_pip_file": f"{tmp_path}/pip.conf", "__python_mirror_uv_folder": f"{tmp_path}/uv"}
+    (tmp_path / "variables.json").write_text(json.dumps(given | files))
+    play = {"hosts": "localhost", "connection": "local", "gather_facts": False, "roles": ["python_mirror"]}
+    (tmp_path / "play.yml").write_text(json.dumps([play]))
+    command = [str(Path(sys.executable).with_name("ansible-playbook")), "-i", "localhost,", str(tmp_path / "play.yml")]
+    variables = ["-e", f"@{tmp_path}/variables.json", "-e", f"ansible_python_interpreter={sys.executable}"]
+    done = subprocess.run(
+        [*command, *variables, "-vvv", "--diff"],
+        cwd=ROOT, env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "HOME": str(tmp_path)},
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == status, done.stdout
+    assert "hunter2" not in done.stdout + done.stderr
+    assert (MIRROR in (tmp_path / "pip.conf").read_text()) is (status == 0)
 
 
 # ---- what prepare tells at its end -----------------------------------------------------------------------------------

@@ -201,6 +201,78 @@ def test_overrides_replace_what_pip_is_configured_with() -> None:
     assert python_venv.Sources().for_extras(configured) == configured
 
 
+def test_passwords_in_addresses_are_told_without_them() -> None:
+    found = python_venv.address_problems(
+        {
+            "index_url": "https://me:hunter2@mirror/simple",
+            "extra_index_urls": ["https://plain/simple", "https://hunter2@token/simple"],
+            "find_links": "https://me:hunter2@links/",
+            "requirements": f"# pip-compile --index-url https://me:hunter2@mirror/simple\n{LOCK}",
+            "path": "/v",
+        }
+    )
+    assert found[:-1] == [
+        "index_url: https://***@mirror/simple",
+        "extra_index_urls: https://***@token/simple",
+        "find_links: https://***@links/",
+        "requirements: # pip-compile --index-url https://***@mirror/simple",
+    ]
+    assert "python_mirror_credentials" in found[-1]
+    assert "~/.netrc" in found[-1]
+    assert python_venv.address_problems({"index_url": "https://mirror:8443/simple", "requirements": LOCK}) == []
+
+
+@pytest.mark.parametrize("state", [[], ["--check"]], ids=["do", "check"])
+def test_a_password_in_an_index_is_in_no_output(tmp_path: Path, state: list[str]) -> None:
+    """-vvv prints what a module is given; the node's own log does, too."""
+    lock = pip_config.lock_entry((ROOT / "requirements/test.txt").read_text(), "iniconfig")
+    task = {
+        "stepladder.core.python_venv": {
+            "path": str(tmp_path / "venv"), "python": sys.executable, "requirements": lock, "uv_version": "1",
+            "uv_requirement": lock, "tools_dir": str(tmp_path / "tools"), "index_url": "{{ index }}",
+        },
+    }  # fmt: skip
+    (tmp_path / "play.yml").write_text(
+        yaml.safe_dump([{"hosts": "localhost", "connection": "local", "gather_facts": False, "tasks": [task]}])
+    )
+    command = [str(Path(sys.executable).with_name("ansible-playbook")), "-i", "localhost,", str(tmp_path / "play.yml")]
+    secrets = {"index": "https://me:hunter2@127.0.0.1:9/simple"}
+    (tmp_path / "secrets.json").write_text(json.dumps(secrets))
+    done = subprocess.run(
+        [*command, "-vvv", "--diff", "-e", f"@{tmp_path}/secrets.json", *state],
+        cwd=ROOT, env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "HOME": str(tmp_path)},
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "index_url: https://***@127.0.0.1:9/simple" in done.stdout
+    assert "hunter2" not in done.stdout + done.stderr
+    assert not (tmp_path / "venv").exists()
+
+
+def test_a_password_that_pip_is_configured_with_stays_out_of_messages_and_marker(tmp_path: Path) -> None:
+    """uv is a stand-in that says all that it is given, and fails or not."""
+    fake = tmp_path / "uv"
+    fake.write_text(
+        '#!/bin/sh\n[ "$1" = venv ] && { mkdir -p "$5/lib/python3/site-packages"; exit 0; }\n'
+        'echo "$@"; env\n[ -e "$0.works" ]\n'
+    )
+    fake.chmod(0o755)
+    said: list[str] = []
+    options = {"index-url": "https://me:hunter2@mirror/simple", "proxy": "http://me:hunter2@proxy:3128"}
+    maker = python_venv.Builder(
+        python_venv.Uv(fake, "1"), {"PATH": os.environ["PATH"]}, options, python_venv.Sources(), report=said.append
+    )
+    interpreter = python_venv.Interpreter(sys.executable, "3.11.7")
+    with pytest.raises(python_venv.VenvError) as failed:
+        maker.build(tiny(tmp_path / "venv", extra_packages=("torch==1",)), interpreter)
+    assert "UV_DEFAULT_INDEX=https://***@mirror/simple" in str(failed.value)
+    (tmp_path / "uv.works").touch()
+    (tmp_path / "venv/pyvenv.cfg").touch()
+    marker = maker.build(tiny(tmp_path / "venv"), interpreter)
+    files = [path.read_text() for path in (tmp_path / "venv").rglob("*") if path.is_file()]
+    assert "hunter2" not in "\n".join([str(failed.value), *said, json.dumps(marker), *files])
+
+
 def test_no_such_python() -> None:
     with pytest.raises(python_venv.VenvError, match=r"^python: there is no 'python3\.99' on this node; install it"):
         python_venv.find_interpreter("python3.99")
