@@ -14,7 +14,10 @@ CHANGES = {
     "python_mirror_changes": "python",
 }
 REBOOTS = ("gpu_driver_reboot", "gpu_driver_system_reboot")
-FACTS = (*CHANGES, *REBOOTS, "gpu_driver_plan", "gpu_driver_loaded", "gpu_driver_unmet", "host_unmet")
+FACTS = (
+    *CHANGES, *REBOOTS, "gpu_driver_plan", "gpu_driver_loaded", "gpu_driver_unmet", "host_unmet",
+    "python_mirror_overrides",
+)  # fmt: skip
 MOST_LINES = 12
 # Where the inventory says at which addresses a node is.
 ADDRESSES = ("deployment_address", "ansible_host", "lab_storage_address")
@@ -55,6 +58,7 @@ def report(rows: Mapping[str, Mapping[str, Any]], failed: Sequence[str], check: 
         lines += [f"    reboot: {reason}" for reason in [*reboot, *of_system]]
         unmet = [*(row.get("host_unmet") or []), *(row.get("gpu_driver_unmet") or [])]
         lines += [f"    not possible here: {text}" for text in unmet]
+        lines += [f"    not in force: {text}" for text in row.get("python_mirror_overrides") or []]
         lines += [f"    {change}" for change in changes[:MOST_LINES]]
         if len(changes) > MOST_LINES:
             lines.append(f"    and {len(changes) - MOST_LINES} more; -v shows all")
