@@ -189,18 +189,20 @@ def no_key_of_its_own(setting: Setting, parallel: Parallel) -> Violation | None:
 
 
 def no_password_in_addresses(setting: Setting, parallel: Parallel) -> Violation | None:
-    """A proxy's address with a password in it would stand in plans, releases and their diffs."""
+    """A proxy's or a hub's address with a password in it would stand in plans, releases and their diffs."""
     carries = node_helper("pip_config").carries_login
     environment, arguments = setting.deployment.extra_environment, setting.deployment.extra_arguments
     found = [f"{name} in deployment_extra_environment" for name, value in environment.items() if carries(value)]
     found += ["an argument in deployment_extra_arguments"] if any(map(carries, arguments)) else []
+    found += ["deployment_weights_endpoint"] if carries(setting.deployment.weights_endpoint or "") else []
     if not found:
         return None
     return Violation(
         "a password in an address",
         ", ".join(sorted(found)),
-        "Leave it out: what stands here is in plans and releases. Let the proxy know nodes by their addresses, or give "
-        "its login to one on the node that asks the other.",
+        "Leave it out: what stands here is in plans and releases. A hub's token goes into the file that "
+        "model_weights_token_file names; let a proxy know nodes by their addresses, or give its login to one on the "
+        "node that asks the other.",
     )
 
 

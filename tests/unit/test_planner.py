@@ -365,6 +365,11 @@ REFUSALS = [
         id="a-proxys-password",
     ),
     pytest.param(
+        {"weights_endpoint": "https://me:third-secret@hub.internal"},
+        ["a password in an address: deployment_weights_endpoint. Leave it out"],
+        id="a-hubs-password",
+    ),
+    pytest.param(
         {"extra_arguments": ["--ssl-certfile=/c", "--port=1"]},
         ["deployment_extra_arguments: --ssl-certfile=/c (set gateway_certificate_file instead, so that the plan "
          "reckons with it); --port=1 (set deployment_port instead"],
