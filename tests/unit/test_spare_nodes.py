@@ -98,13 +98,26 @@ def planned(project: Path) -> Path:
     return project
 
 
-def test_a_deploy_on_nodes_that_the_plan_does_not_use_is_refused(planned: Path) -> None:
+@pytest.mark.parametrize("verb", ["deploy", "plan"])
+def test_what_would_be_done_on_nodes_that_the_plan_does_not_use_is_refused(planned: Path, verb: str) -> None:
     """Where nothing is done, that must neither look like success nor end in an error of Ansible's own."""
-    ran = run(planned, "deploy", {}, "--limit", "two", "--check")
+    ran = run(planned, verb, {}, "--limit", "two", "--check")
     assert ran.returncode == 2, ran.stdout + ran.stderr
     said = " ".join(ran.stdout.split())
     assert "The plan uses lost, and none of them is within --limit two. Nothing was changed." in said
     assert "planned_nodes" not in ran.stdout + ran.stderr
+
+
+@pytest.mark.parametrize("verb", ["deploy", "plan"])
+def test_a_limit_to_the_gateway_alone_does_nothing_and_says_so(planned: Path, verb: str) -> None:
+    inventory = json.loads((planned / "inventory.yml").read_text())
+    host = {"stepladder_state_directory": str(planned / "g"), "deployment_address": "127.0.0.9"}
+    inventory["all"]["children"]["gateway"] = {"hosts": {"g": host}}
+    (planned / "inventory.yml").write_text(json.dumps(inventory))
+    ran = run(planned, verb, {}, "--limit", "g", "--check")
+    assert ran.returncode == 1, ran.stdout + ran.stderr
+    assert "Nothing was done: no host of the inventory is in the group 'engines', or --limit leaves none" in ran.stderr
+    assert "FAILED" not in ran.stdout
 
 
 def test_a_lost_node_may_be_left_out_by_limit_where_another_takes_its_place(planned: Path) -> None:
