@@ -108,16 +108,39 @@ def test_what_would_be_done_on_nodes_that_the_plan_does_not_use_is_refused(plann
     assert "planned_nodes" not in ran.stdout + ran.stderr
 
 
-@pytest.mark.parametrize("verb", ["deploy", "plan"])
-def test_a_limit_to_the_gateway_alone_does_nothing_and_says_so(planned: Path, verb: str) -> None:
+def put_gateway(planned: Path) -> None:
     inventory = json.loads((planned / "inventory.yml").read_text())
     host = {"stepladder_state_directory": str(planned / "g"), "deployment_address": "127.0.0.9"}
     inventory["all"]["children"]["gateway"] = {"hosts": {"g": host}}
+    for number, engine in enumerate(inventory["all"]["children"]["engines"]["hosts"].values(), 1):
+        engine["deployment_address"] = f"198.18.0.{number}"
+    inventory["all"]["vars"] |= {"gateway_open": True, "deployment_bind_address": "private"}
     (planned / "inventory.yml").write_text(json.dumps(inventory))
+
+
+@pytest.mark.parametrize("verb", ["deploy", "plan"])
+def test_a_limit_to_the_gateway_alone_does_nothing_and_says_so(planned: Path, verb: str) -> None:
+    put_gateway(planned)
     ran = run(planned, verb, {}, "--limit", "g", "--check")
     assert ran.returncode == 1, ran.stdout + ran.stderr
     assert "Nothing was done: no host of the inventory is in the group 'engines', or --limit leaves none" in ran.stderr
     assert "FAILED" not in ran.stdout
+
+
+@pytest.mark.parametrize(
+    ("verb", "limit"),
+    [("plan", "engines"), pytest.param("plan", "all", marks=nightly), pytest.param("deploy", "lost", marks=nightly)],
+)
+def test_a_limit_that_leaves_the_gateway_as_it_is_says_so(planned: Path, verb: str, limit: str) -> None:
+    put_gateway(planned)
+    put_role(planned, "preflight/main", [{"ansible.builtin.fail": {"msg": "so far it came"}}])
+    ran = run(planned, verb, {"plan_code": False}, "--limit", limit, "--check")
+    assert ran.returncode == (2 if verb == "deploy" else 0), ran.stdout + ran.stderr
+    said = (
+        f"The gateway on g lies outside of --limit {limit}: it keeps its settings and the replicas that it has, at the "
+        "places where it has them. Where those change, run 'gateway' afterwards."
+    )
+    assert (said in " ".join(ran.stdout.split())) is (limit != "all")
 
 
 def test_a_lost_node_may_be_left_out_by_limit_where_another_takes_its_place(planned: Path) -> None:
