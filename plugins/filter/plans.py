@@ -228,6 +228,8 @@ class FilterModule:
             "rollout_is_started": rollout.is_started,
             "removal_text": show.removal,
             "replica_fault": replica.fault_of,
+            "replica_left_out": replica.left_out,
+            "replica_parts": replica.parts,
             "status_report": _status_report,
             "unlike": replica.unlike,
             "watched_nodes": units.watched_nodes,

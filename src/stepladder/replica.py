@@ -81,6 +81,46 @@ def unlike(variables: Mapping[str, Any], ranks: Sequence[str], name: str) -> str
     return ", ".join(f"{rank}: {value or 'unknown'}" for rank, value in values.items()) if len(known) > 1 else ""
 
 
+def left_out(variables: Mapping[str, Any], host: str, hosts: Sequence[str]) -> list[str]:
+    """The nodes of the inventory that are in a replica with a host, and that a run leaves out.
+
+    Args:
+        variables: of every host; `release_slice` of the host.
+        host: one of the run.
+        hosts: the nodes of the run.
+    """
+    mates = _rank_names(variables[host].get("release_slice"))
+    return [name for name in mates if name not in hosts and name in variables]
+
+
+def parts(variables: Mapping[str, Any], hosts: Sequence[str], deployment: str) -> str:
+    """Of which replicas a run has some of the nodes, in a sentence each; empty where it has whole ones.
+
+    Args:
+        variables: of every host; `release_slice`, and in `release_left_out` what `stepladder.core.deployments` answered
+            for each node that `left_out` named, as a loop keeps it.
+        hosts: the nodes of the run.
+        deployment: its name.
+    """
+    found: dict[tuple[str, ...], list[str]] = {}
+    for host in hosts:
+        told = (variables[host].get("release_left_out") or {}).get("results", ())
+        # A node that another one took the place of may keep an old release that names its peers.
+        away = [one["item"] for one in told if host in _rank_names((one.get("deployments") or {}).get(deployment))]
+        if away:
+            found[tuple(_rank_names(variables[host]["release_slice"]))] = away
+    together = "whose ranks run and stop together"
+    return " ".join(
+        f"--limit leaves out {', '.join(away)} of the replica on {', '.join(members)}, {together}."
+        for members, away in found.items()
+    )
+
+
+def _rank_names(kept: Mapping[str, Any] | None) -> list[str]:
+    """The nodes of the replica that a slice is of; none where it has one node alone."""
+    return [rank["node"] for rank in (kept or {}).get("node", {}).get("ranks") or ()]
+
+
 def fault_of(variables: Mapping[str, Any], ranks: Sequence[str]) -> str:
     """`fault` from what every node of a replica kept in `service_states`; a node that kept none is the fault."""
     states = {rank: variables[rank].get("service_states") for rank in ranks}

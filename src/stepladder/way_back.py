@@ -43,12 +43,12 @@ def choose(
     slices = {host: (variables[host].get("release_slices") or {}).get(name, {}) for host in having}
     members = sorted({*having, *(member for kept in slices.values() for member in _members(kept))})
     unfit = {host: why for host in members if (why := _why_unfit(host, having, hosts, asked))}
-    # By node the one of its own replica without which that cannot run.
+    # By node those of its own replica without which that cannot run.
     mates = {
-        host: mate
+        host: lacking
         for host, kept in slices.items()
-        for rank in kept.get("node", {}).get("ranks") or ()
-        if (mate := rank["node"]) in unfit and host not in unfit
+        if host not in unfit
+        and (lacking := [rank["node"] for rank in kept.get("node", {}).get("ranks") or () if rank["node"] in unfit])
     }
     nodes = [host for host in having if host not in unfit and host not in mates]
     faults = [] if by_itself else _faults(unfit, mates, hosts, asked)
@@ -61,7 +61,7 @@ def choose(
     leaves = [host for host in elsewhere if host not in (nodes if by_itself else having)]
     left = [
         *(f"{host} {why}" for host, why in unfit.items()),
-        *(f"{h}, whose replica has {m}" for h, m in mates.items()),
+        *(f"{h}, whose replica has {', '.join(lacking)}" for h, lacking in mates.items()),
     ]
     return {
         "plan_id": name, "nodes": nodes, "leaves": leaves, "refusal": "",
@@ -79,13 +79,19 @@ def _why_unfit(host: str, having: Mapping[str, Mapping[str, Any]], hosts: Sequen
 
 
 def _faults(
-    unfit: Mapping[str, str], mates: Mapping[str, str], hosts: Sequence[str], asked: Sequence[str]
+    unfit: Mapping[str, str], mates: Mapping[str, Sequence[str]], hosts: Sequence[str], asked: Sequence[str]
 ) -> list[str]:
     """What a person has to decide before: nodes that answer and lack something, replicas that --limit cuts in two."""
     lines = [f"{host} {why}" for host, why in unfit.items() if host in hosts]
-    for host, mate in mates.items():
-        if mate not in asked:
-            lines.append(f"{mate} {unfit[mate]}, and is in a replica with {host}: add it to --limit")
+    beside: dict[str, list[str]] = {}
+    for host, lacking in mates.items():
+        for mate in lacking:
+            beside.setdefault(mate, []).append(host)
+    lines += [
+        f"{mate} {unfit[mate]}, and is in a replica with {', '.join(found)}: add it to --limit"
+        for mate, found in beside.items()
+        if mate not in asked
+    ]
     return lines
 
 

@@ -24,7 +24,7 @@ BUILTIN = "ansible.builtin"
 SLICE = {"plan_id": "p", "node": {"ranks": []}}
 STAND_INS = (
     *("gateway/drain", "gateway/undrain", "gateway/main", "gateway/check", "gateway/remove"),
-    *("watchdog/main", "stop/main"),
+    *("watchdog/main", "stop/check", "stop/main"),
 )
 NAMED = ("confirm", "prod")
 REPLICA = ("replica", "1")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from verbs import run
+from verbs import ROOT, run
 
 STAND_INS = ("verify/main", "engine/status", "engine/logs", "watchdog/main")
 KEPT = {"plan_id": "p", "deployment": {"engine": "engine"}, "node": {"ranks": [], "processes": []}, "endpoints": []}
@@ -188,6 +188,48 @@ def test_remove_takes_the_gateway_along_whichever_engines_are_left(
     assert noted(ran) == done
     assert said in ran.stdout
     assert ("stays as it is" in ran.stdout) is ("stays as it is" in said)
+
+
+PAIR = KEPT | {
+    "node": {"processes": [], "ranks": [{"node": "b", "address": "198.18.0.2"}, {"node": "c", "address": "198.18.0.3"}]}
+}
+ALONE = KEPT | {"node": {"processes": [], "ranks": []}}
+
+
+@pytest.mark.parametrize(
+    ("verb", "limit", "other", "refused"),
+    [
+        pytest.param("stop", "b", PAIR, True, id="a-rank-alone"),
+        pytest.param("stop", "b,c", PAIR, False, id="all-ranks", marks=nightly),
+        # Another node has its place by now.
+        pytest.param("stop", "b", ALONE, False, id="a-stranger", marks=nightly),
+        pytest.param("stop", "b", None, False, id="the-other-is-down"),
+        pytest.param("remove", "b", PAIR, True, id="remove", marks=nightly),
+    ],
+)
+def test_ranks_of_a_replica_stop_together(
+    project: Path, verb: str, limit: str, other: dict[str, Any] | None, refused: bool
+) -> None:
+    inventory = json.loads((project / "inventory.yml").read_text())
+    host = {"stepladder_state_directory": str(project / "c")}
+    if other is None:
+        host |= {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": "9"}
+    inventory["all"]["children"]["engines"]["hosts"]["c"] = host
+    (project / "inventory.yml").write_text(json.dumps(inventory))
+    (project / "b/deployments/d/current/plan.json").write_text(json.dumps(PAIR))
+    put_release(project, "c", json.dumps(other or PAIR))
+    put_role(project, "engine/stop", [{"stepladder.core.show": {"text": "noted: stopped {{ inventory_hostname }}"}}])
+    put_role(project, "remove/find", [{"ansible.builtin.include_role": {"name": "release", "tasks_from": "read"}}])
+    shutil.copy(ROOT / "roles/remove/tasks/main.yml", project / "roles/remove/tasks")
+    ran = run(project, verb, {}, "--limit", limit)
+    assert ran.returncode == (2 if refused else 0), ran.stdout + ran.stderr
+    said = (
+        "--limit leaves out c of the replica on b, c, whose ranks run and stop together. Limit to whole replicas, or "
+        "leave --limit out. Nothing was changed."
+    )
+    assert (said in " ".join(ran.stdout.split())) is refused
+    assert noted(ran) == ([] if refused else [f"stopped {name}" for name in limit.split(",")])
+    assert (project / "b/audit").exists() is not refused
 
 
 @pytest.mark.parametrize("verb", ["stop", pytest.param("verify", marks=nightly)])

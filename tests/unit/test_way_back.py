@@ -96,6 +96,15 @@ def test_what_is_dead_keeps_no_healthy_replica_from_the_way_back(
     assert mine["leaves"] == []
 
 
+def test_a_limit_is_told_all_nodes_that_it_lacks() -> None:
+    names = ("n0", "n1", "n2", "n3")
+    one = {name: node(*BOTH, members=("n0",), ranks=names) for name in names[:2]}
+    refusal = way_back.choose(one, ["n0", "n1"], asked=["n0", "n1"])["refusal"]
+    assert refusal.splitlines()[1:3] == [
+        f"  {name} was not asked, and is in a replica with n0, n1: add it to --limit" for name in ("n2", "n3")
+    ]
+
+
 def test_limit_names_whole_replicas() -> None:
     one = way_back.choose(DOUBLES, ["n2", "n3"], asked=["n2", "n3"])
     assert (one["nodes"], one["left"]) == (["n2", "n3"], "Not brought back: n0 was not asked.")
