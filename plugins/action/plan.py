@@ -31,7 +31,7 @@ GATEWAY_BESIDE = {
     *("gateway_python", "gateway_tools", "gateway_replica", "gateway_weight", "gateway_drain_seconds"),
     *("gateway_ready_seconds", "gateway_allow_last", "gateway_require_replicas", "gateway_put_back"),
     *("gateway_replicas", "gateway_patient", "gateway_rotation", "gateway_may_break", "gateway_urls"),
-    *("gateway_at_work", "gateway_allow_rollout"),
+    *("gateway_at_work", "gateway_allow_rollout", "gateway_reason"),
 }
 MAKE = "Make it anew with the verb 'plan' and -e plan_out=FILE, and look at it again."
 NODE_VARIABLES = {

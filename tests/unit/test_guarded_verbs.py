@@ -77,12 +77,27 @@ def lines(log: Path) -> list[tuple[str, ...]]:
     return [(each["event"], each.get("verb", ""), each["why"], each.get("outcome", "")) for each in told]
 
 
+def because(verb: str) -> tuple[str, str]:
+    return f"{verb}_reason", "it is sick"
+
+
 VERBS = [
-    pytest.param("drain", [REPLICA], "gateway/drain on g", "g", "replica 1", id="drain"),
-    pytest.param("undrain", [REPLICA], "gateway/undrain on g", "g", "replica 1", id="undrain", marks=nightly),
-    pytest.param("gateway", [], "gateway/main on g", "g", "", id="gateway", marks=nightly),
-    pytest.param("watchdog", [], "watchdog/main on a", "a", "off", id="watchdog", marks=nightly),
-]
+    pytest.param(
+        "drain", [REPLICA, because("drain")], "gateway/drain on g", "g", "replica 1: it is sick", id="drain"
+    ),
+    pytest.param("drain", [REPLICA], "gateway/drain on g", "g", "replica 1", id="drain-without-reason", marks=nightly),
+    pytest.param(
+        "undrain", [REPLICA, because("undrain")], "gateway/undrain on g", "g", "replica 1: it is sick", id="undrain",
+        marks=nightly,
+    ),
+    pytest.param("gateway", [], "gateway/main on g", "g", "", id="gateway-without-reason", marks=nightly),
+    pytest.param(
+        "gateway", [because("gateway")], "gateway/main on g", "g", "it is sick", id="gateway", marks=nightly
+    ),
+    pytest.param(
+        "watchdog", [because("watchdog")], "watchdog/main on a", "a", "off: it is sick", id="watchdog", marks=nightly
+    ),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("verb", "more", "does", "host", "why"), VERBS)
@@ -100,6 +115,23 @@ def test_what_goes_through_a_freeze_asks_for_the_name_and_is_written_down(
     expected = [("begin", verb, why, ""), ("end", verb, why, "done")]
     assert [line for line in lines(project / host / "audit/audit.jsonl") if line[0] != "freeze"] == expected
     assert lines(project / "state/stepladder/audit.jsonl") == expected
+
+
+@pytest.mark.parametrize("reason", ["", pytest.param("maintenance of the rack", marks=nightly)])
+def test_what_takes_the_lease_says_why(project: Path, reason: str) -> None:
+    """As its own verb says, and not as another one of the same inventory."""
+    ran = run(project, "stop", NAMED, ("stop_reason", reason), because("redeploy"))
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    for log in ("a/audit/audit.jsonl", "state/stepladder/audit.jsonl"):
+        assert lines(project / log) == [("begin", "stop", reason, ""), ("end", "stop", reason, "done")]
+
+
+def test_the_reason_of_every_verb_is_in_the_manual() -> None:
+    files = [*ROOT.glob("playbooks/*.yml"), *ROOT.glob("roles/*/*/*.yml")]
+    found = {verb for file in files for verb in re.findall(r"lease_verb: ([a-z-]+)", file.read_text())}
+    manual = (ROOT / "docs/on-call.md").read_text()
+    assert {"deploy", "weights-prune"} <= found
+    assert [verb for verb in sorted(found) if f"`{verb.replace('-', '_')}_reason`" not in manual] == []
 
 
 @pytest.mark.parametrize(
