@@ -16,15 +16,23 @@ def read_deployments(state_directory: str) -> tuple[dict[str, dict[str, Any]], l
 
     Returns:
         Slices by deployment name, and one sentence for each release that is there but unreadable.
+
+    Raises:
+        OSError: where it cannot be seen which releases there are.
     """
     found: dict[str, dict[str, Any]] = {}
     faults = []
-    for path in sorted(Path(state_directory).glob("deployments/*/current/plan.json")):
-        content, fault = _read(path)
+    # Not by a pattern for the files: one that is gone or behind a folder that may not be entered would be no release.
+    for folder in sorted(Path(state_directory).glob("deployments/*")):
+        try:
+            (folder / "current").lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        content, fault = _read(folder / "current" / "plan.json")
         if fault:
             faults.append(fault)
         else:
-            found[path.parts[-3]] = content
+            found[folder.name] = content
     return found, faults
 
 

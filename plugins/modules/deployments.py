@@ -101,8 +101,13 @@ def main() -> None:
     given = module.params
     # Before all that is read: what changes meanwhile is a later run's.
     last_run = lease.last_run(given["state_directory"])
-    deployments, faults = read_deployments(given["state_directory"])
-    releases, slices = read_releases(given["state_directory"], given["deployment"]) if given["deployment"] else ([], {})
+    try:
+        deployments, faults = read_deployments(given["state_directory"])
+        releases, slices = (
+            read_releases(given["state_directory"], given["deployment"]) if given["deployment"] else ([], {})
+        )
+    except OSError as error:
+        module.fail_json(msg=f"The releases cannot be read: {error}")
     try:
         held = lease.read(given["state_directory"])
         lease_told = held.told(lease.Clock.now()) if held else None

@@ -112,9 +112,11 @@ def diagnose(nodes: Sequence[Node], known: Sequence[Signature] | None = None) ->
         known: signatures to look for; unset takes the catalogue's.
     """
     rows = status.seen([row for node in nodes for row in node.rows])
-    deployed = any(row.release for row in rows)
-    troubled = [row for row in rows if row.phase not in {*status.HEALTHY, status.UNUSED, "unreachable"}]
-    failing = [*_silent(nodes)]
+    unknown = [row for row in rows if row.phase == status.UNKNOWN]
+    deployed = bool(unknown) or any(row.release for row in rows)
+    untroubled = {*status.HEALTHY, status.UNUSED, status.UNKNOWN, "unreachable"}
+    troubled = [row for row in rows if row.phase not in untroubled]
+    failing = [*_silent(nodes), *(_unreadable(row) for row in unknown)]
     if deployed:
         failing += [finding for node in nodes for finding in _missing(node, troubled)]
         failing += [finding for row in troubled for finding in _process(row, nodes, known)]
@@ -139,6 +141,12 @@ def _silent(nodes: Sequence[Node]) -> Iterator[Finding]:
             cure = "What it says has to be mended on the node; then run `diagnose` again."
             title = "The node could not be looked at in full"
             yield Finding(layer="node", node=node.name, title=title, line=node.problem, cure=cure)
+
+
+def _unreadable(row: status.StatusRow) -> Finding:
+    """Of a node whose release cannot be read: what runs there is not known."""
+    cure = "`deploy` writes the release again."
+    return Finding(layer="node", node=row.node, title="The release cannot be read", line=row.detail, cure=cure)
 
 
 def _missing(node: Node, troubled: Sequence[status.StatusRow]) -> Iterator[Finding]:
@@ -279,7 +287,8 @@ def node_found(
     Args:
         host: inventory name.
         release: `slice` that its current release keeps, empty where nothing is deployed, `known`, the releases
-            that lie on it, and its `lease`, as `stepladder.core.deployments` tells them.
+            that lie on it, and its `lease`, as `stepladder.core.deployments` tells them; `unreadable` has the file of
+            the current one and why it cannot be read, or is empty.
         states: of its processes, as `stepladder.core.engine_state` returned them.
         serving: as `stepladder.core.serving_state` tells it.
         expected: whether it is to run `engines`, and the `gateway`.
@@ -291,7 +300,7 @@ def node_found(
     return {
         "reached": True,
         "problem": "",
-        "rows": status.rows(host, release["slice"], states) if expected["engines"] else [],
+        "rows": status.rows(host, release["slice"], states, release["unreadable"]) if expected["engines"] else [],
         "missing": list(current.get("missing", ())),
         "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(current["since"])) if current.get("since") else "",
         "gateway": front,

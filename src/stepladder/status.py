@@ -16,6 +16,8 @@ from stepladder.rollout import replica_of
 
 HEALTHY = {"ready"}
 UNUSED = "unused"
+# Of a node that answers and could not be looked at.
+UNKNOWN = "unknown"
 YOUNG = {"starting", "loading"}
 # Of a gateway's host that did not answer.
 SILENT: dict[str, Any] = {
@@ -60,14 +62,21 @@ class StatusRow(BaseModel):
     members: tuple[str, ...] = ()
 
 
-def rows(host: str, deployment: Mapping[str, Any] | None, states: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def rows(
+    host: str, deployment: Mapping[str, Any] | None, states: Sequence[Mapping[str, Any]], unreadable: str = ""
+) -> list[dict[str, Any]]:
     """The rows of one node.
 
     Args:
         host: inventory name.
         deployment: the slice that the node's current release keeps, none where nothing was deployed.
         states: `processes` as `stepladder.core.engine_state` returned them.
+        unreadable: file of the current release and why it cannot be read; empty where it can, or there is none.
     """
+    if unreadable:
+        # Never 'absent': what it runs goes on, and beside a replica of others it would be taken for a spare node.
+        mend = "run the verb 'deploy', which writes it again"
+        return [_empty_row(host, UNKNOWN, f"its release cannot be read, {unreadable}; {mend}")]
     if not deployment:
         return [_empty_row(host, "absent", "nothing is deployed here")]
     urls = {(endpoint["node"], endpoint["replica"]): endpoint["base_url"] for endpoint in deployment["endpoints"]}
@@ -144,7 +153,7 @@ def report(
     for host in hosts:
         kept, problem = variables[host].get("status_rows"), variables[host].get("status_problem")
         if problem:
-            found.append(_empty_row(host, "unknown", problem))
+            found.append(_empty_row(host, UNKNOWN, problem))
         else:
             found += [_empty_row(host, "unreachable", "the node did not answer")] if kept is None else kept
     told = {host: kept for host in hosts if (kept := variables[host].get("status_release"))}

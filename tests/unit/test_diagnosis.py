@@ -289,9 +289,22 @@ def test_what_a_dead_rollout_left_out_is_named(by: str, live: str, fails: bool) 
     serving = {"gateway": None}
     expired, lives = {"state": "expired", "run": "r1"}, {"state": "held", "run": "r1"}
     for held, expected in ((None, ""), (expired, ""), (lives, "r1")):
-        release = {"slice": KEPT, "known": [], "lease": held}
+        release = {"slice": KEPT, "known": [], "lease": held, "unreadable": ""}
         told = diagnosis.node_found("n0", release, [], serving, {"engines": False, "gateway": False})
         assert diagnose_action.node_of("n0", told, Path("/nowhere")).at_work == expected
+
+
+def test_a_release_that_cannot_be_read_is_not_nothing_deployed() -> None:
+    release = {"slice": {}, "known": [], "lease": None, "unreadable": "/s/plan.json: Expecting value"}
+    told = diagnosis.node_found("n0", release, [], {}, {"engines": True, "gateway": False})
+    found = diagnosis.diagnose([diagnose_action.node_of("n0", told, Path("/nowhere")), node("n1")])
+    assert [(each.layer, each.node, each.title) for each in found.findings] == [
+        ("node", "n0", "The release cannot be read")
+    ]
+    assert "its release cannot be read, /s/plan.json: Expecting value" in found.findings[0].line
+    assert "`deploy` writes the release again." in diagnosis.text(found, "step3", "2026-11-21T10:00:00Z")
+    alone = diagnosis.diagnose([diagnose_action.node_of("n0", told, Path("/nowhere"))])
+    assert "nothing is deployed" not in diagnosis.text(alone, "step3", "2026-11-21T10:00:00Z")
 
 
 def test_the_text_names_layer_line_cure_and_reference() -> None:

@@ -16,7 +16,10 @@ from typing import Any
 import pytest
 from verbs import ROOT, run
 
+from stepladder.exit_status import ExitStatus
+
 STAND_INS = ("verify/main", "engine/status", "engine/logs", "watchdog/main")
+ENDPOINT = {"node": "a-spare", "replica": 0, "base_url": "http://127.0.0.1:8000/v1"}
 KEPT = {"plan_id": "p", "deployment": {"engine": "engine"}, "node": {"ranks": [], "processes": []}, "endpoints": []}
 nightly = pytest.mark.nightly
 
@@ -230,6 +233,27 @@ def test_ranks_of_a_replica_stop_together(
     assert (said in " ".join(ran.stdout.split())) is refused
     assert noted(ran) == ([] if refused else [f"stopped {name}" for name in limit.split(",")])
     assert (project / "b/audit").exists() is not refused
+
+
+@pytest.mark.parametrize("form", ["json", pytest.param("human", marks=nightly)])
+def test_status_names_a_release_that_cannot_be_read(project: Path, form: str) -> None:
+    """Also beside a node that runs another replica, where one without any release would be a spare one."""
+    put_release(project, "a-spare", json.dumps(KEPT | {"endpoints": [ENDPOINT]}))
+    states = [{"name": "engine-0", "phase": "ready", "detail": "port 8000 answers 200"}]
+    put_role(project, "engine/status", [{"ansible.builtin.set_fact": {"service_states": states}}])
+    file = project / "b/deployments/d/current/plan.json"
+    file.write_text('{"plan_id": ')
+    ran = run(project, "status", {"status_format": form})
+    assert ran.returncode == ExitStatus.NOT_READY, ran.stdout + ran.stderr
+    said = f"its release cannot be read, {file}: Expecting value: line 1 column 13 (char 12); run the verb 'deploy'"
+    if form == "json":
+        told, _ = json.JSONDecoder().raw_decode(ran.stdout, ran.stdout.index("{"))
+        assert told["ready"] is False
+        rows = {row["node"]: (row["phase"], row["detail"]) for row in told["processes"]}
+        assert rows == {"a-spare": ("ready", states[0]["detail"]), "b": ("unknown", f"{said}, which writes it again")}
+    else:
+        assert said in ran.stdout
+        assert "nothing is deployed" not in ran.stdout
 
 
 @pytest.mark.parametrize("verb", ["stop", pytest.param("verify", marks=nightly)])

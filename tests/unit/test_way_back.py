@@ -105,6 +105,35 @@ def test_a_limit_is_told_all_nodes_that_it_lacks() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        ("{", "Expecting property name"),
+        ("[]", "expected a mapping, found list"),
+        (None, "No such file or directory"),
+        # As one that another user may not read.
+        ("a folder", "Is a directory"),
+    ],
+)
+def test_a_release_that_is_there_and_cannot_be_read_is_named(tmp_path: Path, content: str | None, fault: str) -> None:
+    for name in ("broken", "well"):
+        (tmp_path / f"deployments/{name}/releases/p").mkdir(parents=True)
+        (tmp_path / f"deployments/{name}/current").symlink_to("releases/p")
+    (tmp_path / "deployments/gone/releases").mkdir(parents=True)
+    (tmp_path / "deployments/well/current/plan.json").write_text("{}")
+    file = tmp_path / "deployments/broken/current/plan.json"
+    if content == "a folder":
+        file.mkdir()
+    elif content is not None:
+        file.write_text(content)
+    found, faults = deployments.read_deployments(str(tmp_path))
+    assert found == {"well": {}}
+    assert len(faults) == 1
+    assert faults[0].startswith(f"{file}: ")
+    assert fault in faults[0]
+    assert deployments.read_deployments(str(tmp_path / "nothing")) == ({}, [])
+
+
 def test_limit_names_whole_replicas() -> None:
     one = way_back.choose(DOUBLES, ["n2", "n3"], asked=["n2", "n3"])
     assert (one["nodes"], one["left"]) == (["n2", "n3"], "Not brought back: n0 was not asked.")
