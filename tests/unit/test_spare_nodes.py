@@ -193,6 +193,36 @@ def test_remove_takes_the_gateway_along_whichever_engines_are_left(
     assert ("stays as it is" in ran.stdout) is ("stays as it is" in said)
 
 
+@pytest.mark.parametrize(
+    ("limit", "status", "done", "said"),
+    [
+        pytest.param(
+            "all", 4, [], "A node did not answer or failed before, as told above, so a, b could not be asked, and the "
+            "gateway goes with the engines. Nothing was changed. Run this again when all nodes answer, or leave out those "
+            "that do not (--limit 'all:!NODE').", id="silent",
+        ),
+        pytest.param(
+            "b,g", 2, ["watchdog/remove on b"], "Every node of engines that the deployment uses lies outside of --limit "
+            "b,g, and the gateway goes with it.", id="left-out", marks=nightly,
+        ),
+    ],
+)  # fmt: skip
+def test_remove_tells_engines_that_do_not_answer_from_those_that_are_left_out(
+    fronted: Path, limit: str, status: int, done: list[str], said: str
+) -> None:
+    """One engine is dead, the other one spare."""
+    inventory = json.loads((fronted / "inventory.yml").read_text())
+    dead = {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": "9"}
+    inventory["all"]["children"]["engines"]["hosts"]["a"] |= dead
+    (fronted / "inventory.yml").write_text(json.dumps(inventory))
+    read = {"ansible.builtin.include_role": {"name": "release", "tasks_from": "read"}}
+    put_role(fronted, "remove/main", [read, {"ansible.builtin.meta": "end_host"}])
+    ran = run(fronted, "remove", {}, "--limit", limit)
+    assert ran.returncode == status, ran.stdout + ran.stderr
+    assert said in " ".join(ran.stdout.split())
+    assert noted(ran) == done
+
+
 PAIR = KEPT | {
     "node": {"processes": [], "ranks": [{"node": "b", "address": "198.18.0.2"}, {"node": "c", "address": "198.18.0.3"}]}
 }
