@@ -215,6 +215,7 @@ class FilterModule:
             "network_seen": replica.seen,
             "peer_addresses": replica.peer_addresses,
             "automatic_way_back": way_back.automatic,
+            "release_asked": gate.by_release,
             "release_choice": way_back.choose,
             "release_ending": way_back.ending,
             "release_failures": way_back.failures,

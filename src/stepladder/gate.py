@@ -34,6 +34,41 @@ def endpoints(kept: Mapping[str, Any], host: str) -> list[dict[str, Any]]:
     ]
 
 
+def by_release(variables: Mapping[str, Any], hosts: Sequence[str]) -> dict[str, Any]:
+    """What there is to ask of what is deployed: each replica as the release of its own node promises.
+
+    Args:
+        variables: of every host; `release_slice` as the role `release` keeps it, empty or absent where nothing is.
+        hosts: the nodes that were looked at.
+
+    Returns:
+        `slices`, one a release, with the endpoints that are to be asked; `told`: which nodes have which where they do
+        not agree, and what is not asked then; empty where they do.
+    """
+    kept = {host: found for host in hosts if (found := variables[host].get("release_slice"))}
+    having: dict[str, list[str]] = {}
+    for host, found in kept.items():
+        having.setdefault(found["plan_id"], []).append(host)
+    first = {name: kept[found[0]] for name, found in having.items()}
+    if len(first) == 1:
+        return {"slices": [*first.values()], "told": ""}
+    slices = [
+        {**found, "endpoints": [each for each in found["endpoints"] if each["node"] in having[name]]}
+        for name, found in first.items()
+    ]
+    elsewhere = {
+        f"replica {each['replica']} on {each['node']}": None
+        for found in first.values()
+        for each in found["endpoints"]
+        if each["node"] not in kept
+    }
+    where = "; ".join(f"{', '.join(found)} has {name}" for name, found in having.items())
+    lines = [f"The nodes do not agree on the release: {where}. 'deploy' makes them equal; 'lease' says who is at work."]
+    if elsewhere:
+        lines.append(f"Not asked, for it is not known of which release it is: {', '.join(elsewhere)}.")
+    return {"slices": [found for found in slices if found["endpoints"]], "told": "\n".join(lines)}
+
+
 def speeds(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """What is to be kept with the release, by the number of the replica.
 

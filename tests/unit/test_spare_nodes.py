@@ -80,6 +80,46 @@ def test_what_is_deployed_nowhere_is_refused(project: Path) -> None:
     assert not noted(ran)
 
 
+@pytest.mark.parametrize(
+    ("own", "asked", "told"),
+    [
+        # The first node of the inventory was not reached by a rollout that gave the second replica another port.
+        pytest.param(
+            ("old", "new"), [("old", [8000]), ("new", [8003])],
+            ["The nodes do not agree on the release: a-spare has old; b has new."], id="half-way",
+        ),
+        pytest.param(
+            ("old", "old"), [("old", [8000, 8001, 8002])], [], id="agreed", marks=nightly,
+        ),
+    ],
+)  # fmt: skip
+def test_verify_asks_every_replica_as_its_own_node_says(
+    project: Path, own: tuple[str, str], asked: list[tuple[str, list[int]]], told: list[str]
+) -> None:
+    # The third is on a node that nobody asks.
+    ports = {"old": (8000, 8001, 8002), "new": (8000, 8003, 8002)}
+    shutil.rmtree(project / "b/deployments")
+    for host, plan_id in zip(("a-spare", "b"), own, strict=True):
+        points = [
+            {"node": node, "replica": number, "base_url": f"http://127.0.0.1:{port}/v1"}
+            for number, (node, port) in enumerate(zip(("a-spare", "b", "c"), ports[plan_id], strict=True))
+        ]
+        put_release(project, host, json.dumps(KEPT | {"plan_id": plan_id, "endpoints": points}))
+    text = "noted: {{ verify_slice.plan_id }} {{ verify_slice.endpoints | map(attribute='base_url') | join(' ') }}"
+    put_role(project, "verify/main", [{"stepladder.core.show": {"text": text}}])
+    shutil.copytree(ROOT / "roles/verify/defaults", project / "roles/verify/defaults")
+    ran = run(project, "verify", {})
+    assert ran.returncode == (ExitStatus.NOT_READY if told else 0), ran.stdout + ran.stderr
+    expected = [(name, " ".join(f"http://127.0.0.1:{port}/v1" for port in found)) for name, found in asked]
+    assert noted(ran) == [f"{name} {urls}" for name, urls in expected]
+    said = " ".join(ran.stdout.split())
+    if told:
+        assert told[0] in said
+        assert "Not asked, for it is not known of which release it is: replica 2 on c." in said
+    else:
+        assert "do not agree" not in said
+
+
 @pytest.fixture
 def planned(project: Path) -> Path:
     """Three nodes of which a plan of the rehearsal's model needs the first; none is deployed."""
@@ -198,12 +238,12 @@ def test_remove_takes_the_gateway_along_whichever_engines_are_left(
     [
         pytest.param(
             "all", 4, [], "A node did not answer or failed before, as told above, so a, b could not be asked, and the "
-            "gateway goes with the engines. Nothing was changed. Run this again when all nodes answer, or leave out those "
-            "that do not (--limit 'all:!NODE').", id="silent",
+            "gateway goes with the engines. Nothing was changed. Run this again when all nodes answer, or leave out "
+            "those that do not (--limit 'all:!NODE').", id="silent",
         ),
         pytest.param(
-            "b,g", 2, ["watchdog/remove on b"], "Every node of engines that the deployment uses lies outside of --limit "
-            "b,g, and the gateway goes with it.", id="left-out", marks=nightly,
+            "b,g", 2, ["watchdog/remove on b"], "Every node of engines that the deployment uses lies outside of "
+            "--limit b,g, and the gateway goes with it.", id="left-out", marks=nightly,
         ),
     ],
 )  # fmt: skip
