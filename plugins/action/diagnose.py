@@ -55,9 +55,11 @@ class ActionModule(ActionBase):
             fetched.mkdir(mode=0o700, parents=True, exist_ok=True)
             return result | {"changed": False, "folder": str(fetched)}
         at = time.gmtime()
-        hostvars = (task_vars or {})["hostvars"]
+        variables = task_vars or {}
+        hostvars = variables["hostvars"]
         nodes = [node_of(host, hostvars[host].get("diagnose_found"), fetched) for host in given["hosts"]]
-        found = diagnosis.diagnose(nodes)
+        engines = variables["groups"].get("engines", [])
+        found = diagnosis.diagnose(nodes, unasked=[host for host in engines if host not in given["hosts"]])
         told = diagnosis.text(found, given["deployment"], time.strftime("%Y-%m-%dT%H:%M:%SZ", at))
         show(told)
         name = f"stepladder-{given['deployment']}-{time.strftime('%Y%m%dT%H%M%SZ', at)}"
@@ -111,7 +113,8 @@ def node_of(host: str, found: Mapping[str, Any] | None, fetched: Path) -> diagno
         missing=list(found.get("missing") or ()),
         since=str(found.get("since") or ""),
         texts=texts,
-        gateway=gateway and {"problem": gateway["problem"], "servers": [dict(each) for each in gateway["servers"]]},
+        gateway=gateway and {**gateway, "servers": [dict(each) for each in gateway["servers"]]},
+        endpoints=[dict(each) for each in found.get("endpoints") or ()],
         at_work=str(found.get("at_work") or ""),
     )
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict
 
@@ -74,7 +75,8 @@ class Node:
         missing: files that the current release needs and the node lacks.
         since: when that release became current, UTC; empty where it is not known.
         texts: lines by file name, as gathered on the node.
-        gateway: as `stepladder.core.serving_state` tells it; none where it runs none.
+        gateway: as `stepladder.core.serving_state` tells it, and whether it is `left_behind`; none where it runs none.
+        endpoints: that its current release names, of all replicas.
         at_work: the run that lives and holds its lease; empty where none does.
     """
 
@@ -86,6 +88,7 @@ class Node:
     since: str = ""
     texts: Mapping[str, Sequence[str]] = field(default_factory=dict)
     gateway: Mapping[str, Any] | None = None
+    endpoints: Sequence[Mapping[str, Any]] = ()
     at_work: str = ""
 
 
@@ -104,12 +107,15 @@ class Diagnosis:
         return self.findings[0] if self.findings else None
 
 
-def diagnose(nodes: Sequence[Node], known: Sequence[Signature] | None = None) -> Diagnosis:
+def diagnose(
+    nodes: Sequence[Node], known: Sequence[Signature] | None = None, unasked: Collection[str] = ()
+) -> Diagnosis:
     """Name what fails.
 
     Args:
         nodes: all that were asked.
         known: signatures to look for; unset takes the catalogue's.
+        unasked: nodes for engines that --limit left out; what a gateway has is held against those of all of them only.
     """
     rows = status.seen([row for node in nodes for row in node.rows])
     unknown = [row for row in rows if row.phase == status.UNKNOWN]
@@ -117,12 +123,20 @@ def diagnose(nodes: Sequence[Node], known: Sequence[Signature] | None = None) ->
     untroubled = {*status.HEALTHY, status.UNUSED, status.UNKNOWN, "unreachable"}
     troubled = [row for row in rows if row.phase not in untroubled]
     failing = [*_silent(nodes), *(_unreadable(row) for row in unknown)]
+    failing += [_left_behind(node) for node in nodes if node.gateway and node.gateway.get("left_behind")]
+    fronts = [node for node in nodes if node.gateway and not node.gateway.get("left_behind")]
     if deployed:
         failing += [finding for node in nodes for finding in _missing(node, troubled)]
         failing += [finding for row in troubled for finding in _process(row, nodes, known)]
         live = {node.at_work for node in nodes if node.at_work}
         named = {row.replica for row in troubled}
-        failing += [finding for node in nodes for finding in _gateway(node, live, named)]
+        for node in fronts:
+            # While a rollout lives the gateway comes last.
+            astray = {} if live or unasked else _astray(node, nodes)
+            failing += [_made_for_another(node, [*astray.values()])] if astray else []
+            failing += _gateway(node, live, {*named, *astray})
+    elif not unasked and all(node.reached and not node.problem for node in nodes):
+        failing += [_nothing_behind(node) for node in fronts if not (node.gateway or {})["problem"]]
     machine = [finding for node in nodes for finding in _machine(node, known)]
     # What the machine says of itself is a cause only where something does not run.
     failing += [finding for finding, phases in machine if _counts(finding, phases, troubled)]
@@ -221,6 +235,69 @@ def _counts(finding: Finding, phases: Sequence[str], troubled: Sequence[status.S
     return any(not phases or row.phase in phases for row in here)
 
 
+def _left_behind(node: Node) -> Finding:
+    """Of a gateway on a node that was taken out of the group; it may serve on."""
+    cure = "`gateway` removes it. Until then whoever asks it is let in with keys that nobody changes any more."
+    title = "A gateway is left behind where the inventory has none any more"
+    return Finding(layer="serve", node=node.name, title=title, line=_servers_text(node), cure=cure)
+
+
+def _nothing_behind(node: Node) -> Finding:
+    """Of a gateway that runs while no node has anything deployed."""
+    cure = "`deploy` puts engines behind it; `remove` takes it away."
+    title = "The gateway runs, and nothing is deployed behind it"
+    return Finding(layer="serve", node=node.name, title=title, line=_servers_text(node), cure=cure)
+
+
+def _servers_text(node: Node) -> str:
+    gateway = node.gateway or {}
+    return gateway["problem"] or ", ".join(
+        f"replica {each['replica']} at {_place(each)}" for each in gateway["servers"]
+    )
+
+
+def _place(server: Mapping[str, Any]) -> str:
+    return str(server.get("place") or "a place that it does not tell")
+
+
+def _astray(node: Node, nodes: Sequence[Node]) -> dict[int, str]:
+    """What a gateway has otherwise than the releases on the nodes, by replica; empty where it has all as they have."""
+    servers = {each["replica"]: each for each in (node.gateway or {})["servers"]}
+    own: dict[int, set[str]] = {}
+    told: dict[int, set[str]] = {}
+    for each in nodes:
+        for point in each.endpoints:
+            place = urlsplit(point["base_url"]).netloc
+            told.setdefault(point["replica"], set()).add(place)
+            if point["node"] == each.name:
+                own.setdefault(point["replica"], set()).add(place)
+    # A node knows best where it answers; of one that does not answer its peers do.
+    right = {**told, **own}
+    if not servers or not right:
+        return {}
+    found = {}
+    for number, server in servers.items():
+        if number not in right:
+            found[number] = f"it has replica {number} at {_place(server)}, and no node has that replica"
+        elif server.get("place") and server["place"] not in right[number]:
+            answers = " or ".join(sorted(right[number]))
+            found[number] = f"it has replica {number} at {server['place']}, and it answers at {answers}"
+    # Where nodes have several releases, one of them may be left over from before.
+    if len({row["release"] for each in nodes for row in each.rows if row["release"]}) == 1:
+        for number in sorted(right.keys() - servers.keys()):
+            found[number] = f"it does not know replica {number}, which answers at {' or '.join(sorted(right[number]))}"
+    return found
+
+
+def _made_for_another(node: Node, lines: Sequence[str]) -> Finding:
+    cure = (
+        "`gateway` gives it the replicas of the plan. Where the inventory says something else than what runs, as after "
+        "a `rollback` with --limit, put there first what runs, or run `deploy`."
+    )
+    title = "The gateway was made for another release than the one that runs"
+    return Finding(layer="serve", node=node.name, title=title, line="; ".join(lines), cure=cure)
+
+
 def _gateway(node: Node, live: Collection[str], named: Collection[int | None]) -> Iterator[Finding]:
     """What keeps clients from the replicas, beside the engines themselves.
 
@@ -295,7 +372,9 @@ def node_found(
     """
     current: Mapping[str, Any] = next((kept for kept in release["known"] if kept["current"]), {})
     front = serving.get("gateway")
-    if expected["gateway"] and not front:
+    if front:
+        front = {**front, "left_behind": not expected["gateway"]}
+    elif expected["gateway"]:
         front = {"problem": "it was never installed here, or was removed", "servers": []}
     return {
         "reached": True,
@@ -304,6 +383,7 @@ def node_found(
         "missing": list(current.get("missing", ())),
         "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(current["since"])) if current.get("since") else "",
         "gateway": front,
+        "endpoints": list(release["slice"].get("endpoints", ())),
         "at_work": status.run_at_work(release["lease"]),
     }
 

@@ -262,6 +262,76 @@ def test_a_replica_that_the_gateway_does_not_reach_fails_while_its_engine_is_wel
     assert "curl http://n1:8000/health" in found[0].cure
 
 
+HERE, THERE = "198.18.0.2:8000", "198.18.0.9:8000"
+ENGINES, FRONT = {"engines": True, "gateway": False}, {"engines": False, "gateway": True}
+
+
+def found_with(
+    front: dict[str, Any], expected: dict[str, bool], kept: dict[str, Any] = KEPT, run: str = ""
+) -> list[Any]:
+    """What is found with an engine of this slice and a gateway, as the nodes tell it."""
+    lease = {"state": "held", "run": run} if run else None
+    release = {"slice": kept, "known": [], "lease": lease, "unreadable": ""}
+    engine = diagnosis.node_found("n0", release, [state()] if kept else [], {}, ENGINES)
+    told = diagnosis.node_found("gw", {**release, "slice": {}}, [], {"gateway": front}, expected)
+    nodes = [diagnose_action.node_of(name, each, Path("/nowhere")) for name, each in (("n0", engine), ("gw", told))]
+    return list(diagnosis.diagnose(nodes).findings)
+
+
+@pytest.mark.parametrize(
+    ("servers", "line"),
+    [
+        ([{**SERVER, "place": HERE}], ""),
+        ([SERVER], ""),
+        # What it does not reach is at the wrong place, and not told again as left out.
+        (
+            [{**OUT, "replica": 0, "place": THERE}],
+            f"it has replica 0 at {THERE}, and it answers at {HERE}",
+        ),
+        (
+            [{**SERVER, "place": HERE}, {**OUT, "place": THERE}],
+            f"it has replica 1 at {THERE}, and no node has that replica",
+        ),
+        (
+            [{**SERVER, "replica": 1, "place": THERE}],
+            f"it has replica 1 at {THERE}, and no node has that replica; it does not know replica 0, which answers at "
+            f"{HERE}",
+        ),
+    ],
+)  # fmt: skip
+def test_a_gateway_of_another_release_is_named_before_what_it_leaves_out(
+    servers: list[dict[str, Any]], line: str
+) -> None:
+    title = "The gateway was made for another release than the one that runs"
+    front = {"problem": "", "servers": servers}
+    found = found_with(front, FRONT)
+    first = [("serve", "gw", title, line)] if line else []
+    assert [(each.layer, each.node, each.title, each.line) for each in found][:1] == first
+    assert "The gateway leaves out a replica that nobody drained" not in [each.title for each in found]
+    assert title not in [each.title for each in found_with(front, FRONT, run="r1")]
+
+
+def test_a_gateway_with_no_engine_behind_it_and_one_that_is_left_behind_have_a_cure() -> None:
+    front = {"problem": "", "servers": [{**SERVER, "place": HERE}]}
+    alone = found_with(front, FRONT, {})
+    assert [(each.layer, each.node, each.title, each.line) for each in alone] == [
+        ("serve", "gw", "The gateway runs, and nothing is deployed behind it", f"replica 0 at {HERE}")
+    ]
+    assert alone[0].cure == "`deploy` puts engines behind it; `remove` takes it away."
+    gw = diagnosis.Node("gw", gateway=front)
+    # Nobody knows what those run that a limit leaves out.
+    assert diagnosis.diagnose([gw], unasked=["n0"]).findings == ()
+    left = found_with(front, {"engines": True, "gateway": False})
+    title = "A gateway is left behind where the inventory has none any more"
+    assert [(each.title, each.cure.partition(".")[0]) for each in left] == [(title, "`gateway` removes it")]
+
+
+def test_an_agent_that_is_silent_is_named_as_its_host_tells_it() -> None:
+    front = {"problem": "", "agent_problem": "L4CON refused", "servers": [{**SERVER, "place": HERE}]}
+    found = found_with(front, FRONT)
+    assert [(each.title, each.line) for each in found] == [("The gateway's agent does not answer", "L4CON refused")]
+
+
 def test_a_replica_whose_engine_is_named_is_not_named_again_for_the_gateway() -> None:
     front = diagnosis.Node("gw", gateway={"problem": "", "servers": [SERVER, OUT]})
     ill = diagnosis.Node("n0", rows=status.rows("n0", KEPT, [{**state(**ILL), "name": "vllm-1"}]))
