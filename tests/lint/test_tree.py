@@ -173,6 +173,18 @@ def test_variables_carry_the_roles_name(role: Path) -> None:
     assert bad == []
 
 
+@pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
+def test_who_is_silent_ends_only_those_that_are_named(role: Path) -> None:
+    """Under any_errors_fatal a play ends without a word where an ignored, silent host was asked for another."""
+    asks_others = [
+        f"{path.relative_to(ROOT)}: {task['name']}"
+        for path in (role / "tasks").glob("**/*.yml")
+        for task in walk_tasks(load(path) or [])
+        if "ignore_unreachable" in task and "delegate_to" in task and task.get("any_errors_fatal") is not False
+    ]
+    assert asks_others == [], "add: any_errors_fatal: false"
+
+
 def walk_tasks(tasks: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     for task in tasks:
         yield task

@@ -279,6 +279,56 @@ def test_the_module_drains_once_and_says_what_is_not_there(gateway: Gateway, tmp
     assert "Replica 1 was not drained, no other replica" in module("gateway_rotation", given)["msg"]
 
 
+def rotate(folder: Path, hosts: dict[str, Any], gateways: list[str], **play: Any) -> subprocess.CompletedProcess[str]:
+    """Run the role for replica 1 on those of the hosts that are no gateways."""
+    common = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable, "deployment_name": "two"}
+    (folder / "inventory.yml").write_text(json.dumps({"all": {"hosts": hosts, "vars": common}}))
+    given = {
+        "gateway_rotation": "out", "gateway_replicas": [1], "gateway_patient": [1], "gateway_drain_seconds": 2,
+        "gateway_hosts": gateways,
+    }  # fmt: skip
+    work = {"ansible.builtin.include_role": {"name": "gateway", "tasks_from": "rotate"}, "vars": given}
+    nodes = ",".join(host for host in hosts if host not in gateways)
+    (folder / "play.yml").write_text(json.dumps([{"hosts": nodes, "gather_facts": False, "tasks": [work], **play}]))
+    environ = {
+        "ANSIBLE_CONFIG": f"{ROOT}/ansible.cfg", "ANSIBLE_ROLES_PATH": f"{ROOT}/roles",
+        "ANSIBLE_STDOUT_CALLBACK": "default",
+    }  # fmt: skip
+    return subprocess.run(
+        [sys.executable, "-m", "ansible", "playbook", "-i", "inventory.yml", "play.yml"], cwd=folder,
+        env={**os.environ, **environ}, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120,
+        check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.timeout(150)
+def test_a_gateways_host_that_is_down_is_named_where_one_failure_ends_all(
+    two: list[Engine], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    tmp_path = tmp_path_factory.mktemp("gw")
+    place = tmp_path / "0/gateway/two"
+    place.mkdir(parents=True)
+    alive = Gateway(place, two)
+    alive.start()
+    hosts = {
+        "node": {},
+        "mate": {},
+        "gw0": {"stepladder_state_directory": str(place.parents[1])},
+        "gw1": {
+            "stepladder_state_directory": str(tmp_path / "1"), "ansible_connection": "ssh", "ansible_host": "127.0.0.1",
+            "ansible_port": 1,
+        },
+    }  # fmt: skip
+    try:
+        done = rotate(tmp_path, hosts, ["gw0", "gw1"], any_errors_fatal=True)
+        assert done.returncode != 0
+        assert "The gateway on gw1 did not answer, so nobody knows" in done.stdout, done.stdout + done.stderr
+        until(lambda: alive.up() == ["replica-0", "replica-1"], 5)
+        assert rotation.marks(str(alive.directory)) == {}
+    finally:
+        alive.stop()
+
+
 @pytest.mark.timeout(150)
 @pytest.mark.parametrize("busy", [pytest.param(0, marks=pytest.mark.nightly), 1])
 def test_what_one_gateway_cannot_take_out_is_back_at_all_of_them(
@@ -295,26 +345,7 @@ def test_what_one_gateway_cannot_take_out_is_back_at_all_of_them(
         hosts[name] = {"stepladder_state_directory": str(place.parents[1])}
     try:
         asked = hang(made[busy], two[1])
-        common = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable, "deployment_name": "two"}
-        (tmp_path / "inventory.yml").write_text(json.dumps({"all": {"hosts": hosts, "vars": common}}))
-        given = {
-            "gateway_rotation": "out", "gateway_replicas": [1], "gateway_patient": [1], "gateway_drain_seconds": 2,
-            "gateway_hosts": [*places],
-        }  # fmt: skip
-        rotate = {"name": "gateway", "tasks_from": "rotate"}
-        play = {
-            "hosts": "node", "gather_facts": False,
-            "tasks": [{"ansible.builtin.include_role": rotate, "vars": given}],
-        }  # fmt: skip
-        (tmp_path / "play.yml").write_text(json.dumps([play]))
-        done = subprocess.run(
-            [sys.executable, "-m", "ansible", "playbook", "-i", "inventory.yml", "play.yml"], cwd=tmp_path,
-            env={
-                **os.environ, "ANSIBLE_CONFIG": f"{ROOT}/ansible.cfg", "ANSIBLE_ROLES_PATH": f"{ROOT}/roles",
-                "ANSIBLE_STDOUT_CALLBACK": "default",
-            },
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False,
-        )  # fmt: skip
+        done = rotate(tmp_path, hosts, [*places])
         assert done.returncode == 2, done.stdout + done.stderr
         assert "Replica 1 still has" in done.stdout
         # The second one takes nothing out where the first could not.

@@ -126,6 +126,13 @@ def test_what_takes_the_lease_says_why(project: Path, reason: str) -> None:
         assert lines(project / log) == [("begin", "stop", reason, ""), ("end", "stop", reason, "done")]
 
 
+def test_a_deploy_with_the_reason_of_a_redeploy_has_one() -> None:
+    asked = [sys.executable, "-m", "ansible", "adhoc", "-i", "localhost,", "--playbook-dir", "playbooks", "localhost"]
+    said = ["-c", "local", "-m", "ansible.builtin.debug", "-a", "msg={{ deploy_reason }}", "-e", "redeploy_reason=rack"]
+    done = subprocess.run([*asked, *said], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert "rack" in done.stdout, done.stdout + done.stderr
+
+
 def test_the_reason_of_every_verb_is_in_the_manual() -> None:
     files = [*ROOT.glob("playbooks/*.yml"), *ROOT.glob("roles/*/*/*.yml")]
     found = {verb for file in files for verb in re.findall(r"lease_verb: ([a-z-]+)", file.read_text())}
