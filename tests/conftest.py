@@ -1,7 +1,7 @@
 """Two lanes for the whole suite, and what tests have to say beside pass or fail.
 
-With `-n2` one worker takes what only computes, at the lowest priority, while the other waits for nodes and engines.
-Clocks, ports, nodes and engines are in that other one, each test by itself in its order.
+With `-n2` one worker takes what only computes, at the lowest priority. Clocks, ports, nodes and engines are in the
+other one, each test by itself in its order.
 """
 
 from __future__ import annotations
@@ -35,6 +35,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 def lane(nodeid: str) -> str:
     """The lane of a test."""
     return "computes" if nodeid.startswith(COMPUTES) else "runs"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Units first: they fail soonest, and leave a core to the other lane, as engines that load do not."""
+    items.sort(key=lambda item: not item.nodeid.startswith("tests/unit/"))
 
 
 @pytest.hookimpl(tryfirst=True)

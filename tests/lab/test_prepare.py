@@ -420,8 +420,8 @@ def test_amd_gets_rocm_groups_and_kernel_settings(island: RealLab, mirror: Mirro
         part: {"url": f"{here.url}{part}/", "key_url": f"{here.url}{part}/key.asc", "fingerprints": [here.fingerprint]}
         for part in ("amdgpu", "rocm")
     }
-    # Engines for this GPU come as containers, and this site has no Docker to give: asked for otherwise, there is no plan,
-    # and drivers are prepared all the same.
+    # Engines for this GPU come as containers, and this site has no Docker to give. Asked for otherwise there is no
+    # plan, and drivers are prepared all the same.
     variables = here.variables(
         deployment_gpu="mi355x", deployment_install="venv", gpu_driver_mirrors=mirrors, gpu_driver_strict=False,
         gpu_driver_users=["serving"],
