@@ -37,6 +37,13 @@ def lane(nodeid: str) -> str:
     return "computes" if nodeid.startswith(COMPUTES) else "runs"
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """A worker's folder has no longer a name than anybody's: a socket's address has 107 bytes, and many lie there."""
+    if hasattr(config, "workerinput"):
+        config.option.basetemp = None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Units first: they fail soonest, and leave a core to the other lane, as engines that load do not."""
     items.sort(key=lambda item: not item.nodeid.startswith("tests/unit/"))
