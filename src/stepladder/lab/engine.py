@@ -167,7 +167,7 @@ def remove(places: Places) -> None:
         mounts = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
         for place in reversed(mounts):
             if place == str(folder) or place.startswith(f"{folder}/"):
-                run(["umount", place])
+                unmount(place)
         try:
             shutil.rmtree(folder)
         except FileNotFoundError:
@@ -175,6 +175,24 @@ def remove(places: Places) -> None:
         except OSError as error:
             raise LabError(f"{error.filename} cannot be deleted: {error.strerror}") from None
     (places.state / "engine.log").unlink(missing_ok=True)
+
+
+def unmount(place: str, patience: float = END_SECONDS) -> None:
+    """Unmount a place; what was killed lets go of it a moment later.
+
+    Raises:
+        LabError: it is in use after so many seconds.
+    """
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            run(["umount", place])
+        except LabError as error:
+            if time.monotonic() > deadline:
+                raise LabError(f"{error} (`fuser -vm {place}` shows who uses it)") from None
+            time.sleep(0.2)
+        else:
+            return
 
 
 def _pid(pidfile: Path, places: Places) -> int:
