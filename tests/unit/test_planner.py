@@ -147,6 +147,8 @@ def test_the_reference_server_parses_nothing_and_the_plan_says_so() -> None:
     assert "without reasoning and tool_calls" in {note.topic for note in plan.notes}
     assert (plan.not_deployable, plan.verification.level) == (None, "cpu")
     assert node.processes[0].argv[1] == node.programs[0] == "/var/lib/stepladder/programs/default/reference_server.py"
+    ours = (Path(__file__).parents[2] / "roles/transformers/files").glob("*.py")
+    assert {program.rpartition("/")[2] for program in node.programs} == {path.name for path in ours}
     (written,) = release_processes(plan.slices()["n0"]["node"])
     assert set(node.programs) <= set(written["started_from"]), "another program has to be started anew"
 

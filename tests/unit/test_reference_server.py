@@ -16,7 +16,8 @@ import openai
 import pytest
 
 import reference_server
-from reference_server import Ended, Refused, Server, read_wish, until
+from reference_generation import Ended
+from reference_server import Refused, Server, read_wish, until
 
 NAME = "tiny"
 CHAIN = ["The ", "quick ", "brown ", "fox."]

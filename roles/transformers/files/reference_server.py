@@ -26,7 +26,9 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
+
+from reference_generation import Generation, Model
 
 LONGEST_BODY_BYTES = 64 << 20
 IDLE_SECONDS = 60
@@ -53,48 +55,6 @@ class Refused(Exception):  # noqa: N818 - an answer of the protocol, not a fault
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
-
-
-class Ended(NamedTuple):
-    """How a generation ended: OpenAI's reason, and the tokens that it took."""
-
-    reason: str
-    tokens: int
-
-
-class Generation(Protocol):
-    """An answer in the making: its pieces of text, in their order."""
-
-    def __iter__(self) -> Iterator[str]: ...
-
-    def cancel(self) -> None:
-        """End it early; nothing where it has ended."""
-
-    def wait(self) -> None:
-        """Wait until it has ended."""
-
-    @property
-    def ended(self) -> Ended:
-        """How it ended; waits for that."""
-        ...
-
-
-class Model(Protocol):
-    """What the server asks of a loaded model."""
-
-    context_length: int
-
-    def encode_chat(self, messages: list[Any], tools: list[Any] | None, options: dict[str, Any]) -> list[int]:
-        """Token ids of a conversation, up to where the answer begins; raises what the template raises."""
-        ...
-
-    def encode_text(self, text: str) -> list[int]:
-        """Token ids of a text."""
-        ...
-
-    def generate(self, prompt: list[int], limit: int) -> Generation:
-        """Begin to generate at most `limit` tokens."""
-        ...
 
 
 # ---- the protocol ----------------------------------------------------------------------------------------------------

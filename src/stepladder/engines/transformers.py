@@ -6,7 +6,8 @@ from stepladder.engines.common import Rendered, Replica, launched, visible_gpus
 from stepladder.plan import Health, Note, Port
 from stepladder.setting import Setting
 
-PROGRAM, MODEL_CODE = "reference_server.py", "reference_model.py"
+PROGRAM = "reference_server.py"
+IMPORTED = ("reference_generation.py", "reference_model.py")
 
 
 def render(setting: Setting, replica: Replica) -> Rendered:
@@ -32,7 +33,7 @@ def render(setting: Setting, replica: Replica) -> Rendered:
         stop_seconds=setting.engine.defaults.stop_seconds,
         programs=replica.programs_path,
     )
-    programs = (program, f"{replica.programs_path}/{MODEL_CODE}")
+    programs = (program, *(f"{replica.programs_path}/{name}" for name in IMPORTED))
     return Rendered(((process,),), tuple(_notes(setting)), programs)
 
 
