@@ -28,7 +28,7 @@ def read_deployments(state_directory: str) -> tuple[dict[str, dict[str, Any]], l
             (folder / "current").lstat()
         except (FileNotFoundError, NotADirectoryError):
             continue
-        content, fault = _read(folder / "current" / "plan.json")
+        content, fault = read_slice(folder / "current" / "plan.json")
         if fault:
             faults.append(fault)
         else:
@@ -57,7 +57,7 @@ def read_releases(
     told, slices = [], {}
     for path in sorted(folders, key=lambda path: (-path.parent.stat().st_mtime_ns, path.parent.name)):
         plan_id = path.parent.name
-        content, fault = _read(path)
+        content, fault = read_slice(path)
         outcome = outcomes.get(plan_id, {})
         told.append(
             {
@@ -77,6 +77,19 @@ def read_releases(
         if not fault:
             slices[plan_id] = content
     return told, slices
+
+
+def read_slice(path: Path) -> tuple[dict[str, Any], str]:
+    """A release's slice of the plan from its file, or the file and why it cannot be read."""
+    try:
+        content = json.loads(path.read_text())
+    except OSError as error:
+        return {}, f"{path}: {error.strerror}"
+    except ValueError as error:
+        return {}, f"{path}: {error}"
+    if not isinstance(content, dict):
+        return {}, f"{path}: expected a mapping, found {type(content).__name__}"
+    return content, ""
 
 
 def missing(kept: Mapping[str, Any]) -> list[str]:
@@ -104,14 +117,3 @@ def _in_words(deployment: Mapping[str, Any]) -> str:
 
 def _linked(link: Path) -> str:
     return link.readlink().name if link.is_symlink() else ""
-
-
-def _read(path: Path) -> tuple[dict[str, Any], str]:
-    """A slice, or why it cannot be read."""
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        return {}, f"{path}: {error}"
-    if not isinstance(content, dict):
-        return {}, f"{path}: expected a mapping, found {type(content).__name__}"
-    return content, ""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.stepladder.core.plugins.module_utils import (
+    deployments,
     engine_image,
     engine_state,
     lease,
@@ -208,14 +209,8 @@ def members(path: str) -> list[str]:
 
 def unreadable_reasons(path: str) -> list[str]:
     """Why the current release's slice cannot be read, as after an edit by hand: nothing is held against it then."""
-    file = Path(path, "current", "plan.json")
-    try:
-        json.loads(file.read_text())
-    except OSError as error:
-        return [f"release: {file} cannot be read: {error.strerror}"]
-    except ValueError as error:
-        return [f"release: {file} cannot be read: {error}"]
-    return []
+    _, fault = deployments.read_slice(Path(path, "current", "plan.json"))
+    return [f"release: cannot be read: {fault}"] if fault else []
 
 
 def look(

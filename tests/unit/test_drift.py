@@ -83,13 +83,16 @@ def test_a_node_as_wanted_has_no_reasons_and_names_its_members(node: dict[str, A
 def test_a_release_that_cannot_be_read_is_no_equal_one(node: dict[str, Any]) -> None:
     """Whoever reads the slice from it has an empty one to hold the node against."""
     plan = Path(node["state_directory"], "deployments/d/current/plan.json")
-    edit(plan, '{"plan_id": ')
-    [reason] = reasons(node, slice={})
-    assert reason.startswith("release: S/deployments/d/current/plan.json cannot be read: ")
+    for content, fault in (
+        ('{"plan_id": ', "Expecting value: line 1 column 13 (char 12)"),
+        ("[]", "expected a mapping, found list"),
+    ):
+        edit(plan, content)
+        assert reasons(node, slice={}) == [f"release: cannot be read: S/deployments/d/current/plan.json: {fault}"]
     plan.parent.chmod(0o700)
     plan.unlink()
     [reason] = reasons(node, slice={})
-    assert reason.endswith("cannot be read: No such file or directory")
+    assert reason.endswith("/plan.json: No such file or directory")
     shutil.rmtree(Path(node["state_directory"], "deployments"))
     assert reasons(node, slice={}) == []
 
