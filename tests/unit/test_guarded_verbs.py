@@ -202,7 +202,7 @@ def test_a_limit_that_leaves_the_gateway_out_is_refused(project: Path, verb: str
     assert f"noted: gateway/{verb.replace('gateway', 'main')} on g" in both.stdout
 
 
-@pytest.mark.parametrize("verb", ["gateway", "status"])
+@pytest.mark.parametrize("verb", ["gateway", "status", "diagnose"])
 def test_a_limit_that_leaves_every_engine_out_is_refused(project: Path, verb: str) -> None:
     ran = run(project, verb, NAMED, limit="g")
     assert ran.returncode == 2, ran.stdout + ran.stderr
