@@ -60,6 +60,11 @@ def layout_violations(setting: Setting, parallel: Parallel) -> list[Violation]:
     return [found for rule in LAYOUT_RULES if (found := rule(setting, parallel))]
 
 
+def works(setting: Setting, parallel: Parallel) -> bool:
+    """Whether a layout keeps all rules about layouts."""
+    return not any(rule(setting, parallel) for rule in LAYOUT_RULES)
+
+
 def weigh(setting: Setting, parallel: Parallel) -> Weighed:
     """A candidate's memory, and the rules about layouts that it breaks."""
     return Weighed(parallel, memory_budget(setting, parallel), tuple(layout_violations(setting, parallel)))
@@ -95,7 +100,7 @@ def _powers_of_two(limit: int) -> list[int]:
 def _instead(setting: Setting, wished: Parallel, hopeless: list[Violation]) -> Violation:
     """What to take instead of a layout that does not work: the one that is most like it and does."""
     for candidate in sorted(_like(setting, wished), key=lambda candidate: _unlikeness(candidate, wished)):
-        if not layout_violations(setting, candidate):
+        if works(setting, candidate):
             condition = ", once the above is mended" if hopeless else ""
             return Violation("nearest layout", f"instead of {wished}", f"{candidate} works here{condition}.")
     return _none_works(setting, str(wished))
@@ -129,7 +134,7 @@ def _none_works(setting: Setting, wished: str) -> Violation:
     for count in (count for count in counts if setting.nodes < count <= MOST_NODES):
         larger = replace(setting, nodes=count)
         for candidate in candidates(larger):
-            if not layout_violations(larger, candidate):
+            if works(larger, candidate):
                 here = f"No layout works on {setting.nodes} x {setting.gpus_per_node} GPUs"
                 return Violation(
                     "nearest layout", f"instead of {wished}", f"{here}; on {count} nodes {candidate} does."

@@ -72,9 +72,11 @@ class Judge:
             AssertionError: one ended before it had answered all of its own; with its last lines.
         """
         start = time.monotonic()
+        # What is asked under the same variables stands together: a judge makes its parser once for them.
+        ordered = sorted(questions, key=lambda question: (question.env, str(question.gpu)))
         parts = max(1, min(len(os.sched_getaffinity(0)), len(questions) // WORTH_A_PROCESS))
         with ThreadPoolExecutor(parts) as pool:
-            heard = list(pool.map(self._said, (questions[part::parts] for part in range(parts))))
+            heard = list(pool.map(self._said, (ordered[part::parts] for part in range(parts))))
         said = {verdict.question: verdict for _, verdicts in heard for verdict in verdicts}
         header = heard[0][0]
         return Answers(

@@ -41,6 +41,11 @@ class Rejected(Exception):  # noqa: N818 - a verdict
     """The engine would not start from this line."""
 
 
+def surroundings(gpu: dict[str, Any]) -> str:
+    """The variables and the GPUs, from which a parser's defaults follow: neighbours among the questions share them."""
+    return json.dumps([dict(os.environ), gpu], sort_keys=True)
+
+
 def warn_of_abbreviations(argv: list[str], parser: argparse.ArgumentParser) -> None:
     """argparse takes a flag's beginning for the flag, until a second one begins alike: that is worth a warning.
 

@@ -7,6 +7,7 @@ triton and torchvision, and the device is named on the line, since there is none
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 import os
 from typing import Any
@@ -52,16 +53,20 @@ def _platform(gpu: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _examine(argv: list[str], gpu: dict[str, Any]) -> dict[str, Any]:
-    if argv == ["flags"]:
-        parser = argparse.ArgumentParser()
-        ServerArgs.add_cli_args(parser)
-        return {"flags": answering.flags_of(parser)}
-    if argv[:1] != ["serve"]:
-        raise answering.Rejected(f"'sglang {argv[0] if argv else ''}' is not judged, 'sglang serve' is")
+@functools.cache
+def _own_parser() -> argparse.ArgumentParser:
+    """SGLang's parser, to look at its flags; it is asked nothing."""
     parser = argparse.ArgumentParser()
     ServerArgs.add_cli_args(parser)
-    answering.warn_of_abbreviations(argv, parser)
+    return parser
+
+
+def _examine(argv: list[str], gpu: dict[str, Any]) -> dict[str, Any]:
+    if argv == ["flags"]:
+        return {"flags": answering.flags_of(_own_parser())}
+    if argv[:1] != ["serve"]:
+        raise answering.Rejected(f"'sglang {argv[0] if argv else ''}' is not judged, 'sglang serve' is")
+    answering.warn_of_abbreviations(argv, _own_parser())
     MEMORY_MIB[0] = gpu.get("memory_mib")
     device = "cpu" if gpu["platform"] == "cpu" else "cuda"  # PyTorch's name for AMD's GPUs too
     with override_platform(**_platform(gpu)):

@@ -7,6 +7,8 @@ question names), torchvision, and the kernels' extension module.
 
 from __future__ import annotations
 
+import copy
+import functools
 import importlib
 import importlib.metadata
 import os
@@ -144,6 +146,12 @@ def main() -> None:
     gpu_platform: type | None = None
     command = serve.ServeSubcommand()
 
+    @functools.lru_cache(maxsize=1)
+    def parsers(_surroundings: str) -> tuple[Any, Any]:
+        """vLLM's parser and its `serve`'s, whose defaults follow from the variables and the platform."""
+        parser = FlexibleArgumentParser(prog="vllm")
+        return parser, command.subparser_init(parser.add_subparsers(required=True, dest="subparser"))
+
     def examine(argv: list[str], gpu: dict[str, Any]) -> dict[str, Any]:
         nonlocal gpu_platform
         GPU.clear()
@@ -151,12 +159,11 @@ def main() -> None:
         if gpu["platform"] == "cuda":
             gpu_platform = gpu_platform or _gpu_platform()
             PLATFORM.__class__ = gpu_platform  # type: ignore[assignment]
-        # A parser hands out its defaults, and later steps write into them: a new one for each line.
-        parser = FlexibleArgumentParser(prog="vllm")
-        serve_parser = command.subparser_init(parser.add_subparsers(required=True, dest="subparser"))
+        parser, serve_parser = parsers(answering.surroundings(gpu))
         if argv == ["flags"]:
             return {"flags": answering.flags_of(serve_parser)}
-        args = parser.parse_args(argv)
+        # A parser hands out its defaults, and later steps write into them.
+        args = copy.deepcopy(parser.parse_args(argv))
         answering.warn_of_abbreviations(argv, serve_parser)
         command.validate(args)
         FOUND.clear()
