@@ -178,6 +178,8 @@ def command_environment(environ: Mapping[str, str], repository: Path, codeset: s
     result["VIRTUAL_ENV"] = str(repository / ".venv")
     result["ANSIBLE_CONFIG"] = str(repository / "ansible.cfg")
     result.pop("PYTHONHOME", None)
+    # Images of containers set it; each start of Ansible would compile all that it imports, and take twice as long.
+    result.pop("PYTHONDONTWRITEBYTECODE", None)
     if codeset is None or codeset.upper().replace("-", "") != "UTF8":
         result["LC_ALL"] = "C.UTF-8"
     return result

@@ -98,7 +98,8 @@ def test_ansible_gets_a_locale_that_it_takes(codeset: str | None, expected: str)
 
 @pytest.mark.parametrize(("path", "expected"), [("/bin", "/clone/.venv/bin:/bin"), ("", "/clone/.venv/bin")])
 def test_the_environments_programs_come_first(path: str, expected: str) -> None:
-    environ = cli.command_environment({"PATH": path, "PYTHONHOME": "/x", "KEPT": "1"}, Path("/clone"), "UTF-8")
+    given = {"PATH": path, "PYTHONHOME": "/x", "PYTHONDONTWRITEBYTECODE": "1", "KEPT": "1"}
+    environ = cli.command_environment(given, Path("/clone"), "UTF-8")
     assert environ == {
         "PATH": expected,
         "KEPT": "1",
