@@ -26,7 +26,7 @@ sys.path[:0] = [str(REPOSITORY / "tests" / "lab"), str(REPOSITORY / "src")]
 
 import signed_repository  # noqa: E402 - found only after the path is set
 
-VERSION = "580.126.20"
+VERSION = "580.178.04"
 
 
 def run(environ: dict[str, str], *arguments: str) -> str:

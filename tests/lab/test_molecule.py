@@ -45,7 +45,7 @@ def driver_mirror(lab: RealLab, folder: Path) -> Iterator[dict[str, str]]:
     """Two releases of STAND-INS for a driver, signed and served to the nodes; the variable that names them."""
     if reason := signed_repository.lacking():
         pytest.skip(f"no signed repository on this machine: it lacks {reason}")
-    packages = signed_repository.driver_packages("580.126.20", platform.release())
+    packages = signed_repository.driver_packages("580.178.04", platform.release())
     packages += signed_repository.driver_packages("580.159.04", "")
     fingerprint = signed_repository.new_key(folder / "key")
     signed_repository.build(folder / "www/nvidia", packages)

@@ -28,7 +28,7 @@ from signed_repository import StandIn
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
-VERSION, NEWER = "580.126.20", "580.159.04"
+VERSION, NEWER = "580.178.04", "580.199.01"
 # One change more, the headers of kernels to come, where this machine runs a kernel of Debian's.
 HEADERS_TO_COME = int(platform.release().endswith("-amd64"))
 LOGIN = "site:correct-horse"

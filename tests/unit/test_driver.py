@@ -14,6 +14,7 @@ from ansible_collections.stepladder.core.plugins.module_utils.preparation import
 
 from stepladder.catalogue import DEFAULT_DIRECTORY, Catalogue
 from stepladder.driver import System, driver_plan, mixed_types
+from stepladder.versions import older
 
 DEBIAN = {"distribution": "Debian", "distribution_version": "12.11", "distribution_release": "bookworm",
           "architecture": "x86_64", "kernel": "6.1.0-40-amd64"}  # fmt: skip
@@ -50,35 +51,35 @@ PACKAGES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
         DEBIAN,
         {},
         ["linux-headers-6.1.0-40-amd64", "linux-headers-amd64",
-         "nvidia-driver-cuda=580.126.20-*", "nvidia-kernel-open-dkms=580.126.20-*",
-         "nvidia-persistenced=580.126.20-*", "nvidia-fabricmanager=580.126.20-*", "libnvidia-nscq=580.126.20-*"],
+         "nvidia-driver-cuda=580.178.04-*", "nvidia-kernel-open-dkms=580.178.04-*",
+         "nvidia-persistenced=580.178.04-*", "nvidia-fabricmanager=580.178.04-*", "libnvidia-nscq=580.178.04-*"],
     ),
     "H200 on Ubuntu 22.04, names with the branch": (
         JAMMY,
         {"gpu": "h200"},
         ["linux-headers-6.8.0-45-generic", "linux-headers-generic-hwe-22.04",
-         "libnvidia-compute-580=580.126.20-*", "nvidia-dkms-580-open=580.126.20-*",
-         "nvidia-utils-580=580.126.20-*", "nvidia-compute-utils-580=580.126.20-*", "nvidia-fabricmanager=580.126.20-*",
-         "libnvidia-nscq=580.126.20-*"],
+         "libnvidia-compute-580=580.178.04-*", "nvidia-dkms-580-open=580.178.04-*",
+         "nvidia-utils-580=580.178.04-*", "nvidia-compute-utils-580=580.178.04-*", "nvidia-fabricmanager=580.178.04-*",
+         "libnvidia-nscq=580.178.04-*"],
     ),
     "B200 on Ubuntu 24.04, branch 595, names without": (
         NOBLE,
         {"gpu": "b200", "branch": "595"},
-        ["linux-headers-6.8.0-45-generic", "linux-headers-generic", "nvlsm", "nvidia-headless-open=595.45.04-*",
-         "nvidia-persistenced=595.45.04-*", "nvidia-fabricmanager=595.45.04-*", "libnvidia-nscq=595.45.04-*",
-         "libnvsdm=595.45.04-*"],
+        ["linux-headers-6.8.0-45-generic", "linux-headers-generic", "nvlsm", "nvidia-headless-open=595.91.07-*",
+         "nvidia-persistenced=595.91.07-*", "nvidia-fabricmanager=595.91.07-*", "libnvidia-nscq=595.91.07-*",
+         "libnvsdm=595.91.07-*"],
     ),
     "GB200 on Ubuntu 24.04, IMEX": (
         NOBLE | {"architecture": "aarch64"},
         {"gpu": "gb200", "packages": ["nvidia-open"]},
         ["linux-headers-6.8.0-45-generic", "linux-headers-generic",
-         "nvidia-open=580.126.20-*", "nvidia-imex=580.126.20-*"],
+         "nvidia-open=580.178.04-*", "nvidia-imex=580.178.04-*"],
     ),
     "H20 on Rocky 9": (
         ROCKY,
         {},
-        ["kernel-devel=5.14.0-570.el9", "nvidia-driver-cuda=580.126.20-*", "kmod-nvidia-open-dkms=580.126.20-*",
-         "nvidia-persistenced=580.126.20-*", "nvidia-fabricmanager=580.126.20-*", "libnvidia-nscq=580.126.20-*"],
+        ["kernel-devel=5.14.0-570.el9", "nvidia-driver-cuda=580.178.04-*", "kmod-nvidia-open-dkms=580.178.04-*",
+         "nvidia-persistenced=580.178.04-*", "nvidia-fabricmanager=580.178.04-*", "libnvidia-nscq=580.178.04-*"],
     ),
     "MI355X on Ubuntu 24.04": (
         NOBLE,
@@ -217,6 +218,13 @@ def test_red_hat_10_is_refused_for_nvidias_driver_alone() -> None:
         "install the driver by hand and set gpu_driver_install: false."
     )
     assert plan(ROCKY10, gpu="mi355x")["faults"] == []
+
+
+def test_no_driver_of_the_catalogue_has_a_hole_that_its_vendor_told_of() -> None:
+    """Source: NVIDIA's security bulletin 5861, September 2026 (product-security/2026/5861)."""
+    mended = {"580": "580.178.04", "595": "595.91.07"}
+    known = {one.branch: one.version for one in Catalogue().drivers.releases if one.platform == "cuda"}
+    assert [branch for branch, version in known.items() if older(version, mended[branch])] == []
 
 
 def test_a_version_of_a_known_branch_needs_no_catalogue() -> None:

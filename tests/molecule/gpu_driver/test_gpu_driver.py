@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from testinfra.host import Host
 
-VERSION = "580.126.20"
+VERSION = "580.178.04"
 NAMES = {
     "nvidia-driver-cuda", "nvidia-kernel-open-dkms", "nvidia-persistenced", "nvidia-fabricmanager", "libnvidia-nscq",
 }  # fmt: skip
