@@ -58,7 +58,7 @@ PACKAGES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
         JAMMY,
         {"gpu": "h200"},
         ["linux-headers-6.8.0-45-generic", "linux-headers-generic-hwe-22.04",
-         "libnvidia-compute-580=580.178.04-*", "nvidia-dkms-580-open=580.178.04-*",
+         "libnvidia-compute-580=580.178.04-*", "libnvidia-cfg1-580=580.178.04-*", "nvidia-dkms-580-open=580.178.04-*",
          "nvidia-utils-580=580.178.04-*", "nvidia-compute-utils-580=580.178.04-*", "nvidia-fabricmanager=580.178.04-*",
          "libnvidia-nscq=580.178.04-*"],
     ),
