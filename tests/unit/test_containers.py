@@ -22,6 +22,7 @@ from stepladder.planner import make_plan
 from stepladder.request import parse_request
 from stepladder.runtime import floors, gpu_vendor, runtime_faults, version_in
 from stepladder.units import CONTAINER_LAUNCHER, release_processes, service_units, watched_units
+from stepladder.versions import older
 
 ROOT = Path(__file__).resolve().parents[2]
 PATH = "/var/lib/stepladder/deployments/step3"
@@ -203,6 +204,13 @@ def test_the_floors_are_the_catalogues_or_the_inventorys() -> None:
     known = Catalogue().containers
     assert floors() == {"docker": known.docker, "toolkit": known.toolkit}
     assert floors("26.0", "") == {"docker": "26.0", "toolkit": known.toolkit}
+
+
+def test_the_oldest_docker_reads_what_the_oldest_toolkit_writes() -> None:
+    """Source: release notes of NVIDIA's toolkit 1.19.1, known issues: CDI 0.7, which Docker reads from 26.1.0 on."""
+    known = floors()
+    assert known["toolkit"] == "1.19.1"
+    assert not older(known["docker"], "26.1")
 
 
 @pytest.mark.parametrize(
