@@ -37,7 +37,7 @@ class Repository:
         suites: of apt, `/` for a flat one. components: of apt, none for a flat one.
         key: the key itself; key_url: where the node fetches it from, one of both.
         fingerprints: of all primary keys that may be in it.
-        priority: apt's for all that comes from there; none for apt's own 500.
+        priority: apt's for all that comes from there, none for apt's own 500; or dnf's, of which the lower goes first.
     """
 
     name: str

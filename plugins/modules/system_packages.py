@@ -62,7 +62,7 @@ options:
         elements: str
         required: true
       priority:
-        description: apt's priority of all that comes from there.
+        description: apt's priority of all that comes from there, or dnf's, of which the lower goes first.
         type: int
   pins:
     description: Versions that packages are kept at by apt's preferences.

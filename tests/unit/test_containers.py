@@ -226,6 +226,21 @@ def test_the_toolkit_is_looked_for_by_the_machines_name(family: str, machine: st
     assert Templar(None, values).template(url) == f"https://nvidia.github.io/libnvidia-container/stable/{folder}"
 
 
+def test_the_drivers_repository_does_not_go_before_the_toolkits() -> None:
+    """NVIDIA's repository of drivers has the toolkit too, later or signed by another key (its issue 116)."""
+    variables = yaml.safe_load((ROOT / "roles/container_runtime/vars/main.yml").read_text())
+    priority = trust_as_template(variables["__container_runtime_toolkit_repository"]["priority"])
+    own = {family: int(Templar(None, {"__container_runtime_debian": family == "Debian"}).template(priority))
+           for family in ("Debian", "RedHat")}  # fmt: skip
+    systems = [one for one in Catalogue().drivers.systems if one.platform == "cuda"]
+    drivers = {
+        manager: {repository.priority for one in systems if one.manager == manager for repository in one.repositories}
+        for manager in ("apt", "dnf")
+    }
+    assert drivers == {"apt": {own["Debian"]}, "dnf": {None}}, "of equals apt takes the newest version"
+    assert own["RedHat"] < 99, "dnf.conf(5): 99 is what a repository has that says none, and lower ones go first"
+
+
 @pytest.mark.parametrize(
     ("root", "vendor", "features"),
     [
