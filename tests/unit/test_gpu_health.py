@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 from ansible_collections.stepladder.core.plugins.module_utils import asking, gpu_health, kernel_log
 from ansible_collections.stepladder.core.plugins.module_utils.gpu_health import Health, Trouble
 from ansible_collections.stepladder.core.plugins.module_utils.kernel_log import Event
+
+from stepladder.catalogue import Catalogue
 
 SAID = Path(__file__).resolve().parents[1] / "fixtures" / "gpus"
 
@@ -171,6 +174,9 @@ XIDS: dict[str, tuple[list[str], bool]] = {
     "NVLink 5, the last of its numbers": (["150, MSE Fatal XC0 i0 Link -1 (0x00000001)"], True),
     "NVLink 5, not fatal": (["145, RLW_RXPIPE Nonfatal XC0 i0 Link 13 (0x0409a0c2 0x00000008)"], False),
     "NVLink 5, not fatal after a fatal one": (["145, RLW_REMAP Fatal XC0 i0", "145, RLW_RXPIPE Nonfatal XC0 i0"], True),
+    "a context switch that timed out": (["109, pid=50754, name=python3, Ch 00000008, errorString CTX SWITCH TIMEOUT, Info 0x3c009"], True),
+    "a part of it was retired, a reset is due": (["156, Resource Retirement Event"], True),
+    "an application's alone": (["94, pid=7194, name=python, Contained: CE User Channel (0x9)"], False),
     "it stopped": (["46, pid='<unknown>', name=<unknown>, GPU stopped processing"], True),
     "a restart is asked for": ([f"{ACTION} 0x0 (None) to 0x2 (Node Reboot Required)"], True),
     "a reset is asked for": ([f"{ACTION} 0x0 (None) to 0x1 (GPU Reset Required)"], True),
@@ -190,6 +196,14 @@ def test_xids_that_tell_themselves_whether_they_are_fatal(said_of_it: list[str],
     lines = [f"[ 61.{n}] NVRM: Xid (PCI:0000:19:00): {text}" for n, text in enumerate(said_of_it)]
     (event,) = kernel_log.parse("\n".join(lines))
     assert (event.device, event.fatal, event.count) == ("0000:19:00", fatal, len(said_of_it))
+
+
+def test_diagnose_knows_the_same_numbers() -> None:
+    """What has fallen off the bus is a signature of its own."""
+    signature = next(one for one in Catalogue().signatures if one.id == "gpu-fatal-xid")
+    lines = {number: f"NVRM: Xid (PCI:0000:19:00): {number}, text" for number in range(1, 200)}
+    known = {number for number, line in lines.items() if re.search(signature.pattern, line)}
+    assert known == kernel_log.FATAL_XIDS - {79}
 
 
 def test_an_action_that_is_taken_back_is_so_for_its_gpu_alone() -> None:
