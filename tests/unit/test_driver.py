@@ -84,7 +84,14 @@ PACKAGES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
     "MI355X on Ubuntu 24.04": (
         NOBLE,
         {"gpu": "mi355x"},
-        ["linux-headers-6.8.0-45-generic", "linux-headers-generic",
+        ["linux-headers-6.8.0-45-generic", "linux-headers-generic", "linux-modules-extra-6.8.0-45-generic",
+         "amdgpu-dkms=*.30300400-*", "rocm-core=*.70204-*", "rocminfo=*.70204-*",
+         "rocm-smi-lib=*.70204-*", "amd-smi-lib=*.70204-*"],
+    ),
+    "MI300X on Debian 12, whose kernel is in one package": (
+        DEBIAN,
+        {"gpu": "mi300x"},
+        ["linux-headers-6.1.0-40-amd64", "linux-headers-amd64",
          "amdgpu-dkms=*.30300400-*", "rocm-core=*.70204-*", "rocminfo=*.70204-*",
          "rocm-smi-lib=*.70204-*", "amd-smi-lib=*.70204-*"],
     ),
