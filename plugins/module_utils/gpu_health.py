@@ -279,7 +279,10 @@ def _driver(gpu: Health, whole_gpus: bool) -> Iterator[Trouble]:
         mend = "see to its cooling and power supply (nvidia-smi -q -d PERFORMANCE)"
         yield Trouble(f"clocks of GPU {gpu.index}", f"held down: {', '.join(gpu.slowed)}", "free", mend, serious=False)
     if gpu.persistence == "Disabled":
-        mend = "systemctl enable --now nvidia-persistenced"
+        mend = (
+            "systemctl enable --now nvidia-persistenced; where its unit (Ubuntu's) has --no-persistence-mode, systemctl "
+            "edit it to an ExecStart without that"
+        )
         yield Trouble(name, "persistence mode is off: each first use starts it anew", "on", mend, serious=False)
 
 

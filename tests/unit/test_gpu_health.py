@@ -139,6 +139,13 @@ def test_troubles(gpus: list[Health], expected: list[tuple[str, str, str, bool]]
     assert all(one.mend for one in found)
 
 
+def test_persistence_that_the_daemons_own_unit_turns_off() -> None:
+    """Ubuntu's starts the daemon with --no-persistence-mode: enabling it again changes nothing."""
+    (found,) = gpu_health.troubles([replace(GOOD, persistence="Disabled")], whole_gpus=True)
+    assert "systemctl enable --now nvidia-persistenced" in found.mend
+    assert "--no-persistence-mode" in found.mend
+
+
 def test_divided_gpus_matter_only_where_whole_ones_are_wanted() -> None:
     divided = [replace(GOOD, mig="Enabled")]
     assert list(gpu_health.troubles(divided, whole_gpus=False)) == []
