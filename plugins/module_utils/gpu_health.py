@@ -280,8 +280,8 @@ def _driver(gpu: Health, whole_gpus: bool) -> Iterator[Trouble]:
         yield Trouble(f"clocks of GPU {gpu.index}", f"held down: {', '.join(gpu.slowed)}", "free", mend, serious=False)
     if gpu.persistence == "Disabled":
         mend = (
-            "systemctl enable --now nvidia-persistenced; where its unit (Ubuntu's) has --no-persistence-mode, systemctl "
-            "edit it to an ExecStart without that"
+            "systemctl enable --now nvidia-persistenced; where its unit has --no-persistence-mode (Ubuntu's own), give "
+            "it an ExecStart without that (systemctl edit)"
         )
         yield Trouble(name, "persistence mode is off: each first use starts it anew", "on", mend, serious=False)
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from ansible_collections.stepladder.core.plugins.module_utils import asking
 
 # After these a GPU is of no use until it was reset or the node restarted: it stopped (46, 109, 110, 158), uncorrected
-# memory (48, 64, 95, 140, 156), its firmware (62, 119, 120, 143), NVLink (74, 136, 155), gone from the bus (79). Source:
-# NVIDIA, Xid catalog, those whose immediate action is RESET_GPU or RESTART_BM, and the workflows of 48 and 74.
+# memory (48, 64, 95, 140, 156), its firmware (62, 119, 120, 143), NVLink (74, 136, 155), gone from the bus (79).
+# Source: NVIDIA, Xid catalog, those whose immediate action is RESET_GPU or RESTART_BM, and the workflows of 48 and 74.
 FATAL_XIDS = frozenset((46, 48, 62, 64, 74, 79, 95, 109, 110, 119, 120, 136, 140, 143, 155, 156, 158))
 # NVLink 5, from B200 on: each line says itself whether it is fatal, `149, NETIR_LINK_EVT Fatal XC0 i0 Link 00 (...)` or
 # `145, RLW_RXPIPE Nonfatal ...`. Source: NVIDIA, Xid Errors; lines as gpud's tests have them.

@@ -181,7 +181,10 @@ XIDS: dict[str, tuple[list[str], bool]] = {
     "NVLink 5, the last of its numbers": (["150, MSE Fatal XC0 i0 Link -1 (0x00000001)"], True),
     "NVLink 5, not fatal": (["145, RLW_RXPIPE Nonfatal XC0 i0 Link 13 (0x0409a0c2 0x00000008)"], False),
     "NVLink 5, not fatal after a fatal one": (["145, RLW_REMAP Fatal XC0 i0", "145, RLW_RXPIPE Nonfatal XC0 i0"], True),
-    "a context switch that timed out": (["109, pid=50754, name=python3, Ch 00000008, errorString CTX SWITCH TIMEOUT, Info 0x3c009"], True),
+    "a context switch that timed out": (
+        ["109, pid=50754, name=python3, Ch 00000008, errorString CTX SWITCH TIMEOUT, Info 0x3c009"],
+        True,
+    ),
     "a part of it was retired, a reset is due": (["156, Resource Retirement Event"], True),
     "an application's alone": (["94, pid=7194, name=python, Contained: CE User Channel (0x9)"], False),
     "it stopped": (["46, pid='<unknown>', name=<unknown>, GPU stopped processing"], True),
