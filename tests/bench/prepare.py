@@ -26,8 +26,6 @@ sys.path[:0] = [str(REPOSITORY / "tests" / "lab"), str(REPOSITORY / "src")]
 
 import signed_repository  # noqa: E402 - found only after the path is set
 
-VERSION = "580.178.04"
-
 
 def run(environ: dict[str, str], *arguments: str) -> str:
     """A verb that has to succeed; what it printed."""
@@ -67,7 +65,9 @@ def measure(nodes: int, scratch: Path) -> list[str]:
         run(environ, "lab", "up", *lab, "--nodes", str(nodes), "--inventory", inventory)
         subnet = json.loads(run(environ, "lab", "status", *lab, "--json"))["subnet"]
         key = signed_repository.new_key(scratch / "key")
-        signed_repository.build(scratch / "www", signed_repository.driver_packages(VERSION, platform.release()))
+        signed_repository.build(
+            scratch / "www", signed_repository.driver_packages(signed_repository.DRIVER_VERSION, platform.release())
+        )
         signed_repository.sign(scratch / "www", scratch / "key")
         with signed_repository.served(scratch / "www", subnet.replace(".0/24", ".1")) as url:
             mirror = {"url": url, "key_url": f"{url}key.asc", "fingerprints": [key]}

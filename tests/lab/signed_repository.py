@@ -21,7 +21,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from stepladder.catalogue import Catalogue
+
 NEEDED = {"apt-ftparchive": "apt-utils", "gpg": "gpg", "dpkg-deb": "dpkg"}
+# What prepare installs on such nodes as it goes, and what an upgrade would find beside it.
+DRIVER_VERSION = next(release.version for release in Catalogue().drivers.releases if release.branch == "580")
+NEWER_DRIVER_VERSION = "580.999.01"
 ARCHITECTURE = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), "amd64")
 
 

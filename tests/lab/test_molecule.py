@@ -45,8 +45,8 @@ def driver_mirror(lab: RealLab, folder: Path) -> Iterator[dict[str, str]]:
     """Two releases of STAND-INS for a driver, signed and served to the nodes; the variable that names them."""
     if reason := signed_repository.lacking():
         pytest.skip(f"no signed repository on this machine: it lacks {reason}")
-    packages = signed_repository.driver_packages("580.178.04", platform.release())
-    packages += signed_repository.driver_packages("580.159.04", "")
+    packages = signed_repository.driver_packages(signed_repository.DRIVER_VERSION, platform.release())
+    packages += signed_repository.driver_packages(signed_repository.NEWER_DRIVER_VERSION, "")
     fingerprint = signed_repository.new_key(folder / "key")
     signed_repository.build(folder / "www/nvidia", packages)
     signed_repository.sign(folder / "www/nvidia", folder / "key")

@@ -28,7 +28,7 @@ from signed_repository import StandIn
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
-VERSION, NEWER = "580.178.04", "580.199.01"
+VERSION, NEWER = signed_repository.DRIVER_VERSION, signed_repository.NEWER_DRIVER_VERSION
 # One change more, the headers of kernels to come, where this machine runs a kernel of Debian's.
 HEADERS_TO_COME = int(platform.release().endswith("-amd64"))
 LOGIN = "site:correct-horse"

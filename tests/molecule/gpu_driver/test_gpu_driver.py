@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from testinfra.host import Host
 
-VERSION = "580.178.04"
+from stepladder.catalogue import Catalogue
+
+VERSION = next(release.version for release in Catalogue().drivers.releases if release.branch == "580")
+NEWER = "580.999.01"
 NAMES = {
     "nvidia-driver-cuda", "nvidia-kernel-open-dkms", "nvidia-persistenced", "nvidia-fabricmanager", "libnvidia-nscq",
 }  # fmt: skip
@@ -18,7 +21,7 @@ def test_all_parts_are_of_one_version_and_held(host: Host) -> None:
 
 def test_apt_keeps_to_that_version_though_a_newer_one_is_there(host: Host) -> None:
     told = host.check_output("apt-cache policy nvidia-driver-cuda")
-    assert "580.159.04-1" in told
+    assert f"{NEWER}-1" in told
     assert f"Candidate: {VERSION}-1" in told
 
 
