@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What `prepare` costs on lab nodes: seconds and changed tasks, the first time and the second, by number of nodes.
 
-    python3 tests/bench/prepare.py 1 2 8
+    .venv/bin/python tests/bench/prepare.py 1 2 8
 
 The driver comes from a signed repository on this machine, as stand-ins: what is measured is the toolkit, apt and dpkg,
 not a download of gigabytes and the build of a kernel module. Needs what a lab needs (docs/lab.md), apt-utils and gpg.
