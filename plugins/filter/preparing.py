@@ -69,6 +69,7 @@ class FilterModule:
             "driver_plan": _driver_plan,
             "firewall_peers": _firewall_peers,
             "in_containers": _in_containers,
+            "listed": lambda value: preparing.listed(_plain(value)),
             "mirrored": lambda known, mirror: mirrors.mirrored(_plain(known), _plain(mirror)),
             "mixed_types": _mixed_types,
             "pip_conf": lambda values: python_sources.pip_conf(_plain(values)),

@@ -23,6 +23,20 @@ MOST_LINES = 12
 ADDRESSES = ("deployment_address", "ansible_host", "lab_storage_address")
 
 
+def listed(value: Any) -> list[Any]:
+    """A role's variable that is a list, as its validation understands it: text is parted at commas, a number is one.
+
+    `-e name=value` gives text, and what goes over that as over a list gets letters.
+    """
+    if value is None:
+        return []
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    if not isinstance(value, Sequence):
+        return [str(value)]
+    return [item if isinstance(item, Mapping) else str(item) for item in value]
+
+
 def in_containers(slices: Mapping[str, Mapping[str, Any]], install: str, image: str) -> bool:
     """Whether the engine runs in containers, so that every node wants Docker, a spare one too.
 

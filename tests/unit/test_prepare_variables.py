@@ -1,0 +1,90 @@
+"""Variables of `prepare` as operators give them: text for a list, numbers for text, names that no role knows."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+ROLES = ROOT / "roles"
+
+
+def of_task(file: str, task: str, module: str, argument: str) -> str:
+    """An argument of a task, as it is written."""
+    [found] = [one for one in yaml.safe_load((ROLES / file).read_text()) if one["name"] == task]
+    return str(found[module][argument])
+
+
+SSH_PORTS = of_task(
+    "host/tasks/firewall.yml", "Close the engines' ports to strangers", "stepladder.core.peer_firewall", "ssh_ports"
+)
+TEXT_FOR_A_LIST = {
+    "an index": (
+        "python_mirror", "{{ __python_mirror_sources.extra_index_urls }}",
+        {"python_mirror_extra_index_urls": "https://a/simple"}, ["https://a/simple"],
+    ),
+    "two hosts, with a comma": (
+        "python_mirror", "{{ __python_mirror_sources.trusted_hosts }}", {"python_mirror_trusted_hosts": "a, b"}, ["a", "b"],
+    ),
+    "a folder": (
+        "python_mirror", "{{ __python_mirror_sources.find_links }}", {"python_mirror_find_links": "/srv/w"}, ["/srv/w"],
+    ),
+    "a time server": ("host", "{{ __host_time_servers }}", {"host_time_servers": "ntp.example"}, ["ntp.example"]),
+    "an SSH port": ("host", SSH_PORTS, {"host_firewall_ssh_ports": "2222"}, ["2222"]),
+    "an SSH port as a number": ("host", SSH_PORTS, {"host_firewall_ssh_ports": 2222}, ["2222"]),
+    "SSH ports as numbers": ("host", SSH_PORTS, {"host_firewall_ssh_ports": [22, 22, 2222]}, ["22", "2222"]),
+    "a package of the driver": (
+        "gpu_driver", "{{ __gpu_driver_wish.packages }}", {"gpu_driver_packages": "nvidia-open"}, ["nvidia-open"],
+    ),
+    "a mirror of Docker's hub": (
+        "container_runtime", "{{ __container_runtime_settings['registry-mirrors'] }}",
+        {"container_runtime_mirrors": "https://m", "__container_runtime_vendor": "cpu"}, ["https://m"],
+    ),
+    "Docker's package": (
+        "container_runtime", "{{ __container_runtime_wanted }}",
+        {"container_runtime_docker_packages": "docker.io", "__container_runtime_vendor": "nvidia"},
+        ["docker.io", "nvidia-container-toolkit"],
+    ),
+    "nodes to measure": ("acceptance", "{{ __acceptance_hosts }}", {"acceptance_hosts": "n1,n2"}, ["n1", "n2"]),
+    "a part that is left out": (
+        "acceptance", "{{ __acceptance_without }}", {"acceptance_without": "network"}, ["network"],
+    ),
+    "nothing": ("host", "{{ __host_time_servers }}", {"host_time_servers": ""}, []),
+    "a list": ("host", "{{ __host_time_servers }}", {"host_time_servers": ["a", "b"]}, ["a", "b"]),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The expressions, as Ansible fills them in with the roles' own defaults and constants and what was given."""
+    folder = tmp_path_factory.mktemp("filled")
+    tasks = [
+        {"ansible.builtin.copy": {"content": f"{{{{ {expression[2:-2]} | to_json }}}}", "dest": f"{folder}/{number}"},
+         "vars": given}
+        for number, (_, expression, given, _) in enumerate(TEXT_FOR_A_LIST.values())
+    ]  # fmt: skip
+    files = [str(ROLES / role / part / "main.yml") for role in sorted({case[0] for case in TEXT_FOR_A_LIST.values()})
+             for part in ("defaults", "vars")]  # fmt: skip
+    play = {"hosts": "localhost", "connection": "local", "gather_facts": False, "vars_files": files, "tasks": tasks}
+    (folder / "play.yml").write_text(json.dumps([play]))
+    command = [str(Path(sys.executable).with_name("ansible-playbook")), "-i", "localhost,", str(folder / "play.yml")]
+    done = subprocess.run(
+        [*command, "-e", f"ansible_python_interpreter={sys.executable}"],
+        cwd=ROOT, env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "HOME": str(folder)},
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return {name: json.loads((folder / str(number)).read_text()) for number, name in enumerate(TEXT_FOR_A_LIST)}
+
+
+@pytest.mark.parametrize("name", TEXT_FOR_A_LIST)
+def test_text_for_a_list_is_no_list_of_letters(name: str, filled: dict[str, Any]) -> None:
+    """The roles' validation takes it for a list and hands on what was given, which is what `-e name=value` gives."""
+    assert filled[name] == TEXT_FOR_A_LIST[name][3]
