@@ -80,7 +80,8 @@ class ActionModule(ActionBase):
                 _refuse_another_plan(plan, Path(arguments["plan_file"]))
             if arguments["seen"]:
                 plan = make_plan(_with_networks(request, plan, arguments["seen"]), Catalogue())
-            _refuse_half_replicas(plan, variables.get("ansible_play_hosts_all", []))
+            if not arguments["may_be_refused"]:  # who can do without a plan starts no ranks
+                _refuse_half_replicas(plan, variables.get("ansible_play_hosts_all", []))
         except StepladderError as error:
             if arguments["may_be_refused"]:
                 return result | {"changed": False, "plan": {}, "slices": {}, "refused": str(error)}

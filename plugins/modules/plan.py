@@ -41,7 +41,8 @@ options:
     description: A plan that was written before; any other plan than exactly that one is refused, with what changed.
     type: path
   may_be_refused:
-    description: Whether a refused plan is an answer, in C(refused), for those who can do without one.
+    description: Whether a refused plan is an answer, in C(refused), for those who can do without one. They start
+      no ranks, and may be limited to some of a replica.
     type: bool
     default: false
 attributes:
