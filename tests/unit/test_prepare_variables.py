@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import verbs
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,3 +89,19 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_text_for_a_list_is_no_list_of_letters(name: str, filled: dict[str, Any]) -> None:
     """The roles' validation takes it for a list and hands on what was given, which is what `-e name=value` gives."""
     assert filled[name] == TEXT_FOR_A_LIST[name][3]
+
+
+def prepare(folder: Path, **given: Any) -> subprocess.CompletedProcess[str]:
+    """`prepare --check` of this machine, as a node without a GPU."""
+    own = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable, "deployment_gpu": "cpu"}
+    inventory = {"all": {"children": {"engines": {"hosts": {"a": {}}}}}}
+    (folder / "inventory.yml").write_text(json.dumps(inventory))
+    state = {"stepladder_state_directory": str(folder / "state")}
+    return verbs.run(folder, "prepare", {**own, **state, **given}, "--check")
+
+
+def test_nothing_has_to_be_planned(tmp_path: Path) -> None:
+    """Servers are prepared before anybody knows what is to run there, nor by what name."""
+    done = prepare(tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "a: can be prepared; nothing to change" in done.stdout
