@@ -10,7 +10,7 @@ from typing import Any
 
 from stepladder.catalogue import Catalogue, DriverRelease, DriverSystem, EngineRelease, Gpu, KernelFlavours
 from stepladder.errors import Violation, unknown_name
-from stepladder.mirrors import filled, mirrored
+from stepladder.mirrors import filled, mirrored, problems
 from stepladder.versions import older
 
 RED_HAT = {"RedHat", "CentOS", "Rocky", "AlmaLinux", "OracleLinux"}
@@ -22,6 +22,8 @@ FABRIC_SERVICES = {
 }
 # Of Ansible's facts those that tell a node's system.
 FACTS = ("distribution", "distribution_version", "distribution_release", "architecture", "kernel")
+# Of a wish what is text.
+TEXTS = ("gpu", "branch", "version", "engine", "engine_version")
 # What the kernel's part of a driver is called, and a library of the other part whose file carries its version.
 MODULES = {"nvidia": "nvidia", "amd": "amdgpu"}
 LIBRARIES = {"nvidia": "libnvidia-ml.so.1", "amd": ""}
@@ -67,6 +69,7 @@ class Wish:
         packages: instead of the catalogue's own.
         install: whether it is installed; else only the one that is there is looked at.
         engine, engine_version: whose floor the driver has to reach; empty for none, and for the newest.
+        reboot_at_a_time: nodes that are restarted at the same time.
     """
 
     gpu: str
@@ -77,6 +80,7 @@ class Wish:
     install: bool = True
     engine: str = ""
     engine_version: str = ""
+    reboot_at_a_time: int = 1
 
 
 def driver_plan(wish: Mapping[str, Any], facts: Mapping[str, Any], directory: str) -> dict[str, Any]:
@@ -98,8 +102,10 @@ def driver_plan(wish: Mapping[str, Any], facts: Mapping[str, Any], directory: st
     Raises:
         CatalogueError: the catalogue is broken.
     """
-    wanted = Wish(**{name: value for name, value in wish.items() if value is not None})
+    wanted = Wish(**{name: _as_text(name, value) for name, value in wish.items() if value is not None})
     catalogue = _catalogue(directory)
+    if misread := _misread(wish, catalogue):
+        return _nothing("unknown", "not known") | {"faults": [_fault(each) for each in misread]}
     gpu = catalogue.gpus.get(wanted.gpu)
     if gpu is None:
         violation = unknown_name("GPU type", wanted.gpu or "(deployment_gpu is not set)", catalogue.gpus)
@@ -122,6 +128,30 @@ def driver_plan(wish: Mapping[str, Any], facts: Mapping[str, Any], directory: st
         "branches": [each.branch for each in catalogue.drivers.releases if each.platform == gpu.platform == "cuda"],
         "faults": [_fault(each) for each in faults],
     }
+
+
+def _as_text(name: str, value: Any) -> Any:
+    """A value of a wish, text where `Wish` has text: YAML reads an unquoted 580 as a number."""
+    return str(value) if name in TEXTS else int(value) if name == "reboot_at_a_time" else value
+
+
+def _misread(wish: Mapping[str, Any], catalogue: Catalogue) -> list[Violation]:
+    """What of a wish would be taken for something else than what was meant, or for nothing at all."""
+    broken = [
+        Violation(f"gpu_driver_{name}", f"the number {wish[name]}, of which a nought at its end would be gone", "Put it into quotes.")
+        for name in ("branch", "version")
+        if isinstance(wish.get(name), float)
+    ]
+    if int(wish.get("reboot_at_a_time") or 0) < 1 and "reboot_at_a_time" in wish:
+        found = f"{wish['reboot_at_a_time']}, with which all nodes would be restarted at once"
+        broken.append(Violation("gpu_driver_reboot_at_a_time", found, "Give 1 or more."))
+    known = {one.name for system in catalogue.drivers.systems for one in system.repositories}
+    for name, mirror in (wish.get("mirrors") or {}).items():
+        if name not in known:
+            broken.append(unknown_name("repository in gpu_driver_mirrors", name, known))
+        else:
+            broken += problems(f"gpu_driver_mirrors.{name}", mirror)
+    return broken
 
 
 @functools.cache

@@ -7,6 +7,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from stepladder.environment import node_helper
+from stepladder.errors import Violation, unknown_name
+
+# As `stepladder.core.system_packages` takes a repository; the lists among them.
+FIELDS = ("name", "url", "suites", "components", "key", "key_url", "fingerprints", "priority")
+LISTS = ("suites", "components", "fingerprints")
+
+
+def problems(place: str, mirror: Any) -> list[Violation]:
+    """What of a mirror would not be taken as it was meant.
+
+    Args:
+        place: where it is named. mirror: its fields.
+    """
+    if not isinstance(mirror, Mapping):
+        return [Violation(place, f"{type(mirror).__name__}, no mapping", "Give it fields: url: http://MIRROR/...")]
+    return [unknown_name(f"field of {place}", name, FIELDS) for name in mirror if name not in FIELDS]
 
 
 def mirrored(
@@ -23,6 +39,7 @@ def mirrored(
         words: filled in for what stands in braces in addresses, suites and components.
     """
     said = {name: value for name, value in mirror.items() if value not in (None, "")}
+    said |= {name: [said[name]] for name in LISTS if isinstance(said.get(name), str)}
     merged = {**known, **said}
     if "key" in said and "key_url" not in said:
         merged.pop("key_url", None)

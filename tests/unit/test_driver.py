@@ -204,6 +204,23 @@ FAULTS: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
         NOBLE, {"gpu": "mi355x", "version": "7.2.3"}, "gpu_driver_version",
         "7.2.3, and which amdgpu goes with it is not known; known is 7.2.4",
     ),
+    "a number that has lost a nought": (
+        DEBIAN, {"version": 580.1}, "gpu_driver_version", "the number 580.1, of which a nought at its end would be gone",
+    ),
+    "no node at a time, which Ansible takes for all": (
+        DEBIAN, {"reboot_at_a_time": 0}, "gpu_driver_reboot_at_a_time",
+        "0, with which all nodes would be restarted at once",
+    ),
+    "a mirror of no repository": (
+        DEBIAN, {"mirrors": {"nvidia": {"url": "http://m/"}}}, "unknown repository in gpu_driver_mirrors", "'nvidia'",
+    ),
+    "a mirror that is its address": (
+        DEBIAN, {"mirrors": {"nvidia-driver": "http://m/"}}, "gpu_driver_mirrors.nvidia-driver", "str, no mapping",
+    ),
+    "a mirror's field that is none": (
+        DEBIAN, {"mirrors": {"nvidia-driver": {"uri": "http://m/"}}},
+        "unknown field of gpu_driver_mirrors.nvidia-driver", "'uri'",
+    ),
     "ROCm below the floor": (
         NOBLE, {"gpu": "mi355x", "branch": "7.0"}, "ROCm", "7.0; vLLM 0.33.0 and its image need 7.2 or newer",
     ),
@@ -216,6 +233,14 @@ def test_faults(facts: dict[str, Any], wish: dict[str, Any], what: str, found: s
     assert fault["what"] == what
     assert fault["found"] == found
     assert fault["mend"]
+
+
+def test_what_yaml_reads_as_a_number_is_text() -> None:
+    assert plan(DEBIAN, branch=580)["version"].startswith("580.")
+    assert plan(DEBIAN, engine="vllm", engine_version=0.33)["faults"] == []
+    mirror = {"url": "http://m/", "fingerprints": "ABCD", "suites": "stable", "components": "main"}
+    (repository,) = plan(DEBIAN, mirrors={"nvidia-driver": mirror})["repositories"]
+    assert (repository["fingerprints"], repository["suites"]) == (["ABCD"], ["stable"])
 
 
 def test_red_hat_10_is_refused_for_nvidias_driver_alone() -> None:
