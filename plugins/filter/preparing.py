@@ -35,6 +35,18 @@ def _mixed_types(hosts: list[str], variables: Mapping[str, Any], host: str) -> l
     return driver.mixed_types(types, deployments, host)
 
 
+def _misspelt(variables: Mapping[str, Any], host: str, roles: list[str]) -> list[dict[str, str]]:
+    """`preparing.misspelt` of a host's variables, as faults that `stepladder.core.preparation` tells with its own."""
+    found = preparing.misspelt(list(variables[host]), _plain(roles))
+    return [{"what": one.rule, "found": one.found, "needed": "", "mend": one.mend} for one in found]
+
+
+def _misspelt_text(variables: Mapping[str, Any], hosts: list[str], roles: list[str]) -> str:
+    """`preparing.misspelt` of several hosts, each name once."""
+    names = dict.fromkeys(name for host in hosts for name in variables[host])
+    return "\n".join(map(str, preparing.misspelt(list(names), _plain(roles))))
+
+
 def _preparation_report(
     variables: Mapping[str, Any], hosts: list[str], failed: list[str], check: bool, refused: str
 ) -> str:
@@ -71,6 +83,8 @@ class FilterModule:
             "in_containers": _in_containers,
             "listed": lambda value: preparing.listed(_plain(value)),
             "mirrored": lambda known, mirror: mirrors.mirrored(_plain(known), _plain(mirror)),
+            "misspelt": _misspelt,
+            "misspelt_text": _misspelt_text,
             "mixed_types": _mixed_types,
             "pip_conf": lambda values: python_sources.pip_conf(_plain(values)),
             "preparation_report": _preparation_report,

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
+import functools
 import ipaddress
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+import yaml
+
+from stepladder.errors import Violation, unknown_name
 
 # Facts that the roles leave behind, and what they are about.
 CHANGES = {
@@ -21,6 +28,35 @@ FACTS = (
 MOST_LINES = 12
 # Where the inventory says at which addresses a node is.
 ADDRESSES = ("deployment_address", "ansible_host", "lab_storage_address")
+
+
+ROLES = Path(__file__).resolve().parents[2] / "roles"
+# Roles whose prefix is a word that others begin names with, too: there only what is all but one of theirs is misspelt.
+COMMON_WORDS = frozenset({"host"})
+ALL_BUT_ONE = 0.86
+
+
+@functools.cache
+def _variables(role: str) -> frozenset[str]:
+    """The public variables of a role, by all of its entry points."""
+    specs = yaml.safe_load((ROLES / role / "meta" / "argument_specs.yml").read_text())["argument_specs"]
+    return frozenset(name for entry in specs.values() for name in entry.get("options") or ())
+
+
+def misspelt(names: Iterable[str], roles: Sequence[str]) -> list[Violation]:
+    """Variables that begin like a role's and are none: they would silently leave the default in force.
+
+    Args:
+        names: of a node's variables; those that the roles of `prepare` set themselves (`FACTS`) are no fault.
+        roles: whose they could be.
+    """
+    found = []
+    for role in roles:
+        known = _variables(role)
+        for name in sorted(name for name in names if name.startswith(f"{role}_") and name not in {*known, *FACTS}):
+            if role not in COMMON_WORDS or difflib.get_close_matches(name, known, n=1, cutoff=ALL_BUT_ONE):
+                found.append(unknown_name("variable", name, known))
+    return found
 
 
 def listed(value: Any) -> list[Any]:

@@ -13,6 +13,8 @@ import pytest
 import verbs
 import yaml
 
+from stepladder import preparing
+
 ROOT = Path(__file__).resolve().parents[2]
 ROLES = ROOT / "roles"
 
@@ -105,3 +107,42 @@ def test_nothing_has_to_be_planned(tmp_path: Path) -> None:
     done = prepare(tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "a: can be prepared; nothing to change" in done.stdout
+
+
+MISSPELT = {
+    "a switch": ("gpu_driver_instal", ["Did you mean 'gpu_driver_install'?"]),
+    "an index": ("python_mirror_indexurl", ["Did you mean 'python_mirror_index_url'?"]),
+    "nothing like it": ("container_runtime_x", ["unknown variable: 'container_runtime_x'. "]),
+    "the firewall": ("host_firewal", ["Did you mean 'host_firewall'?"]),
+    "a word of the inventory's own": ("host_name", []),
+    "another": ("host_type", []),
+    "a known one": ("host_firewall", []),
+    "one of the role's other entry point": ("host_lock_timeout", []),
+    "another role's": ("deployment_nme", []),
+}
+
+
+@pytest.mark.parametrize(("name", "expected"), MISSPELT.values(), ids=MISSPELT)
+def test_a_variable_that_no_role_knows_is_no_silent_default(name: str, expected: list[str]) -> None:
+    roles = ["host", "gpu_driver", "container_runtime", "python_mirror", "preflight"]
+    found = [str(one) for one in preparing.misspelt([name, "ansible_host"], roles)]
+    assert [all(part in one for part in expected) for one in found] == [True] * len(expected)
+
+
+def test_prepare_tells_it_with_what_is_in_the_way(tmp_path: Path) -> None:
+    done = prepare(tmp_path, host_firewal=True, python_mirror_index="https://a/simple")
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "nothing was changed: 2 faults" in done.stdout
+    assert "'host_firewal'" in done.stdout
+    assert "'python_mirror_index'" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("verb", "name"),
+    [("acceptance", "acceptance_minimum"), ("preflight", "preflight_acept"), ("bootstrap", "bootstrap_sudoers")],
+)
+def test_other_verbs_refuse_it_too(verb: str, name: str, tmp_path: Path) -> None:
+    (tmp_path / "inventory.yml").write_text(json.dumps({"all": {"children": {"engines": {"hosts": {"a": {}}}}}}))
+    done = verbs.run(tmp_path, verb, {"ansible_connection": "local", name: "x"})
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert f"unknown variable: '{name}'" in done.stdout + done.stderr
