@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,9 @@ from urllib.parse import urlsplit
 
 from stepladder.environment import node_helper
 
+# What a line of ~/.netrc is made of.
+NETRC = ("host", "user", "password")
+ORDINALS = ("the first", "the second", "the third")
 HEAD = "# Written by stepladder; a rerun writes it again.\n"
 
 
@@ -32,29 +36,60 @@ class Sources:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Sources:
-        """From a role's variables; what is not set is none."""
-        return cls(**{name: value for name, value in values.items() if value})
+        """From a role's variables; what is not set is none, and what is not written into these files is left out."""
+        return cls(**{name: value for name, value in values.items() if value and name in cls.__dataclass_fields__})
 
 
 def problems(values: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the indexes that are named; no password is in the text."""
+    """What is wrong with the indexes that are named, and with their `credentials`; no password is in the text."""
+    found = _credential_problems(values.get("credentials") or [])
+    if not isinstance(values.get("index_url") or "", str):
+        return [*found, "python_mirror_index_url: give one address; further ones are python_mirror_extra_index_urls"]
     sources, pip = Sources.of(values), node_helper("pip_config")
-    found = []
-    for url in [sources.index_url, *sources.extra_index_urls, *sources.find_links]:
+    named = {
+        "python_mirror_index_url": filter(None, [sources.index_url]),
+        "python_mirror_extra_index_urls": sources.extra_index_urls,
+        "python_mirror_find_links": sources.find_links,
+    }
+    for name, url in ((name, url) for name, urls in named.items() for url in urls):
         parts = urlsplit(pip.redact(url))
+        if not re.match(r"(https?|file):/|/|~", url):
+            found.append(
+                f"{name}: '{pip.redact(url)}' is neither an address (https://...) nor a folder (/...), and pip would "
+                "take it for a folder of where it runs"
+            )
         if pip.carries_login(url):
             found.append(
                 f"the address of {parts.hostname} carries a password or a user, and every user reads pip's and uv's "
                 "files: name them in python_mirror_credentials (host, user, password; keep them in a vault) and leave "
                 "them out"
             )
-        if parts.scheme == "http" and parts.hostname not in sources.trusted_hosts:
+        if parts.scheme == "http" and not {parts.hostname, parts.netloc} & {*sources.trusted_hosts}:
             found.append(
                 f"http://{parts.hostname} has no TLS, so pip refuses it: use https, or name it in "
                 "python_mirror_trusted_hosts (what is pinned by hash is safe then, nothing else is)"
             )
     if sources.extra_index_urls and not sources.index_url:
         found.append("python_mirror_extra_index_urls without python_mirror_index_url: name the main index too")
+    return found
+
+
+def _credential_problems(credentials: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What ~/.netrc could not be written of, or would never be asked for."""
+    found = []
+    for number, one in enumerate(credentials):
+        place = f"python_mirror_credentials, {ORDINALS[number] if number < len(ORDINALS) else f'number {number + 1}'}"
+        lacking = [name for name in NETRC if one.get(name) in (None, "")]
+        strange = [name for name in one if name not in NETRC]
+        told = [f"no {', '.join(lacking)}"] if lacking else []
+        told += [f"unknown: {', '.join(strange)}"] if strange else []
+        spaced = [name for name in NETRC if re.search(r"\s", str(one.get(name) or ""))]
+        told += [f"white space in {', '.join(spaced)}, at which ~/.netrc parts words"] if spaced else []
+        host = str(one.get("host") or "")
+        alone = urlsplit(host if "://" in host else f"//{host}").hostname or ""
+        if alone.lower() != host.lower() and "host" not in spaced:
+            told.append(f"host is '{node_helper('pip_config').redact(host)}', and ~/.netrc is asked by the name alone: {alone}")
+        found += [f"{place}: {'; '.join(told)}"] if told else []
     return found
 
 

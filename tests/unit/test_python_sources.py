@@ -94,6 +94,16 @@ WRONG = {
         {"extra_index_urls": ["https://private/simple"]},
         ["python_mirror_extra_index_urls without python_mirror_index_url: name the main index too"],
     ),
+    "no scheme, which pip takes for a folder": (
+        {"index_url": "pypi.example/simple"},
+        ["python_mirror_index_url: 'pypi.example/simple' is neither an address (https://...) nor a folder (/...), and pip "
+         "would take it for a folder of where it runs"],
+    ),
+    "two in the place of one": (
+        {"index_url": ["https://a/simple", "https://b/simple"]},
+        ["python_mirror_index_url: give one address; further ones are python_mirror_extra_index_urls"],
+    ),
+    "a trusted host with its port": ({"index_url": "http://wheels:3141/simple", "trusted_hosts": ["wheels:3141"]}, []),
     "all is well": (ALL, []),
 }  # fmt: skip
 
@@ -105,10 +115,45 @@ def test_problems(values: dict[str, Any], expected: list[str]) -> None:
     assert "hunter2" not in str(found)
 
 
+CREDENTIALS = {
+    "a name that is none": (
+        {"host": "a", "user": "u", "passwrd": "hunter2"}, ["python_mirror_credentials, the first: no password; unknown: passwrd"],
+    ),
+    "nothing where the password is": (
+        {"host": "a", "user": "u", "password": None}, ["python_mirror_credentials, the first: no password"],
+    ),
+    "an address for the host": (
+        {"host": "https://a/simple", "user": "u", "password": "hunter2"},
+        ["python_mirror_credentials, the first: host is 'https://a/simple', and ~/.netrc is asked by the name alone: a"],
+    ),
+    "a host with its port": (
+        {"host": "a:3141", "user": "u", "password": "hunter2"},
+        ["python_mirror_credentials, the first: host is 'a:3141', and ~/.netrc is asked by the name alone: a"],
+    ),
+    "a password in several words": (
+        {"host": "a", "user": "u", "password": "hunter2 and 3"},
+        ["python_mirror_credentials, the first: white space in password, at which ~/.netrc parts words"],
+    ),
+    "a number": ({"host": "a", "user": "u", "password": 2}, []),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("one", "expected"), CREDENTIALS.values(), ids=CREDENTIALS)
+def test_credentials_are_judged_without_being_told(one: dict[str, Any], expected: list[str]) -> None:
+    """The task that writes them hides what is wrong with them, too."""
+    found = python_sources.problems({**NONE, "credentials": [one]})
+    assert found == expected
+    assert "hunter2" not in str(found)
+
+
 @pytest.mark.parametrize(
     ("values", "status"),
-    [({"index_url": MIRROR}, 0), ({"index_url": "https://me:hunter2@private/simple"}, 2)],
-    ids=["another's password in the file before", "a password in the index"],
+    [
+        ({"index_url": MIRROR}, 0),
+        ({"index_url": "https://me:hunter2@private/simple"}, 2),
+        ({"credentials": [{"host": "private", "user": "me", "passwd": "hunter2"}]}, 2),
+    ],
+    ids=["another's password in the file before", "a password in the index", "credentials that lack one"],
 )
 def test_no_password_is_in_the_roles_output(values: dict[str, str], status: int, tmp_path: Path) -> None:
     """An image's own pip.conf may hold one, and a diff has what was there before."""
