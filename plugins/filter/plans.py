@@ -171,6 +171,7 @@ class FilterModule:
             "speeds": gate.speeds,
             "runtime_faults": runtime.runtime_faults,
             "runtime_floors": runtime.floors,
+            "runtime_wish_problems": runtime.wish_problems,
             "in_place": _in_place,
             "replacement": _replacement,
             "rollout_doing": rollout.doing,

@@ -22,6 +22,7 @@ FABRIC_SERVICES = {
 }
 # Of Ansible's facts those that tell a node's system.
 FACTS = ("distribution", "distribution_version", "distribution_release", "architecture", "kernel")
+QUOTE = "Put it into quotes."
 # Of a wish what is text.
 TEXTS = ("gpu", "branch", "version", "engine", "engine_version")
 # What the kernel's part of a driver is called, and a library of the other part whose file carries its version.
@@ -138,7 +139,11 @@ def _as_text(name: str, value: Any) -> Any:
 def _misread(wish: Mapping[str, Any], catalogue: Catalogue) -> list[Violation]:
     """What of a wish would be taken for something else than what was meant, or for nothing at all."""
     broken = [
-        Violation(f"gpu_driver_{name}", f"the number {wish[name]}, of which a nought at its end would be gone", "Put it into quotes.")
+        Violation(
+            f"gpu_driver_{name}",
+            f"the number {wish[name]}, of which a nought at its end would be gone",
+            "Put it into quotes.",
+        )
         for name in ("branch", "version")
         if isinstance(wish.get(name), float)
     ]

@@ -88,7 +88,9 @@ def _credential_problems(credentials: Sequence[Mapping[str, Any]]) -> list[str]:
         host = str(one.get("host") or "")
         alone = urlsplit(host if "://" in host else f"//{host}").hostname or ""
         if alone.lower() != host.lower() and "host" not in spaced:
-            told.append(f"host is '{node_helper('pip_config').redact(host)}', and ~/.netrc is asked by the name alone: {alone}")
+            told.append(
+                f"host is '{node_helper('pip_config').redact(host)}', and ~/.netrc is asked by the name alone: {alone}"
+            )
         found += [f"{place}: {'; '.join(told)}"] if told else []
     return found
 

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import ssl
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from stepladder.catalogue import DEFAULT_DIRECTORY, Catalogue
+from stepladder.environment import node_helper
+from stepladder.mirrors import problems
 from stepladder.versions import older
 
 # Containers get AMD's GPUs by these, without AMD's container toolkit.
 AMD_DEVICES = ("/dev/kfd", "/dev/dri")
 # What timeout(1) ends with: by SIGTERM, and by SIGKILL where that is not obeyed.
 EXPIRED = (124, 137)
+CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
+PROXIES = ("http_proxy", "https_proxy", "no_proxy")
 CDI_GPU = re.compile(r"^nvidia\.com/gpu=", re.MULTILINE)
 
 
@@ -106,6 +112,55 @@ def runtime_faults(
             "loaded (lsmod | grep amdgpu)?"
         )
     return faults
+
+
+def wish_problems(
+    authorities: Mapping[str, Any],
+    mirrors: Sequence[str],
+    proxies: Mapping[str, Any],
+    repositories: Mapping[str, Mapping[str, Any]],
+) -> list[str]:
+    """What of the wishes for a node's Docker would be taken for nothing, or would stop it; no password is in the text.
+
+    Args:
+        authorities: certificates by registry. mirrors: addresses. proxies: by the variable's name.
+        repositories: mirrors of package repositories, by the variable that names them.
+    """
+    told = []
+    for registry, text in authorities.items():
+        place, hidden = f"container_runtime_authorities, {registry!r}", "PRIVATE KEY-----" in str(text)
+        if not re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(:[0-9]+)?", registry):
+            told.append(f"{place}: name the registry as its images do, host or host:port, or Docker never looks there")
+        if hidden:
+            told.append(f"{place}: there is a private key in it, which everybody on the node could read")
+        elif fault := _certificate_fault(str(text or "")):
+            told.append(f"{place}: no certificate in PEM ({fault}): give its text, not its file's name")
+    hide = node_helper("pip_config")
+    for address in mirrors:
+        if not re.match(r"https?://[^/@\s]+/?$", address):
+            told.append(
+                f"container_runtime_mirrors: '{hide.redact(address)}' is not of the form https://HOST or http://HOST, "
+                "without a user or password, and Docker would not start with it"
+            )
+    for name, value in proxies.items():
+        if name.lower() not in PROXIES:
+            told.append(f"container_runtime_proxies: '{name}' is unknown; known are {', '.join(PROXIES)}")
+        elif not isinstance(value or "", str):
+            told.append(
+                f"container_runtime_proxies: {name} is a {type(value).__name__}: give text, several with commas"
+            )
+    return told + [str(one) for place, mirror in repositories.items() for one in problems(place, mirror)]
+
+
+def _certificate_fault(text: str) -> str:
+    """Why a text holds no certificates, empty where it does."""
+    try:
+        # A mistake in one of several would else be skipped without a word.
+        for block in CERTIFICATE.findall(text) or [""]:
+            ssl.create_default_context().load_verify_locations(cadata=block or "none")
+    except (ssl.SSLError, ValueError) as error:
+        return str(getattr(error, "reason", None) or error).lower().replace("_", " ")
+    return ""
 
 
 def version_in(text: str) -> str:

@@ -20,7 +20,7 @@ from stepladder.mirrors import mirrored
 from stepladder.plan import Plan
 from stepladder.planner import make_plan
 from stepladder.request import parse_request
-from stepladder.runtime import floors, gpu_vendor, runtime_faults, version_in
+from stepladder.runtime import floors, gpu_vendor, runtime_faults, version_in, wish_problems
 from stepladder.units import CONTAINER_LAUNCHER, release_processes, service_units, watched_units
 from stepladder.versions import older
 
@@ -190,6 +190,51 @@ def test_programs_that_hang_are_named_together(tmp_path: Path) -> None:
     told = " ".join(done.stdout.split())
     for command in ("Docker did not answer in 1 s (docker version)", "nvidia-ctk --version", "nvidia-ctk cdi list"):
         assert command in told, told
+
+
+PEM = (ROOT / "tests/molecule/container_runtime/authority.pem").read_text()
+WISHES: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "all is well": (
+        {"authorities": {"r.example:5000": f"# ours\n{PEM}", "[fd00::1]:5000": PEM + PEM}, "mirrors": ["https://m:5000"],
+         "proxies": {"HTTPS_PROXY": "http://me:hunter2@p:3128", "no_proxy": None},
+         "repositories": {"x": {"url": "http://m/", "key": "k"}}},
+        [],
+    ),
+    "a registry by its address": ({"authorities": {"https://r:5000": PEM}}, ["as its images do, host or host:port"]),
+    "a file's name": ({"authorities": {"r": "/etc/ssl/ca.pem"}}, ["'r': no certificate in PEM ("]),
+    "a certificate that is cut": (
+        {"authorities": {"r": PEM.replace(PEM.splitlines()[2], "x")}}, ["'r': no certificate in PEM ("],
+    ),
+    "nothing": ({"authorities": {"r": None}}, ["'r': no certificate in PEM ("]),
+    "a private key": (
+        {"authorities": {"r": f"{PEM}-----BEGIN PRIVATE KEY-----\nhunter2\n-----END PRIVATE KEY-----\n"}},
+        ["there is a private key in it"],
+    ),
+    "a mirror without a scheme": ({"mirrors": ["m.example"]}, ["'m.example' is not of the form https://HOST"]),
+    "a mirror with a password": ({"mirrors": ["https://me:hunter2@m"]}, ["'https://***@m' is not of the form"]),
+    "a proxy of another name": ({"proxies": {"https": "http://me:hunter2@p"}}, ["'https' is unknown; known are http_proxy"]),
+    "a list of names": ({"proxies": {"no_proxy": ["a", "b"]}}, ["no_proxy is a list: give text"]),
+    "a repository's field": ({"repositories": {"x": {"uri": "http://m/"}}}, ["unknown field of x: 'uri'."]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("wishes", "expected"), WISHES.values(), ids=WISHES)
+def test_wishes_that_docker_could_not_follow(wishes: dict[str, Any], expected: list[str]) -> None:
+    none: dict[str, Any] = {"authorities": {}, "mirrors": [], "proxies": {}, "repositories": {}}
+    found = wish_problems(**none | wishes)
+    assert [part in text for part, text in zip(expected, found, strict=True)] == [True] * len(expected), found
+    assert "hunter2" not in str(found)
+
+
+def test_an_authority_that_was_written_is_a_change_in_the_report() -> None:
+    (task,) = [one for one in yaml.safe_load((ROOT / "roles/container_runtime/tasks/settings.yml").read_text())
+               if one["name"] == "Keep what was changed"]  # fmt: skip
+    text = trust_as_template(task["ansible.builtin.set_fact"]["container_runtime_changes"])
+    written = [{"changed": number == 1, "item": {"key": f"r{number}"}} for number in range(3)]
+    values = {"__container_runtime_set": {"actions": ["reload Docker"]}}
+    assert Templar(None, values).template(text) == ["reload Docker"]
+    values["__container_runtime_trusted"] = {"results": written}
+    assert Templar(None, values).template(text) == ["trust the authority of r1", "reload Docker"]
 
 
 def test_a_driver_that_waits_for_a_restart_is_no_fault_of_containers() -> None:
