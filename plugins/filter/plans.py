@@ -200,6 +200,7 @@ class FilterModule:
             "acceptance_immeasurable": acceptance.immeasurable,
             "acceptance_rounds": acceptance.rounds_of,
             "acceptance_unmet": acceptance.unmet,
+            "acceptance_wish_problems": acceptance.wish_problems,
             "all_reduce_backend": all_reduce.backend_of,
             "all_reduce_left": all_reduce.is_left,
             "all_reduce_part": all_reduce.part_of,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from stepladder.all_reduce import Outcome
-from stepladder.bisection import Blame, Group
+from stepladder.bisection import MOST_ROUNDS, Blame, Group
 from stepladder.fitness import table
 from stepladder.gpu_acceptance import Figure, Row, figures, summary
 
@@ -20,6 +21,7 @@ from stepladder.gpu_acceptance import Figure, Row, figures, summary
 SLOW_SHARE = 0.6
 # iperf3 before 3.16 moves all its streams on one core, which may hold no more; a faster line asks no more of it.
 IPERF_MOST_GBIT = 10.0
+LAST_PORT = 65535
 LINE = "acceptance_line"
 CORNER = "from / to"
 PROBLEM_WIDTH = 120
@@ -132,6 +134,31 @@ def unmet(variables: Mapping[str, Any], hosts: Sequence[str]) -> str:
         if len(names) > 1
     ]
     return "\n".join(found)
+
+
+def wish_problems(hosts: Sequence[str], known: Iterable[str], wishes: Mapping[str, float]) -> str:
+    """What of the wishes nothing could be measured by, or held against; all of it, empty for none.
+
+    Args:
+        hosts: that are to be measured. known: those of the inventory.
+        wishes: by name without `acceptance_`: `minimum_gbit` and `all_reduce_gbit`, `seconds` and
+            `all_reduce_seconds`, `port` and `rendezvous_port`.
+    """
+    strange = [host for host in hosts if host not in set(known)]
+    told = [f"acceptance_hosts: {', '.join(strange)} is no host of the inventory"] if strange else []
+    for name in ("minimum_gbit", "all_reduce_gbit"):
+        if not 0 <= wishes[name] < math.inf:
+            told.append(f"acceptance_{name} is {wishes[name]:g}, and a rate is 0 (none is given) or more")
+    for name in ("seconds", "all_reduce_seconds"):
+        if not 0 < wishes[name] < math.inf:
+            told.append(f"acceptance_{name} is {wishes[name]:g}, and has to be more than 0")
+    for name, count in (("port", max(1, 2 * len(pairings(hosts)))), ("rendezvous_port", MOST_ROUNDS)):
+        first = int(wishes[name])
+        if not 1 <= first <= first + count - 1 <= LAST_PORT:
+            told.append(
+                f"acceptance_{name} is {first}, and {count} ports from there on have to lie in 1 to {LAST_PORT}"
+            )
+    return "\n".join(told)
 
 
 def immeasurable(variables: Mapping[str, Any], hosts: Sequence[str], minimum_gbit: float) -> str:

@@ -237,6 +237,30 @@ def test_two_nodes_need_a_measure_only_where_no_driver_tells() -> None:
     )
 
 
+WISH = {"minimum_gbit": 0.0, "all_reduce_gbit": 0.0, "seconds": 1.0, "all_reduce_seconds": 3.0, "port": 5201,
+        "rendezvous_port": 5301}  # fmt: skip
+WRONG: dict[str, tuple[list[str], dict[str, float], list[str]]] = {
+    "all is well": (["a", "b"], {}, []),
+    "a node alone": (["a"], {}, []),
+    "a rate below 0, which every link has": (["a", "b"], {"minimum_gbit": -5}, ["acceptance_minimum_gbit is -5, and"]),
+    "no number": (["a", "b"], {"all_reduce_gbit": float("nan")}, ["acceptance_all_reduce_gbit is nan, and"]),
+    "no time": (
+        ["a"], {"seconds": 0, "all_reduce_seconds": -1},
+        ["acceptance_seconds is 0", "acceptance_all_reduce_seconds is -1"],
+    ),
+    "no port": (["a", "b"], {"port": 80000}, ["acceptance_port is 80000, and 2 ports from there on"]),
+    "too few above": (["a", "b", "c"], {"port": 65533}, ["acceptance_port is 65533, and 6 ports from there on"]),
+    "too few for all rounds": (["a"], {"rendezvous_port": 65530}, ["acceptance_rendezvous_port is 65530"]),
+    "a host that is none": (["a", "z"], {}, ["acceptance_hosts: z is no host of the inventory"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("hosts", "wishes", "expected"), WRONG.values(), ids=WRONG)
+def test_what_nothing_could_be_measured_by(hosts: list[str], wishes: dict[str, float], expected: list[str]) -> None:
+    found = acceptance.wish_problems(hosts, ["a", "b", "c"], {**WISH, **wishes}).splitlines()
+    assert [part in text for part, text in zip(expected, found, strict=True)] == [True] * len(expected), found
+
+
 def test_a_bond_sends_to_one_peer_over_one_member(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The files of sysfs are made by the test; the VLAN lies on the bond."""
     names = ("vlan", "nic", "veth")

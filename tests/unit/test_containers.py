@@ -212,7 +212,9 @@ WISHES: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "a mirror without a scheme": ({"mirrors": ["m.example"]}, ["'m.example' is not of the form https://HOST"]),
     "a mirror with a password": ({"mirrors": ["https://me:hunter2@m"]}, ["'https://***@m' is not of the form"]),
-    "a proxy of another name": ({"proxies": {"https": "http://me:hunter2@p"}}, ["'https' is unknown; known are http_proxy"]),
+    "a proxy of another name": (
+        {"proxies": {"https": "http://me:hunter2@p"}}, ["'https' is unknown; known are http_proxy"],
+    ),
     "a list of names": ({"proxies": {"no_proxy": ["a", "b"]}}, ["no_proxy is a list: give text"]),
     "a repository's field": ({"repositories": {"x": {"uri": "http://m/"}}}, ["unknown field of x: 'uri'."]),
 }  # fmt: skip

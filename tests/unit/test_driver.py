@@ -205,7 +205,8 @@ FAULTS: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
         "7.2.3, and which amdgpu goes with it is not known; known is 7.2.4",
     ),
     "a number that has lost a nought": (
-        DEBIAN, {"version": 580.1}, "gpu_driver_version", "the number 580.1, of which a nought at its end would be gone",
+        DEBIAN, {"version": 580.1}, "gpu_driver_version",
+        "the number 580.1, of which a nought at its end would be gone",
     ),
     "no node at a time, which Ansible takes for all": (
         DEBIAN, {"reboot_at_a_time": 0}, "gpu_driver_reboot_at_a_time",

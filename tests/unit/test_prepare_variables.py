@@ -34,7 +34,8 @@ TEXT_FOR_A_LIST = {
         {"python_mirror_extra_index_urls": "https://a/simple"}, ["https://a/simple"],
     ),
     "two hosts, with a comma": (
-        "python_mirror", "{{ __python_mirror_sources.trusted_hosts }}", {"python_mirror_trusted_hosts": "a, b"}, ["a", "b"],
+        "python_mirror", "{{ __python_mirror_sources.trusted_hosts }}", {"python_mirror_trusted_hosts": "a, b"},
+        ["a", "b"],
     ),
     "a folder": (
         "python_mirror", "{{ __python_mirror_sources.find_links }}", {"python_mirror_find_links": "/srv/w"}, ["/srv/w"],

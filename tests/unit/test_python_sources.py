@@ -96,8 +96,8 @@ WRONG = {
     ),
     "no scheme, which pip takes for a folder": (
         {"index_url": "pypi.example/simple"},
-        ["python_mirror_index_url: 'pypi.example/simple' is neither an address (https://...) nor a folder (/...), and pip "
-         "would take it for a folder of where it runs"],
+        ["python_mirror_index_url: 'pypi.example/simple' is neither an address (https://...) nor a folder (/...), and "
+         "pip would take it for a folder of where it runs"],
     ),
     "two in the place of one": (
         {"index_url": ["https://a/simple", "https://b/simple"]},
@@ -117,14 +117,15 @@ def test_problems(values: dict[str, Any], expected: list[str]) -> None:
 
 CREDENTIALS = {
     "a name that is none": (
-        {"host": "a", "user": "u", "passwrd": "hunter2"}, ["python_mirror_credentials, the first: no password; unknown: passwrd"],
+        {"host": "a", "user": "u", "passwrd": "hunter2"},
+        ["python_mirror_credentials, the first: no password; unknown: passwrd"],
     ),
     "nothing where the password is": (
         {"host": "a", "user": "u", "password": None}, ["python_mirror_credentials, the first: no password"],
     ),
     "an address for the host": (
-        {"host": "https://a/simple", "user": "u", "password": "hunter2"},
-        ["python_mirror_credentials, the first: host is 'https://a/simple', and ~/.netrc is asked by the name alone: a"],
+        {"host": "https://a/", "user": "u", "password": "hunter2"},
+        ["python_mirror_credentials, the first: host is 'https://a/', and ~/.netrc is asked by the name alone: a"],
     ),
     "a host with its port": (
         {"host": "a:3141", "user": "u", "password": "hunter2"},
