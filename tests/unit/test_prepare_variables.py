@@ -28,7 +28,10 @@ def of_task(file: str, task: str, module: str, argument: str) -> str:
 SSH_PORTS = of_task(
     "host/tasks/firewall.yml", "Close the engines' ports to strangers", "stepladder.core.peer_firewall", "ssh_ports"
 )
-TEXT_FOR_A_LIST = {
+SYSFS = of_task(
+    "host/tasks/settings.yml", "Set limits, kernel parameters and swap", "stepladder.core.node_settings", "sysfs"
+)
+GIVEN = {
     "an index": (
         "python_mirror", "{{ __python_mirror_sources.extra_index_urls }}",
         {"python_mirror_extra_index_urls": "https://a/simple"}, ["https://a/simple"],
@@ -60,6 +63,15 @@ TEXT_FOR_A_LIST = {
     "a part that is left out": (
         "acceptance", "{{ __acceptance_without }}", {"acceptance_without": "network"}, ["network"],
     ),
+    "no limit": (
+        "host", "{{ __host_limits }}", {"host_limit_memlock": None, "host_limit_nofile": ""}, {},
+    ),
+    "a limit as a number": (
+        "host", "{{ __host_limits }}", {"host_limit_memlock": "", "host_limit_nofile": 8192}, {"nofile": 8192},
+    ),
+    "no huge pages, no governor": (
+        "host", SYSFS, {"host_transparent_hugepages": None, "host_cpu_governor": ""}, {},
+    ),
     "nothing": ("host", "{{ __host_time_servers }}", {"host_time_servers": ""}, []),
     "a list": ("host", "{{ __host_time_servers }}", {"host_time_servers": ["a", "b"]}, ["a", "b"]),
 }  # fmt: skip
@@ -72,9 +84,9 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     tasks = [
         {"ansible.builtin.copy": {"content": f"{{{{ {expression[2:-2]} | to_json }}}}", "dest": f"{folder}/{number}"},
          "vars": given}
-        for number, (_, expression, given, _) in enumerate(TEXT_FOR_A_LIST.values())
+        for number, (_, expression, given, _) in enumerate(GIVEN.values())
     ]  # fmt: skip
-    files = [str(ROLES / role / part / "main.yml") for role in sorted({case[0] for case in TEXT_FOR_A_LIST.values()})
+    files = [str(ROLES / role / part / "main.yml") for role in sorted({case[0] for case in GIVEN.values()})
              for part in ("defaults", "vars")]  # fmt: skip
     play = {"hosts": "localhost", "connection": "local", "gather_facts": False, "vars_files": files, "tasks": tasks}
     (folder / "play.yml").write_text(json.dumps([play]))
@@ -85,13 +97,13 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    return {name: json.loads((folder / str(number)).read_text()) for number, name in enumerate(TEXT_FOR_A_LIST)}
+    return {name: json.loads((folder / str(number)).read_text()) for number, name in enumerate(GIVEN)}
 
 
-@pytest.mark.parametrize("name", TEXT_FOR_A_LIST)
-def test_text_for_a_list_is_no_list_of_letters(name: str, filled: dict[str, Any]) -> None:
-    """The roles' validation takes it for a list and hands on what was given, which is what `-e name=value` gives."""
-    assert filled[name] == TEXT_FOR_A_LIST[name][3]
+@pytest.mark.parametrize("name", GIVEN)
+def test_what_was_given_is_taken_as_it_was_meant(name: str, filled: dict[str, Any]) -> None:
+    """Validation takes text for a list, and hands on what was given; a variable without a value is no text `None`."""
+    assert filled[name] == GIVEN[name][3]
 
 
 def prepare(folder: Path, **given: Any) -> subprocess.CompletedProcess[str]:
