@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +38,7 @@ class ActionModule(ActionBase):
         except StepladderError as error:
             return result | {"failed": True, "msg": str(error)}
         if what_was_shown:
-            before = _shown_before(shown_file)
+            before = first_contact.shown_before(shown_file)
             fingerprints |= {
                 one["fingerprint"] for one in unknown.values() if before.get(one["name"]) == one["fingerprint"]
             }
@@ -52,17 +51,13 @@ class ActionModule(ActionBase):
             )
             if not self._task.check_mode:
                 kept = {one["name"]: one["fingerprint"] for one in unknown.values()}
-                shown_file.write_text(json.dumps({**_shown_before(shown_file), **kept}, indent=1, sort_keys=True))
+                try:
+                    first_contact.keep_shown(shown_file, kept)
+                except StepladderError as error:
+                    return result | {"failed": True, "msg": str(error)}
         return result | {
             "changed": False,
             "accepted": sorted(fingerprints),
             "open": sorted({one["fingerprint"] for one in open_ones.values()}),
             "nodes": sorted(open_ones),
         }
-
-
-def _shown_before(path: Path) -> dict[str, str]:
-    try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError):
-        return {}

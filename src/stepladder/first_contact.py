@@ -9,6 +9,7 @@ import base64
 import contextlib
 import fcntl
 import hashlib
+import json
 import os
 import shlex
 import socket
@@ -25,6 +26,8 @@ CONNECT_SECONDS = 15.0
 ANSWER_SECONDS = 60.0
 # sshd hangs up after MaxAuthTries failures, 6 by default and 4 where it is hardened (CIS benchmark); a password is one.
 KEYS_TRIED = 3
+NO_KNOWN_HOSTS = "{} cannot be read as a known_hosts file"
+ELSEWHERE = "Name another place: bootstrap_known_hosts=FILE."
 SAME, UNKNOWN, CHANGED = "same", "unknown", "changed"
 
 # Prints a line `change: ...` for all that it changes, or would change; needs root for another user, and for sudo.
@@ -117,10 +120,23 @@ class Seen:
 
 
 def pinned_keys(path: Path, name: str) -> list[HostKey]:
-    """The keys of a server in a known_hosts file, hashed names among them; none where there is no file."""
+    """The keys of a server in a known_hosts file, hashed names among them; none where there is no file.
+
+    Raises:
+        ContactError: the file cannot be read.
+    """
     if not path.exists():
         return []
-    found = paramiko.HostKeys(str(path)).lookup(name) or {}
+    try:
+        found = paramiko.HostKeys(str(path)).lookup(name) or {}
+    except OSError as error:
+        raise ContactError(f"{path} cannot be read: {error.strerror}") from error
+    except paramiko.hostkeys.InvalidHostKey as error:
+        raise ContactError(f"{NO_KNOWN_HOSTS.format(path)}: '{error.line}': take the line out") from error
+    except UnicodeDecodeError as error:
+        raise ContactError(
+            f"{NO_KNOWN_HOSTS.format(path)}: the line with {error.object[: error.end][-12:]!r} is no text: take the line out"
+        ) from error
     return [HostKey(kind, key.get_base64()) for kind, key in found.items()]
 
 
@@ -136,8 +152,15 @@ def pin(path: Path, name: str, key: HostKey) -> bool:
     """Write a key into a known_hosts file, whole or not at all, also where others do so at the same time.
 
     Raises:
-        ContactError: another key stands there.
+        ContactError: another key stands there, or the file cannot be written.
     """
+    try:
+        return _pinned(path, name, key)
+    except OSError as error:
+        raise ContactError(f"The host key cannot be pinned in {path}: {error.strerror}. {ELSEWHERE}") from error
+
+
+def _pinned(path: Path, name: str, key: HostKey) -> bool:
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.with_name(f".{path.name}.lock")
     with lock.open("w") as held:
@@ -156,6 +179,26 @@ def pin(path: Path, name: str, key: HostKey) -> bool:
             os.fchmod(handle, 0o644)
         Path(new).replace(path)
         return True
+
+
+def keep_shown(path: Path, shown: Mapping[str, str]) -> None:
+    """Keep fingerprints by the name of their server, beside those that were shown before.
+
+    Raises:
+        ContactError: the file cannot be written.
+    """
+    try:
+        path.write_text(json.dumps({**shown_before(path), **shown}, indent=1, sort_keys=True))
+    except OSError as error:
+        raise ContactError(f"What was shown cannot be kept in {path}: {error.strerror}. {ELSEWHERE}") from error
+
+
+def shown_before(path: Path) -> dict[str, str]:
+    """What was kept; none where there is no such file."""
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError):
+        return {}
 
 
 def changed_text(name: str, seen: Seen, path: Path) -> str:
@@ -206,6 +249,8 @@ def connected(server: Server, kinds: Sequence[str] = ()) -> Iterator[paramiko.Tr
         wire = socket.create_connection((server.host, server.port), timeout=CONNECT_SECONDS)
     except OSError as error:
         raise ContactError(f"{server.name} cannot be reached: {error.strerror or error}") from error
+    except UnicodeError as error:  # of a name that DNS could not have
+        raise ContactError(f"{server.name} cannot be reached: it is no host's name: {error}") from error
     transport = paramiko.Transport(wire)
     try:
         transport.banner_timeout = transport.handshake_timeout = CONNECT_SECONDS
@@ -421,7 +466,7 @@ def public_key(named: str, private_key: str, home: Path) -> tuple[str, Path | No
             f"There is no public key: {', '.join(map(str, places))}. Make one with ssh-keygen -t ed25519, or name it: "
             "bootstrap_public_key=FILE."
         )
-    line = place.expanduser().read_text().strip()
+    line = place.expanduser().read_text(errors="replace").strip()
     words = line.split()
     if len(words) < 2 or not words[0].startswith(("ssh-", "ecdsa-", "sk-")) or "\n" in line:
         raise ContactError(f"{place} is no public key: it has to be one line such as 'ssh-ed25519 AAAA... name'.")
@@ -441,6 +486,8 @@ def password_of(path: str) -> str:
         text = file.read_text()
     except OSError as error:
         raise ContactError(f"The password file {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError:
+        raise ContactError(f"The password file {path} is not UTF-8: write it anew in that encoding") from None
     if mode & 0o077:
         raise ContactError(f"Others may read the password file {path} (mode {mode & 0o7777:04o}): chmod 600 {path}")
     line = text.splitlines()[0] if text else ""

@@ -7,6 +7,7 @@ import dataclasses
 import fcntl
 import getpass
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -17,10 +18,12 @@ from typing import Any
 
 import paramiko
 import pytest
+import yaml
 
 from stepladder import first_contact
 from stepladder.first_contact import CHANGED, SAME, UNKNOWN, ContactError, HostKey, Server, Wish
 
+ROOT = Path(__file__).resolve().parents[2]
 PASSWORD = "correct horse"
 
 
@@ -276,6 +279,67 @@ def test_a_writer_of_known_hosts_waits_for_the_other(tmp_path: Path) -> None:
         assert not path.exists()
     writer.join(10)
     assert len(path.read_text().splitlines()) == 1
+
+
+BROKEN = {
+    "a line that is cut": b"198.18.0.1 ssh-ed25519 AAAAC\n",
+    "no text": b"198.18.0.1\xe4 ssh-ed25519 AAAA\n",
+}
+
+
+@pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
+def test_a_known_hosts_that_cannot_be_read_is_named(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "known_hosts"
+    path.write_bytes(content)
+    with pytest.raises(ContactError, match=f"{path} cannot be read as a known_hosts file: .*take the line out"):
+        first_contact.pinned_keys(path, "198.18.0.1")
+    with pytest.raises(ContactError, match="Is a directory"):
+        first_contact.pinned_keys(tmp_path, "198.18.0.1")
+
+
+def test_a_known_hosts_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    path = tmp_path / "file" / "known_hosts"
+    with pytest.raises(ContactError, match=f"The host key cannot be pinned in {path}: .*bootstrap_known_hosts"):
+        first_contact.pin(path, "198.18.0.1", written(new_key()))
+    with pytest.raises(ContactError, match=f"What was shown cannot be kept in {path}: .*bootstrap_known_hosts"):
+        first_contact.keep_shown(path, {"198.18.0.1": "SHA256:x"})
+
+
+@pytest.mark.parametrize(
+    "server", [Server("a" * 70 + ".example"), Server("127.0.0.1", 70000), Server("[::1]", 1)],
+    ids=["a label too long", "no port", "an address in brackets"],
+)  # fmt: skip
+def test_an_address_that_cannot_be_is_told(server: Server) -> None:
+    with pytest.raises(ContactError, match="cannot be reached: "), first_contact.connected(server):
+        pass
+
+
+def test_files_that_are_no_text_are_named_without_what_they_hold(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"h\xe4nter2\n")
+    path.chmod(0o600)
+    with pytest.raises(ContactError, match=f"The password file {path} is not UTF-8") as told:
+        first_contact.password_of(str(path))
+    assert "nter2" not in str(told.value)
+    with pytest.raises(ContactError, match=f"{path} is no public key"):
+        first_contact.public_key(str(path), "", tmp_path)
+
+
+def test_ssh_is_given_a_known_hosts_whose_path_has_spaces(sshd: Sshd, tmp_path: Path) -> None:
+    """As the role proves the login, and as it tells the inventory's line: ssh parts an unquoted name at spaces."""
+    known_hosts = tmp_path / "my servers" / "known_hosts"
+    first_contact.pin(known_hosts, sshd.at.name, written(sshd.key))
+    prove, say = yaml.safe_load((ROOT / "roles/bootstrap/tasks/prove.yml").read_text())
+    line = say["stepladder.core.show"]["text"].splitlines()[1].strip()
+    for option in (prove["vars"]["ansible_ssh_extra_args"], yaml.safe_load(line)["ansible_ssh_common_args"]):
+        words = shlex.split(option.replace("{{ bootstrap_known_hosts }}", str(known_hosts)))
+        done = subprocess.run(
+            ["ssh", "-p", str(sshd.at.port), "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=yes", *words,
+             "127.0.0.1"],
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30, check=False,
+        )  # fmt: skip
+        assert "Permission denied" in done.stderr, done.stderr
 
 
 def test_hashed_names_are_found(tmp_path: Path) -> None:
