@@ -135,7 +135,8 @@ def pinned_keys(path: Path, name: str) -> list[HostKey]:
         raise ContactError(f"{NO_KNOWN_HOSTS.format(path)}: '{error.line}': take the line out") from error
     except UnicodeDecodeError as error:
         raise ContactError(
-            f"{NO_KNOWN_HOSTS.format(path)}: the line with {error.object[: error.end][-12:]!r} is no text: take the line out"
+            f"{NO_KNOWN_HOSTS.format(path)}: "
+            f"the line with {error.object[: error.end][-12:]!r} is no text: take the line out"
         ) from error
     return [HostKey(kind, key.get_base64()) for kind, key in found.items()]
 
