@@ -290,6 +290,15 @@ def parse_request(data: Mapping[str, Any]) -> PlanRequest:
         raise PlanRefusedError([_as_violation(problem) for problem in problems]) from error
 
 
+# How a value is written whose pattern says it to nobody.
+FORMS = {
+    "deployment_image": (
+        "Write it as HOST:PORT/NAME:TAG without https://, with @sha256:DIGEST (64 hexadecimal digits) behind the tag or "
+        "in its place; the host may be left out, tag and digest not both."
+    )
+}
+
+
 def _as_violation(problem: Any) -> Violation:
     where = [str(part) for part in problem["loc"]]
     if where[:1] == ["gateway"]:
@@ -300,4 +309,5 @@ def _as_violation(problem: Any) -> Violation:
         name = ".".join(where)
     found = repr(problem["input"])
     found = found if len(found) <= LONGEST_SHOWN else f"{found[:LONGEST_SHOWN]}..."
-    return Violation(f"variable {name}", f"found {found}", f"{problem['msg']}.")
+    form = FORMS.get(name) if problem["type"] == "string_pattern_mismatch" else None
+    return Violation(f"variable {name}", f"found {found}", form or f"{problem['msg']}.")

@@ -60,9 +60,10 @@ def test_no_value_of_a_variable_stands_in_the_command() -> None:
         ("reg.example:5000/a/b:1", ""),
         (f"a/b:1@{DIGEST}", ""),
         (f"a/b@{DIGEST}", ""),
-        ("a/b", "String should match pattern"),
-        ("a/b:1@sha256:12", "String should match pattern"),
-        ("a b:1", "String should match pattern"),
+        ("a/b", "Write it as HOST:PORT/NAME:TAG"),
+        ("a/b:1@sha256:12", "Write it as HOST:PORT/NAME:TAG"),
+        ("https://reg.example/a:1", "Write it as HOST:PORT/NAME:TAG"),
+        ("a b:1", "Write it as HOST:PORT/NAME:TAG"),
     ],
 )
 def test_an_image_of_the_operators_own(image: str, fault: str) -> None:
