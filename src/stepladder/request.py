@@ -293,8 +293,8 @@ def parse_request(data: Mapping[str, Any]) -> PlanRequest:
 # How a value is written whose pattern says it to nobody.
 FORMS = {
     "deployment_image": (
-        "Write it as HOST:PORT/NAME:TAG without https://, with @sha256:DIGEST (64 hexadecimal digits) behind the tag or "
-        "in its place; the host may be left out, tag and digest not both."
+        "Write it as HOST:PORT/NAME:TAG without https://, with @sha256:DIGEST (64 hexadecimal digits) behind the tag "
+        "or in its place; the host may be left out, tag and digest not both."
     )
 }
 

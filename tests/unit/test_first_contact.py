@@ -19,6 +19,7 @@ from typing import Any
 import paramiko
 import pytest
 import yaml
+from ansible.template import Templar, trust_as_template
 
 from stepladder import first_contact
 from stepladder.first_contact import CHANGED, SAME, UNKNOWN, ContactError, HostKey, Server, Wish
@@ -313,6 +314,23 @@ def test_a_known_hosts_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 def test_an_address_that_cannot_be_is_told(server: Server) -> None:
     with pytest.raises(ContactError, match="cannot be reached: "), first_contact.connected(server):
         pass
+
+
+@pytest.mark.parametrize(
+    ("files", "asked"), [(["f", ""], True), (["", "f"], True), (["f", "f"], False), (["f", None], True)]
+)
+def test_a_password_is_asked_for_where_any_servers_has_no_file(files: list[str | None], asked: bool) -> None:
+    """The task runs once, and its condition by itself would be that of the first server."""
+    (task,) = [one for one in yaml.safe_load((ROOT / "roles/bootstrap/tasks/main.yml").read_text())
+               if one["name"].startswith("Ask for the password")]  # fmt: skip
+    *_, kept = yaml.safe_load((ROOT / "roles/bootstrap/tasks/accept.yml").read_text())
+    own = {name: trust_as_template(text) for name, text in kept["ansible.builtin.set_fact"].items() if "asks" in name}
+    variables = {
+        f"n{number}": Templar(None, {"bootstrap_password_file": file}).template(own)
+        for number, file in enumerate(files)
+    }
+    every = {"hostvars": variables, "ansible_play_hosts_all": list(variables), "bootstrap_password_file": files[0]}
+    assert Templar(None, every).evaluate_conditional(trust_as_template(task["when"])) is asked
 
 
 def test_files_that_are_no_text_are_named_without_what_they_hold(tmp_path: Path) -> None:
