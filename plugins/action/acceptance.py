@@ -50,7 +50,7 @@ class ActionModule(ActionBase):
             level=arguments["level"], network=network, gpus=gpus, gpu_rows=rows, all_reduce=between, silent=silent
         )
         show(acceptance.text(report, arguments["format"]))
-        result |= {"changed": False, "slow_nodes": list(network.slow_nodes) if network else []}
+        result |= {"changed": False, "slow_nodes": list(network.slow_nodes) if network else [], "no_answer": silent}
         if report.accepted:
             return result
         kind = "failed" if report.bad else "unreachable"

@@ -172,7 +172,9 @@ class CallbackModule(Default):
         if self._display.verbosity:
             super().v2_runner_on_unreachable(result)
             return
-        self._trouble(f"{result.host.get_name()}: UNREACHABLE", result, constants.COLOR_UNREACHABLE)
+        # A task of one node that tells of all names those that it is about.
+        names = result.result.get("no_answer") or [result.host.get_name()]
+        self._trouble(f"{', '.join(names)}: UNREACHABLE", result, constants.COLOR_UNREACHABLE)
 
     def v2_runner_on_skipped(self, result: Any) -> None:
         """Print nothing."""

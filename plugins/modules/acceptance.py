@@ -61,4 +61,9 @@ slow_nodes:
   returned: always
   type: list
   elements: str
+no_answer:
+  description: Nodes that did not answer.
+  returned: always
+  type: list
+  elements: str
 """
