@@ -156,8 +156,29 @@ def test_credentials_are_judged_without_being_told(one: dict[str, Any], expected
     ],
     ids=["another's password in the file before", "a password in the index", "credentials that lack one"],
 )
-def test_no_password_is_in_the_roles_output(values: dict[str, str], status: int, tmp_path: Path) -> None:
+def test_no_password_is_in_the_roles_output(values: dict[str, Any], status: int, tmp_path: Path) -> None:
     """An image's own pip.conf may hold one, and a diff has what was there before."""
+    done = by_the_role(values, tmp_path)
+    assert done.returncode == status, done.stdout
+    assert "hunter2" not in done.stdout + done.stderr
+    assert (MIRROR in (tmp_path / "pip.conf").read_text()) is (status == 0)
+
+
+def test_what_is_not_on_the_node_is_not_written(tmp_path: Path) -> None:
+    """pip stops at a certificate that is not there, and uv at a folder: every later one would."""
+    (tmp_path / "ca.pem").write_text("")
+    values: dict[str, Any] = {"index_url": MIRROR, "find_links": [f"{tmp_path}/wheels", "https://site/wheels"]}
+    done = by_the_role({**values, "certificate": f"{tmp_path}/none.pem"}, tmp_path)
+    assert done.returncode == 2, done.stdout
+    assert f"{tmp_path}/none.pem, {tmp_path}/wheels" in done.stdout
+    assert MIRROR not in (tmp_path / "pip.conf").read_text()
+    (tmp_path / "wheels").mkdir()
+    done = by_the_role({**values, "certificate": f"{tmp_path}/ca.pem"}, tmp_path)
+    assert done.returncode == 0, done.stdout
+
+
+def by_the_role(values: dict[str, Any], tmp_path: Path) -> subprocess.CompletedProcess[str]:
+    """The role itself, with files of the test's in the place of those of this machine."""
     for place in ("pip.conf", "uv/uv.toml"):
         (tmp_path / place).parent.mkdir(exist_ok=True)
         (tmp_path / place).write_text("[global]\nindex-url = https://me:hunter2@elsewhere/simple\n")
@@ -168,14 +189,11 @@ def test_no_password_is_in_the_roles_output(values: dict[str, str], status: int,
     (tmp_path / "play.yml").write_text(json.dumps([play]))
     command = [str(Path(sys.executable).with_name("ansible-playbook")), "-i", "localhost,", str(tmp_path / "play.yml")]
     variables = ["-e", f"@{tmp_path}/variables.json", "-e", f"ansible_python_interpreter={sys.executable}"]
-    done = subprocess.run(
+    return subprocess.run(
         [*command, *variables, "-vvv", "--diff"],
         cwd=ROOT, env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "HOME": str(tmp_path)},
         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
-    assert done.returncode == status, done.stdout
-    assert "hunter2" not in done.stdout + done.stderr
-    assert (MIRROR in (tmp_path / "pip.conf").read_text()) is (status == 0)
 
 
 # ---- what prepare tells at its end -----------------------------------------------------------------------------------
