@@ -28,11 +28,9 @@ FACTS = (
 MOST_LINES = 12
 # Where the inventory says at which addresses a node is.
 ADDRESSES = ("deployment_address", "ansible_host", "lab_storage_address")
-
-
 ROLES = Path(__file__).resolve().parents[2] / "roles"
 # Roles whose prefix is a word that others begin names with, too: there only what is all but one of theirs is misspelt.
-COMMON_WORDS = frozenset({"host"})
+COMMON_WORDS = frozenset({"acceptance", "bootstrap", "host", "preflight"})
 ALL_BUT_ONE = 0.86
 
 
