@@ -41,6 +41,11 @@ def _misspelt(variables: Mapping[str, Any], host: str, roles: list[str]) -> list
     return [{"what": one.rule, "found": one.found, "needed": "", "mend": one.mend} for one in found]
 
 
+def _setting_faults(problems: list[str]) -> list[dict[str, str]]:
+    """Texts about settings, as faults that `stepladder.core.preparation` tells with its own."""
+    return [{"what": "setting", "found": text, "needed": "", "mend": ""} for text in problems]
+
+
 def _misspelt_text(variables: Mapping[str, Any], hosts: list[str], roles: list[str]) -> str:
     """`preparing.misspelt` of several hosts, each name once."""
     names = dict.fromkeys(name for host in hosts for name in variables[host])
@@ -89,6 +94,7 @@ class FilterModule:
             "pip_conf": lambda values: python_sources.pip_conf(_plain(values)),
             "preparation_report": _preparation_report,
             "python_source_problems": lambda values: python_sources.problems(_plain(values)),
+            "setting_faults": _setting_faults,
             "time_keeper": lambda names, states, servers, container: preparing.time_keeper(
                 _plain(names), _plain(states), _plain(servers), container
             ),

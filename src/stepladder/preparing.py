@@ -23,7 +23,7 @@ CHANGES = {
 REBOOTS = ("gpu_driver_reboot", "gpu_driver_system_reboot")
 FACTS = (
     *CHANGES, *REBOOTS, "gpu_driver_plan", "gpu_driver_loaded", "gpu_driver_unmet", "host_unmet",
-    "python_mirror_overrides",
+    "python_mirror_overrides", "python_mirror_problems", "container_runtime_problems",
 )  # fmt: skip
 MOST_LINES = 12
 # Where the inventory says at which addresses a node is.

@@ -54,6 +54,20 @@ class Run:
         return done.stdout + done.stderr
 
 
+def test_settings_that_later_roles_could_not_use_are_told_before_anything_is_changed(tmp_path: Path) -> None:
+    run = Run(tmp_path, {})
+    said = run(
+        ("See what is in the way",), {"a": {"deployment_gpu": "cpu"}},
+        container_runtime_mirrors=["registry.site"], python_mirror_index_url="mirror/simple", host_firewal=True,
+    )  # fmt: skip
+    assert run.status == 2, said
+    text = " ".join(said.split())
+    assert ": 3 faults" in text
+    assert "- setting: container_runtime_mirrors: 'registry.site' is not of the form https://HOST" in text
+    assert "- setting: python_mirror_index_url: 'mirror/simple' is neither an address" in text
+    assert "host_firewal" in text
+
+
 H20 = {"deployment_gpu": "h20-96"}
 STEP3 = {
     "deployment_name": "step3", "deployment_model": "step3", "deployment_engine": "vllm", "deployment_topology": "mp",
