@@ -8,7 +8,7 @@ from typing import Any
 
 from ansible.plugins.action import ActionBase
 
-from stepladder import replacement
+from stepladder import replacement, role_variables
 from stepladder.catalogue import Catalogue
 from stepladder.difference import difference
 from stepladder.errors import PlanRefusedError, StepladderError, Violation, unknown_name
@@ -33,6 +33,8 @@ GATEWAY_BESIDE = {
     *("gateway_replicas", "gateway_patient", "gateway_rotation", "gateway_may_break", "gateway_urls"),
     *("gateway_at_work", "gateway_allow_rollout", "gateway_reason"),
 }
+# Roles that a deploy runs, beside the gateway's, and whose variables are the operator's.
+ROLES = ("engine_image", "engine_venv", "model_weights", "notify", "verify", "watchdog")
 MAKE = "Make it anew with the verb 'plan' and -e plan_out=FILE, and look at it again."
 NODE_VARIABLES = {
     "gpu": "deployment_gpu",
@@ -98,9 +100,10 @@ def _refuse_unknown_hosts(variable: str, hosts: list[str], hostvars: Any) -> Non
 def _refuse_unknown_variables(variables: dict[str, Any]) -> None:
     """A misspelt variable would silently leave the default in force."""
     known = {f"deployment_{name}" for name in Deployment.model_fields} | KNOWN_BESIDE
-    found = [name for name in variables if name.startswith("deployment_") and name not in known]
-    if found:
-        raise PlanRefusedError([unknown_name("variable", name, known) for name in sorted(found)])
+    found = sorted(name for name in variables if name.startswith("deployment_") and name not in known)
+    broken = [unknown_name("variable", name, known) for name in found]
+    if broken := [*broken, *role_variables.misspelt(list(variables), ROLES)]:
+        raise PlanRefusedError(broken)
 
 
 def _node(host: str, variables: Any) -> dict[str, Any]:

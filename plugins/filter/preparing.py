@@ -1,4 +1,4 @@
-"""What the roles of `prepare` ask; the logic is in `stepladder.driver`, `.preparing` and `.python_sources`."""
+"""What the roles of `prepare` ask; the logic is in `stepladder.driver`, `.preparing`, `.python_sources` and others."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from ansible.errors import AnsibleFilterError
 
-from stepladder import driver, mirrors, preparing, python_sources
+from stepladder import driver, mirrors, preparing, python_sources, role_variables
 from stepladder.errors import StepladderError
 
 
@@ -36,8 +36,9 @@ def _mixed_types(hosts: list[str], variables: Mapping[str, Any], host: str) -> l
 
 
 def _misspelt(variables: Mapping[str, Any], host: str, roles: list[str]) -> list[dict[str, str]]:
-    """`preparing.misspelt` of a host's variables, as faults that `stepladder.core.preparation` tells with its own."""
-    found = preparing.misspelt(list(variables[host]), _plain(roles))
+    """Misspelt variables of a host, as faults that `stepladder.core.preparation` tells with its own."""
+    beside = {*preparing.FACTS, *preparing.PROBLEMS}
+    found = role_variables.misspelt(list(variables[host]), _plain(roles), beside)
     return [{"what": one.rule, "found": one.found, "needed": "", "mend": one.mend} for one in found]
 
 
@@ -47,9 +48,9 @@ def _setting_faults(problems: list[str]) -> list[dict[str, str]]:
 
 
 def _misspelt_text(variables: Mapping[str, Any], hosts: list[str], roles: list[str]) -> str:
-    """`preparing.misspelt` of several hosts, each name once."""
+    """Misspelt variables of several hosts, each name once."""
     names = dict.fromkeys(name for host in hosts for name in variables[host])
-    return "\n".join(map(str, preparing.misspelt(list(names), _plain(roles))))
+    return "\n".join(map(str, role_variables.misspelt(list(names), _plain(roles))))
 
 
 def _preparation_report(
@@ -86,7 +87,7 @@ class FilterModule:
             "driver_plan": _driver_plan,
             "firewall_peers": _firewall_peers,
             "in_containers": _in_containers,
-            "listed": lambda value: preparing.listed(_plain(value)),
+            "listed": lambda value: role_variables.listed(_plain(value)),
             "mirrored": lambda known, mirror: mirrors.mirrored(_plain(known), _plain(mirror)),
             "misspelt": _misspelt,
             "misspelt_text": _misspelt_text,

@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
-import functools
 import ipaddress
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
-
-import yaml
-
-from stepladder.errors import Violation, unknown_name
 
 # Facts that the roles leave behind, and what they are about.
 CHANGES = {
@@ -23,52 +16,13 @@ CHANGES = {
 REBOOTS = ("gpu_driver_reboot", "gpu_driver_system_reboot")
 FACTS = (
     *CHANGES, *REBOOTS, "gpu_driver_plan", "gpu_driver_loaded", "gpu_driver_unmet", "host_unmet",
-    "python_mirror_overrides", "python_mirror_problems", "container_runtime_problems",
+    "python_mirror_overrides",
 )  # fmt: skip
+# And those that they leave before anything is changed.
+PROBLEMS = ("container_runtime_problems", "python_mirror_problems")
 MOST_LINES = 12
 # Where the inventory says at which addresses a node is.
 ADDRESSES = ("deployment_address", "ansible_host", "lab_storage_address")
-ROLES = Path(__file__).resolve().parents[2] / "roles"
-# Roles whose prefix is a word that others begin names with, too: there only what is all but one of theirs is misspelt.
-COMMON_WORDS = frozenset({"acceptance", "bootstrap", "host", "preflight"})
-ALL_BUT_ONE = 0.86
-
-
-@functools.cache
-def _variables(role: str) -> frozenset[str]:
-    """The public variables of a role, by all of its entry points."""
-    specs = yaml.safe_load((ROLES / role / "meta" / "argument_specs.yml").read_text())["argument_specs"]
-    return frozenset(name for entry in specs.values() for name in entry.get("options") or ())
-
-
-def misspelt(names: Iterable[str], roles: Sequence[str]) -> list[Violation]:
-    """Variables that begin like a role's and are none: they would silently leave the default in force.
-
-    Args:
-        names: of a node's variables; those that the roles of `prepare` set themselves (`FACTS`) are no fault.
-        roles: whose they could be.
-    """
-    found = []
-    for role in roles:
-        known = _variables(role)
-        for name in sorted(name for name in names if name.startswith(f"{role}_") and name not in {*known, *FACTS}):
-            if role not in COMMON_WORDS or difflib.get_close_matches(name, known, n=1, cutoff=ALL_BUT_ONE):
-                found.append(unknown_name("variable", name, known))
-    return found
-
-
-def listed(value: Any) -> list[Any]:
-    """A role's variable that is a list, as its validation understands it: text is parted at commas, a number is one.
-
-    `-e name=value` gives text, and what goes over that as over a list gets letters.
-    """
-    if value is None:
-        return []
-    if isinstance(value, str):
-        return [part.strip() for part in value.split(",") if part.strip()]
-    if not isinstance(value, Sequence):
-        return [str(value)]
-    return [item if isinstance(item, Mapping) else str(item) for item in value]
 
 
 def in_containers(slices: Mapping[str, Mapping[str, Any]], install: str, image: str) -> bool:

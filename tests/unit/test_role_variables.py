@@ -1,4 +1,4 @@
-"""Variables of `prepare` as operators give them: text for a list, numbers for text, names that no role knows."""
+"""Variables of roles as operators give them: text for a list, numbers for text, names that no role knows."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import verbs
 import yaml
+from ansible_collections.stepladder.core.plugins.action.plan import ROLES as PLANNED
 
-from stepladder import preparing
+from stepladder import role_variables
 
 ROOT = Path(__file__).resolve().parents[2]
 ROLES = ROOT / "roles"
@@ -138,7 +140,7 @@ MISSPELT = {
 @pytest.mark.parametrize(("name", "expected"), MISSPELT.values(), ids=MISSPELT)
 def test_a_variable_that_no_role_knows_is_no_silent_default(name: str, expected: list[str]) -> None:
     roles = ["host", "gpu_driver", "container_runtime", "python_mirror", "preflight"]
-    found = [str(one) for one in preparing.misspelt([name, "ansible_host"], roles)]
+    found = [str(one) for one in role_variables.misspelt([name, "ansible_host"], roles)]
     assert [all(part in one for part in expected) for one in found] == [True] * len(expected)
 
 
@@ -159,3 +161,37 @@ def test_other_verbs_refuse_it_too(verb: str, name: str, tmp_path: Path) -> None
     done = verbs.run(tmp_path, verb, {"ansible_connection": "local", name: "x"})
     assert done.returncode == 2, done.stdout + done.stderr
     assert f"unknown variable: '{name}'" in done.stdout + done.stderr
+
+
+def test_a_plan_refuses_those_of_the_roles_that_come_after_it(tmp_path: Path) -> None:
+    hosts = {"a": {"deployment_gpu": "h20-96", "deployment_address": "198.18.0.1"}}
+    (tmp_path / "inventory.yml").write_text(json.dumps({"all": {"children": {"engines": {"hosts": hosts}}}}))
+    wish = {"deployment_name": "d", "deployment_model": "step-3.5-flash", "deployment_engine": "vllm"}
+    done = verbs.run(
+        tmp_path, "plan", wish | {"watchdog_mod": "restart", "model_weights_hubs": "x", "deployment_nme": 1}
+    )
+    assert done.returncode == 2, done.stdout + done.stderr
+    said = " ".join((done.stdout + done.stderr).split())
+    for name, meant in (("deployment_nme", "deployment_name"), ("watchdog_mod", "watchdog_mode")):
+        assert f"unknown variable: '{name}'. Did you mean '{meant}'?" in said
+    assert "unknown variable: 'model_weights_hubs'." in said
+
+
+def names_in(content: Any) -> Iterator[str]:
+    """What tasks set and hand on: facts, results, variables of their own."""
+    if isinstance(content, dict):
+        yield from (str(content[key]) for key in ("register",) if isinstance(content.get(key), str))
+        for key in ("ansible.builtin.set_fact", "vars"):
+            yield from content.get(key) if isinstance(content.get(key), dict) else ()
+        for value in content.values():
+            yield from names_in(value)
+    elif isinstance(content, list):
+        for value in content:
+            yield from names_in(value)
+
+
+def test_no_name_of_the_toolkits_own_is_taken_for_a_misspelt_one() -> None:
+    files = [*ROOT.glob("roles/*/tasks/*.yml"), *ROOT.glob("roles/*/vars/*.yml"), *ROOT.glob("playbooks/*.yml")]
+    names = {name for file in files for name in names_in(yaml.safe_load(file.read_text()))}
+    assert {"gpu_driver_plan", "preflight_told"} <= names
+    assert role_variables.misspelt(names, PLANNED) == []
