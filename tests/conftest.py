@@ -1,7 +1,7 @@
-"""Two lanes for the whole suite, and what tests have to say beside pass or fail.
+"""Lanes for the whole suite, and what tests have to say beside pass or fail.
 
-With `-n2` one worker takes what only computes, at the lowest priority. Clocks, ports, nodes and engines are in the
-other one, each test by itself in its order.
+With `-n2` one worker takes units and then engines on this machine, the other what only computes, at the lowest
+priority, and then nodes of a lab. In a lane each test is by itself, in its order.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-COMPUTES = ("tests/conformance/", "tests/lint/")
+LANES = {"computes": ("tests/conformance/", "tests/lint/"), "nodes": ("tests/lab/",)}
 LOWEST_PRIORITY = 19
 NOTES = pytest.StashKey[dict[str, list[str]]]()
 
@@ -34,7 +34,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 def lane(nodeid: str) -> str:
     """The lane of a test."""
-    return "computes" if nodeid.startswith(COMPUTES) else "runs"
+    return next((name for name, folders in LANES.items() if nodeid.startswith(folders)), "runs")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -45,20 +45,22 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Units first: they fail soonest, and leave a core to the other lane, as engines that load do not."""
+    """Units first: they fail soonest, and leave a core to what computes, as engines that load do not."""
     items.sort(key=lambda item: not item.nodeid.startswith("tests/unit/"))
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """A worker that computes stands back for the one that runs things."""
-    if "PYTEST_XDIST_WORKER" in os.environ and lane(item.nodeid) == "computes":
-        os.setpriority(os.PRIO_PROCESS, 0, LOWEST_PRIORITY)
+    """A worker that computes stands back for the one that runs things; root, whom a lab needs, may step forth again."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        priority = LOWEST_PRIORITY if lane(item.nodeid) == "computes" else 0
+        if priority or os.geteuid() == 0:
+            os.setpriority(os.PRIO_PROCESS, 0, priority)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
-    """A worker for each lane."""
+    """A lane for a worker, the longest first; who is done takes the next."""
 
     class Lanes(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:

@@ -47,10 +47,10 @@ def _setting_faults(problems: list[str]) -> list[dict[str, str]]:
     return [{"what": "setting", "found": text, "needed": "", "mend": ""} for text in problems]
 
 
-def _misspelt_text(variables: Mapping[str, Any], hosts: list[str], roles: list[str]) -> str:
+def _misspelt_text(variables: Mapping[str, Any], hosts: list[str], roles: list[str], beside: list[str]) -> str:
     """Misspelt variables of several hosts, each name once."""
     names = dict.fromkeys(name for host in hosts for name in variables[host])
-    return "\n".join(map(str, role_variables.misspelt(list(names), _plain(roles))))
+    return "\n".join(map(str, role_variables.misspelt(list(names), _plain(roles), _plain(beside))))
 
 
 def _preparation_report(

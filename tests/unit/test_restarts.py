@@ -15,7 +15,9 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 # STAND-INS: what each restart does is to write down the node's name, and what is looked at after it is found right.
 RESTART = 'ansible.builtin.reboot:\n        reboot_timeout: "{{ gpu_driver_reboot_timeout }}"\n        msg:'
-NOTED = "ansible.builtin.shell:\n        cmd: N={{ inventory_hostname }}; echo $N >> {{ noted }}; [ $N != {{ lost }} ] #"
+NOTED = (
+    "ansible.builtin.shell:\n        cmd: N={{ inventory_hostname }}; echo $N >> {{ noted }}; [ $N != {{ lost }} ] #"
+)
 RIGHT = "- ansible.builtin.set_fact: {gpu_driver_reboot: []}\n"
 DUE = {"gpu_driver_reboot": ["driver 580 is installed, in the kernel none runs"], "gpu_driver_system_reboot": [],
        "gpu_driver_plan": {"module": "nvidia"}}  # fmt: skip

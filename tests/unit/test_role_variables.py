@@ -163,6 +163,14 @@ def test_other_verbs_refuse_it_too(verb: str, name: str, tmp_path: Path) -> None
     assert f"unknown variable: '{name}'" in done.stdout + done.stderr
 
 
+def test_bootstrap_says_itself_why_it_takes_no_password(tmp_path: Path) -> None:
+    (tmp_path / "inventory.yml").write_text(json.dumps({"all": {"children": {"engines": {"hosts": {"a": {}}}}}}))
+    done = verbs.run(tmp_path, "bootstrap", {"ansible_connection": "local", "bootstrap_password": "s3cret"})
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "would be on the command line" in done.stdout
+    assert "s3cret" not in done.stdout + done.stderr
+
+
 def test_a_plan_refuses_those_of_the_roles_that_come_after_it(tmp_path: Path) -> None:
     hosts = {"a": {"deployment_gpu": "h20-96", "deployment_address": "198.18.0.1"}}
     (tmp_path / "inventory.yml").write_text(json.dumps({"all": {"children": {"engines": {"hosts": hosts}}}}))
