@@ -8,7 +8,7 @@ from typing import Any
 from ansible.errors import AnsibleFilterError
 
 from stepladder import driver, mirrors, preparing, python_sources, role_variables
-from stepladder.errors import StepladderError
+from stepladder.errors import StepladderError, Violation
 
 
 def _plain(value: Any) -> Any:
@@ -39,12 +39,12 @@ def _misspelt(variables: Mapping[str, Any], host: str, roles: list[str]) -> list
     """Misspelt variables of a host, as faults that `stepladder.core.preparation` tells with its own."""
     beside = {*preparing.FACTS, *preparing.PROBLEMS}
     found = role_variables.misspelt(list(variables[host]), _plain(roles), beside)
-    return [{"what": one.rule, "found": one.found, "needed": "", "mend": one.mend} for one in found]
+    return [driver.fault(one) for one in found]
 
 
 def _setting_faults(problems: list[str]) -> list[dict[str, str]]:
     """Texts about settings, as faults that `stepladder.core.preparation` tells with its own."""
-    return [{"what": "setting", "found": text, "needed": "", "mend": ""} for text in problems]
+    return [driver.fault(Violation("setting", text, "")) for text in problems]
 
 
 def _misspelt_text(variables: Mapping[str, Any], hosts: list[str], roles: list[str], beside: list[str]) -> str:

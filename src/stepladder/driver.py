@@ -106,11 +106,11 @@ def driver_plan(wish: Mapping[str, Any], facts: Mapping[str, Any], directory: st
     wanted = Wish(**{name: _as_text(name, value) for name, value in wish.items() if value is not None})
     catalogue = _catalogue(directory)
     if misread := _misread(wish, catalogue):
-        return _nothing("unknown", "not known") | {"faults": [_fault(each) for each in misread]}
+        return _nothing("unknown", "not known") | {"faults": [fault(each) for each in misread]}
     gpu = catalogue.gpus.get(wanted.gpu)
     if gpu is None:
         violation = unknown_name("GPU type", wanted.gpu or "(deployment_gpu is not set)", catalogue.gpus)
-        return _nothing("unknown", "unknown GPU type") | {"faults": [_fault(violation)]}
+        return _nothing("unknown", "unknown GPU type") | {"faults": [fault(violation)]}
     if gpu.driver is None:
         return _nothing(gpu.vendor, f"{gpu.title}: there is nothing to do for a driver")
     if not wanted.install:
@@ -122,12 +122,12 @@ def driver_plan(wish: Mapping[str, Any], facts: Mapping[str, Any], directory: st
     release = None if faults else _release(wanted, gpu, catalogue, faults)
     known = _system(gpu, release, system, catalogue, faults) if release else None
     if not release or not known:
-        return _nothing(gpu.vendor, gpu.title) | {"faults": [_fault(each) for each in faults]}
+        return _nothing(gpu.vendor, gpu.title) | {"faults": [fault(each) for each in faults]}
     return _plan(wanted, gpu, release, known, system) | {
         "own_packages": _own_packages(gpu, system, catalogue),
         "branch_packages": _branch_packages(gpu, system, catalogue),
         "branches": [each.branch for each in catalogue.drivers.releases if each.platform == gpu.platform == "cuda"],
-        "faults": [_fault(each) for each in faults],
+        "faults": [fault(each) for each in faults],
     }
 
 
@@ -375,5 +375,6 @@ def _nothing(vendor: str, summary: str) -> dict[str, Any]:
     return {"vendor": vendor, "summary": summary, "sysctl": {}} | {n: [] for n in lists} | dict.fromkeys(texts, "")
 
 
-def _fault(violation: Violation) -> dict[str, str]:
+def fault(violation: Violation) -> dict[str, str]:
+    """A violation as `stepladder.core.preparation` takes faults that were found elsewhere."""
     return {"what": violation.rule, "found": violation.found, "needed": "", "mend": violation.mend}
